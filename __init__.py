@@ -1,0 +1,1 @@
+"""Headgate: an Envoy-style gateway for LLM traffic."""
