@@ -1,0 +1,1 @@
+"""What an exchange used, what that costs, and the record that says so."""

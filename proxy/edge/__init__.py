@@ -1,0 +1,1 @@
+"""The client's side: sockets, HTTP parsing limits, deadlines, processes."""

@@ -1,0 +1,124 @@
+"""The client's side of one exchange, as a seam: the engine above it does not know whether a socket or an ASGI server is below.
+
+Two implementations: the hardened uvicorn protocol calls the engine directly from the parser, with no task in between
+(http_protocol.py); the portable ASGI form pays for a receive task and runs anywhere (asgi.py).
+
+The seam is made of plain callbacks because it carries every event of every stream: a callback is 0.1 µs, an await that
+really waits is 3.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..errors import GatewayError
+
+Headers = list[tuple[bytes, bytes]]
+"""Field lines in the order they came; names in lower case; values without CR, LF or NUL."""
+
+
+class RequestHead:
+    """What is known of a request before its body. `path` is percent-decoded, `target` is the raw path as sent, without query."""
+
+    __slots__ = ("client", "headers", "http_version", "method", "path", "query", "scheme", "target")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        headers: Headers,
+        *,
+        target: bytes = b"",
+        query: bytes = b"",
+        http_version: str = "1.1",
+        client: str = "",
+        scheme: str = "http",
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.target = target or path.encode("utf-8", "surrogateescape")
+        self.query = query
+        self.http_version = http_version
+        self.client = client
+        self.scheme = scheme
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of `name` (lower case), or None."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def __repr__(self) -> str:
+        return f"<RequestHead {self.method} {self.path}>"
+
+
+class DownstreamListener(Protocol):
+    """What the engine hears from the client's side. None of these is ever called from inside a call to `Downstream`."""
+
+    def on_body(self, body: bytes) -> None:
+        """The whole body, once, after `read_body`."""
+
+    def on_body_error(self, error: GatewayError) -> None:
+        """The body is too large, too slow or does not fit the memory set aside for bodies. The client still hears an answer."""
+
+    def on_resume(self) -> None:
+        """The client reads again after `write` had returned False."""
+
+    def on_gone(self) -> None:
+        """The client left before `end`. Nothing that is written from now on goes anywhere; nothing else is called."""
+
+
+class Downstream(ABC):
+    """One request, and the answer to it. Used in the order `read_body`?, `start`, `write`*, `end`; or `abort` at any point."""
+
+    __slots__ = ("head", "listener")
+
+    head: RequestHead
+    listener: DownstreamListener
+
+    @abstractmethod
+    def read_body(self, limit: int) -> None:
+        """Collect the body, at most `limit` bytes; `on_body` or `on_body_error` follows, never before this returns."""
+
+    @abstractmethod
+    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:
+        """The head of the answer. `length` None means unknown: chunked (HTTP/1.1) or ended by close (1.0).
+
+        It leaves together with the first body bytes, or at `end`, so that a whole answer is one segment. `headers` holds
+        neither framing nor connection fields.
+        """
+
+    @abstractmethod
+    def write(self, data: bytes) -> bool:
+        """Body bytes. False: the client is behind, stop until `on_resume`; the bytes were taken all the same."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """The answer is whole."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """The answer cannot be made whole: close the connection so that the client cannot take it for whole."""
+
+    def reply(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """A whole answer at once."""
+        self.start(status, headers, len(body))
+        if body:
+            self.write(body)
+        self.end()
+
+
+class Acceptor(Protocol):
+    """The engine, as an edge sees it."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether requests to this path are exchanges; the others go to the Starlette app beside it."""
+
+    def accept(self, downstream: Downstream) -> None:
+        """Take over: sets `downstream.listener` before it returns, and answers sooner or later, whatever happens."""

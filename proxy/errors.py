@@ -1,0 +1,271 @@
+"""Everything that can go wrong with an exchange, as types.
+
+Three questions are answered by the class alone: whose fault (`DownstreamError`: the caller's, `UpstreamError`: the
+provider's, `OverloadError`: ours), what to answer (`status`, `code`, `type`), and may another attempt help (`condition`: the
+word of the `retry` filter's `on:` list, None for never). The message is read by the client: it says what to do and holds no
+host name and no secret; `detail` is for the log alone.
+
+Turning an error into an answer happens in replies.py and nowhere else. Any other exception is a bug of ours: 500.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GatewayError(Exception):
+    """An exchange cannot go on. `retry_after` is in seconds and goes to the client as a header."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+    condition: ClassVar[str | None] = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = None, detail: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        self.detail = detail
+
+
+class DownstreamError(GatewayError):
+    """The caller's fault: the same request would be refused again."""
+
+    status = 400
+    code = "invalid_request"
+    type = "invalid_request_error"
+
+
+class InvalidRequestError(DownstreamError):
+    """A request whose framing or content cannot be accepted."""
+
+
+class InvalidJsonError(DownstreamError):
+    """The body is not the JSON object the endpoint takes."""
+
+    code = "invalid_json"
+
+
+class JsonTooDeepError(DownstreamError):
+    """Nested deeper than `limits.json_depth`."""
+
+    code = "json_too_deep"
+
+
+class MissingModelError(DownstreamError):
+    """No `model`, or not a string."""
+
+    code = "missing_model"
+
+
+class DuplicateFieldError(DownstreamError):
+    """Two top-level `model`s: the one that was checked might not be the one that is called."""
+
+    code = "duplicate_field"
+
+
+class UnauthorizedError(DownstreamError):
+    """No key, or one that does not match."""
+
+    status = 401
+    code = "invalid_api_key"
+    type = "authentication_error"
+
+
+class PermissionDeniedError(DownstreamError):
+    """A good key that may not do this."""
+
+    status = 403
+    code = "permission_denied"
+    type = "permission_error"
+
+
+class AdminKeyRequiredError(PermissionDeniedError):
+    """A change asked for without the admin role."""
+
+    code = "admin_key_required"
+
+
+class OriginNotAllowedError(PermissionDeniedError):
+    """A web page of another origin: it must not be able to spend the user's keys."""
+
+    code = "origin_not_allowed"
+
+
+class HostNotAllowedError(PermissionDeniedError):
+    """A Host that is not this machine's, while no key guards the listener (DNS rebinding)."""
+
+    code = "host_not_allowed"
+
+
+class ModelNotAllowedError(PermissionDeniedError):
+    """Policy leaves no target for this model."""
+
+    code = "model_not_allowed"
+
+
+class UnknownPathError(DownstreamError):
+    """Not in the endpoint table."""
+
+    status = 404
+    code = "unknown_path"
+
+
+class ModelNotFoundError(DownstreamError):
+    """No entry of `models` and no provider answers to this name."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class MethodNotAllowedError(DownstreamError):
+    """A known path, another method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTimeoutError(DownstreamError):
+    """The body stopped arriving."""
+
+    status = 408
+    code = "body_timeout"
+
+
+class BodyTooLargeError(DownstreamError):
+    """More than `limits.body`."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedMediaTypeError(DownstreamError):
+    """An encoded body, or a form where JSON is taken."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class RateLimitError(DownstreamError):
+    """A limit of ours was reached."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
+
+
+class HeadersTooLargeError(DownstreamError):
+    """More header bytes or fields than the listener takes."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class OverloadError(GatewayError):
+    """We, or a bound of ours, are at capacity: try again later."""
+
+    status = 503
+    code = "overloaded"
+
+
+class ShuttingDownError(OverloadError):
+    """Draining: no new work."""
+
+    code = "shutting_down"
+
+
+class NoTargetError(OverloadError):
+    """Every candidate was vetoed; the message names the reasons."""
+
+    code = "no_target"
+
+
+class ProviderNotConfiguredError(OverloadError):
+    """The only candidates are providers without a credential."""
+
+    code = "provider_not_configured"
+
+
+class UpstreamRateLimitedError(OverloadError):
+    """Every candidate rests after a 429."""
+
+    status = 429
+    code = "upstream_rate_limited"
+    type = "rate_limit_error"
+
+
+class UpstreamError(GatewayError):
+    """The provider, or the way to it, failed an attempt."""
+
+    status = 502
+    code = "upstream_error"
+
+
+class ConnectError(UpstreamError):
+    """No connection: refused, unreachable, no such name, TLS not verified. Nothing was sent."""
+
+    condition = "connect-failure"
+
+
+class ConnectTimeoutError(ConnectError):
+    """No connection in time. Nothing was sent."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class PoolOverflowError(OverloadError):
+    """`providers.*.limits` reached: protects the gateway, so no attempt was made."""
+
+
+class ResetError(UpstreamError):
+    """The connection broke before any byte of the answer was seen."""
+
+    condition = "reset"
+
+
+class ProtocolError(UpstreamError):
+    """What came back is not HTTP, or not the message it announced."""
+
+    condition = "reset"
+
+
+class BrokenAnswerError(UpstreamError):
+    """The answer ended before it was whole."""
+
+    condition = "reset"
+
+
+class BadStatusError(UpstreamError):
+    """The provider answered 5xx."""
+
+    condition = "5xx"
+
+
+class BusyStatusError(UpstreamError):
+    """The provider answered 429."""
+
+    condition = "429"
+
+
+class ErrorEventError(UpstreamError):
+    """A stream that began with an error event instead of content."""
+
+    condition = "5xx"
+
+
+class UpstreamAuthError(UpstreamError):
+    """The provider refused *our* credential."""
+
+    code = "upstream_auth_failed"
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """No first token, silence in mid-answer, or the whole call too long."""
+
+    status = 504
+    code = "upstream_timeout"
+    condition = "timeout"

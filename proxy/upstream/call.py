@@ -1,0 +1,108 @@
+"""One attempt at a provider, as a handle: started, paused, resumed, cancelled; it answers through callbacks.
+
+A handle costs no task and no future, so that one exchange can hold two of them (a hedge) and decide between them. What
+belongs to the way there (connect, TLS, waiting for a free connection) is bounded below this seam; what belongs to the answer
+(first token, silence, total) is the dispatcher's, who knows what a token is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ..edge.downstream import Headers
+    from ..errors import GatewayError
+
+
+class UpstreamRequest:
+    """What is sent. `target` is path and query as they go on the wire, below the endpoint's base path.
+
+    `headers` holds neither `host`, framing, connection nor credential fields: the endpoint adds its own.
+    """
+
+    __slots__ = ("body", "headers", "method", "target")
+
+    def __init__(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body = body
+
+
+class ResponseHead:
+    """Status and field lines of an answer; names in lower case, framing fields still in."""
+
+    __slots__ = ("headers", "status")
+
+    def __init__(self, status: int, headers: Headers) -> None:
+        self.status = status
+        self.headers = headers
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of `name` (lower case), or None."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def __repr__(self) -> str:
+        return f"<ResponseHead {self.status}>"
+
+
+class CallReceiver(Protocol):
+    """Who started the call. Nothing is called from inside `start`, `pause`, `resume` or `cancel`, nor after `cancel`.
+
+    Order: `on_sent`? `on_head`? `on_data`* and then exactly one of `on_end` and `on_error`.
+    """
+
+    def on_sent(self, call: Call) -> None:
+        """Connected, and the whole request was handed to the transport."""
+
+    def on_head(self, call: Call, head: ResponseHead) -> None:
+        """The final head; 1xx were skipped."""
+
+    def on_data(self, call: Call, data: bytes) -> None:
+        """Body bytes, unframed, as they came."""
+
+    def on_end(self, call: Call, clean: bool) -> None:
+        """The message ended. `clean`: by its own framing (content-length, last chunk); False: by the end of the connection."""
+
+    def on_error(self, call: Call, error: GatewayError) -> None:
+        """It will not be whole: ConnectError and PoolOverflowError before anything was sent, ResetError before a byte of
+        the answer was seen, BrokenAnswerError or ProtocolError after."""
+
+
+class Call(ABC):
+    """One attempt under way."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Stop reading the answer: back-pressure reaches the provider. Bytes already read may still arrive once."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Read on."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Nobody waits for it any more: its connection is closed, unless the answer was already whole. Idempotent."""
+
+
+class Endpoint(ABC):
+    """One place that answers. The in-process mock is one, too."""
+
+    __slots__ = ("name",)
+
+    name: str
+    """For rows and metrics: scheme, host and port; never a credential."""
+
+    @abstractmethod
+    def start(self, request: UpstreamRequest, receiver: CallReceiver) -> Call:
+        """Begin an attempt and return at once."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close idle connections and let running calls end on their own."""
