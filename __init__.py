@@ -1,1 +1,34 @@
-"""Headgate: an Envoy-style gateway for LLM traffic."""
+"""Headgate: an Envoy-style gateway for LLM traffic.
+
+The public names are looked up in one fixed table, on first use (PEP 562). Nothing is imported here: pytest also imports this file under the
+checkout's own name, and whatever it imported would then exist twice.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .proxy.errors import GatewayError
+
+__all__ = ["GatewayError", "__version__"]
+
+_MODULES = {
+    "GatewayError": ".proxy.errors",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("headgate")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_MODULES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
