@@ -1,11 +1,10 @@
 """Headgate: an Envoy-style gateway for LLM traffic.
 
-The public names are looked up in one fixed table, on first use (PEP 562). Nothing is imported here: pytest also imports this file under the
-checkout's own name, and whatever it imported would then exist twice.
+The public names are looked up in one fixed table, on first use (PEP 562). Nothing is imported here: pytest also imports
+this file under the checkout's own name, and whatever it imported would then exist twice.
 """
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # the form that type checkers know and that costs no import
 if TYPE_CHECKING:
     from .proxy.errors import GatewayError
 
