@@ -1,1 +1,1 @@
-"""What an exchange used, what that costs, and the record that says so."""
+"""What an exchange used and what that costs: usage, estimates, prices, the record and the spool it is written to."""

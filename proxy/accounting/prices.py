@@ -1,0 +1,147 @@
+"""What an answer costs, in USD.
+
+A price is a set of rates, each in USD per million tokens, each with steps: the step is chosen by the whole prompt and
+then holds for every token of the answer (the "cliff" that OpenAI, Anthropic and Google bill by). Usage is taken apart
+so that each token is paid once, at the most special rate there is: a cached token at `cached_input` where that
+exists, else as a plain prompt token.
+
+Unknown is `None`, never 0: a model nobody priced, a usage nobody reported, tokens of a kind the price has no rate
+for. Costs are doubles and never rounded: sums of a ledger stay exact to 1e-9, and `format_usd` writes them without an
+exponent.
+
+Not here: which price belongs to a model (price_lookup.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .usage import Usage
+
+# Ascending (prompt tokens above which it holds, USD per million tokens); the first one starts at 0.
+Steps = tuple[tuple[int, float], ...]
+
+
+class Rates(msgspec.Struct, array_like=True, frozen=True, gc=False, omit_defaults=True):
+    """One complete tariff. A missing rate falls back to the plain one of its direction; `request` is USD per call."""
+
+    input: Steps | None = None
+    output: Steps | None = None
+    cached_input: Steps | None = None
+    cache_write: Steps | None = None
+    audio_input: Steps | None = None
+    audio_output: Steps | None = None
+    cached_audio: Steps | None = None
+    reasoning: Steps | None = None
+    request: float = 0.0
+
+    @classmethod
+    def of(cls, steps: Mapping[str, Steps], request: float = 0.0) -> Rates:
+        """From rates by name."""
+        return msgspec.structs.replace(cls(request=request), **steps)
+
+    def cost(self, usage: Usage) -> float | None:
+        """USD for this usage; None when it holds tokens that no rate covers."""
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        if (self.input is None and prompt) or (self.output is None and completion):
+            return None
+        total = 0.0
+        if self.input is not None:
+            plain = prompt
+            cached = written = audio = 0
+            if self.cached_input is not None and usage.cached_tokens:
+                cached = min(usage.cached_tokens, plain)
+                plain -= cached
+            if self.cache_write is not None and usage.cache_write_tokens:
+                written = min(usage.cache_write_tokens, plain)
+                plain -= written
+                total += _at(self.cache_write, prompt) * written
+            if self.audio_input is not None and usage.audio_input_tokens:
+                audio = min(usage.audio_input_tokens, prompt - written)
+                # Nobody reports how many of the cached tokens were audio: as few as the sums allow.
+                both = max(0, audio - plain)
+                plain -= audio - both
+                if both:
+                    cached -= both
+                    total += _at(self.cached_audio or self.cached_input or self.audio_input, prompt) * both
+                total += _at(self.audio_input, prompt) * (audio - both)
+            if cached and self.cached_input is not None:
+                total += _at(self.cached_input, prompt) * cached
+            total += _at(self.input, prompt) * plain
+        if self.output is not None:
+            plain = completion
+            if self.audio_output is not None and usage.audio_output_tokens:
+                audio = min(usage.audio_output_tokens, plain)
+                plain -= audio
+                total += _at(self.audio_output, prompt) * audio
+            if self.reasoning is not None and usage.reasoning_tokens:
+                reasoned = min(usage.reasoning_tokens, plain)
+                plain -= reasoned
+                total += _at(self.reasoning, prompt) * reasoned
+            total += _at(self.output, prompt) * plain
+        return total / 1_000_000 + self.request
+
+
+RATE_NAMES = Rates.__struct_fields__[:-1]
+
+
+class Price(msgspec.Struct, frozen=True, gc=False):
+    """The price of one target at one time.
+
+    `source` is the step of the price order that found it: `target`, `file`, `price_as`, `host` or `vendor`; `model`
+    is the entry's name there. `tiers` are the tariffs of service tiers, chosen by the tier that the *answer* names:
+    `priority` may have fallen back to `default`.
+    """
+
+    rates: Rates
+    source: str
+    model: str
+    tiers: dict[str, Rates] = {}
+    context_window: int | None = None
+
+    def cost(self, usage: Usage) -> float | None:
+        """USD of an answer, unrounded; None when it cannot be known."""
+        if usage.source == "none":
+            return None
+        if usage.service_tier is not None and self.tiers:
+            return self.tiers.get(usage.service_tier, self.rates).cost(usage)
+        return self.rates.cost(usage)
+
+
+def own_price(rates: Mapping[str, float], source: str = "target", model: str = "") -> Price:
+    """The price an operator wrote: `{input, output, cached_input, cache_write, …}` in USD per million tokens.
+
+    Raises ValueError that names the key and what is wrong with it.
+    """
+    steps: dict[str, Steps] = {}
+    for name, value in rates.items():
+        if name not in RATE_NAMES:
+            raise ValueError(f"unknown rate {name!r}, expected one of {', '.join(RATE_NAMES)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name}: expected USD per million tokens, a number from 0 up, got {value!r}")
+        steps[name] = ((0, float(value)),)
+    if "input" not in steps and "output" not in steps:
+        raise ValueError("neither input nor output has a rate")
+    return Price(Rates.of(steps), source, model)
+
+
+def format_usd(cost: float) -> str:
+    """USD as plain decimals for a header: no exponent, at most 12 decimals, no trailing zeros."""
+    text = f"{cost:.12f}".rstrip("0").rstrip(".")
+    return text or "0"
+
+
+def _at(steps: Steps, prompt: int) -> float:
+    if len(steps) == 1:
+        return steps[0][1]
+    rate = steps[0][1]
+    for start, usd in steps[1:]:
+        if prompt <= start:
+            break
+        rate = usd
+    return rate

@@ -1,0 +1,123 @@
+"""Token usage, as providers report it in OpenAI's chat shape.
+
+Providers agree on `prompt_tokens` and `completion_tokens` and on little else. The totals always hold their parts
+here: `prompt_tokens` includes cached, written and audio tokens, `completion_tokens` includes reasoning and audio, so
+a price can subtract a part without asking whose usage it is. A part that claims more than its whole is cut to it
+(OpenRouter was recorded with 11 reasoning tokens in 10).
+
+A usage object whose totals make no sense (negative, text, absent) is no usage at all: the answer is `None`, and the
+caller estimates. An explicit zero is a report, and stays zero.
+
+Not here: what nobody reported (estimate.py), money (prices.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Source = Literal["reported", "estimated", "none"]
+
+# More tokens than this in one answer is a broken report; it also keeps every sum inside 64 bits.
+MOST_TOKENS = 10**12
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Tokens of one answer. `source` tells a provider's report from our estimate; `none`: nothing is known."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_input_tokens: int = 0
+    audio_output_tokens: int = 0
+    source: Source = "reported"
+    service_tier: str | None = None
+
+
+NO_USAGE = Usage(source="none")
+
+
+class _Wire(msgspec.Struct, gc=False):
+    """Every spelling seen in recorded traffic. `Any`: one odd value must not cost the whole report."""
+
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    total_tokens: Any = None
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+    service_tier: Any = None
+    prompt_cache_hit_tokens: Any = None  # DeepSeek
+    cached_tokens: Any = None  # Moonshot, and Anthropic's chat endpoint
+    cache_read_input_tokens: Any = None  # Databricks, and proxies in front of Anthropic
+    cache_write_tokens: Any = None
+    cache_creation_input_tokens: Any = None
+    reasoning_tokens: Any = None  # Databricks, Modal
+
+
+_decode = msgspec.json.Decoder(_Wire).decode
+
+
+def parse_chat_usage(raw: bytes | msgspec.Raw) -> Usage | None:
+    """The usage object of a chat answer (the value of its `usage` key); None when it holds no usable count."""
+    try:
+        wire = _decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    prompt, completion, total = _count(wire.prompt_tokens), _count(wire.completion_tokens), _count(wire.total_tokens)
+    if prompt is None:
+        if wire.prompt_tokens is not None or completion is None or total is None or total < completion:
+            return None
+        prompt = total - completion
+    if completion is None:
+        if wire.completion_tokens is not None or (total is not None and total < prompt):
+            return None
+        completion = 0 if total is None else total - prompt  # embeddings report the prompt alone
+    ins = wire.prompt_tokens_details if isinstance(wire.prompt_tokens_details, dict) else {}
+    outs = wire.completion_tokens_details if isinstance(wire.completion_tokens_details, dict) else {}
+    reasoning = _first(outs.get("reasoning_tokens"), wire.reasoning_tokens)
+    if total is not None:
+        # xAI and Gemini bill reasoning beside completion_tokens: only total_tokens has it (rec). A surplus that is
+        # neither all of the reported reasoning nor unexplained by any is somebody's own arithmetic, and left alone.
+        hidden = total - prompt - completion
+        if hidden > 0 and reasoning in (0, hidden):
+            completion += hidden
+            reasoning = hidden
+    cached = min(
+        prompt,
+        _first(
+            ins.get("cached_tokens"), wire.prompt_cache_hit_tokens, wire.cached_tokens, wire.cache_read_input_tokens
+        ),
+    )
+    written = _first(ins.get("cache_write_tokens"), wire.cache_write_tokens, wire.cache_creation_input_tokens)
+    tier = wire.service_tier
+    return Usage(
+        prompt,
+        completion,
+        cached,
+        min(prompt - cached, written),
+        min(completion, reasoning),
+        min(prompt, _first(ins.get("audio_tokens"))),
+        min(completion, _first(outs.get("audio_tokens"))),
+        "reported",
+        tier if isinstance(tier, str) else None,
+    )
+
+
+def _count(value: Any) -> int | None:
+    """A token count, a float rounded up; None for what is not one."""
+    if type(value) is int:
+        return value if 0 <= value <= MOST_TOKENS else None
+    if type(value) is float and 0 <= value <= MOST_TOKENS:
+        return -int(-value // 1)
+    return None
+
+
+def _first(*values: Any) -> int:
+    """The first usable count that is not 0: several spellings stand side by side, and some of them are always 0."""
+    for value in values:
+        if value and (count := _count(value)):
+            return count
+    return 0
