@@ -1,0 +1,62 @@
+"""What every test stands on: the shared kit under one name, the event loop, the recorded traffic, and a leak check.
+
+`tests/support` is made importable as `tests_support` here, by its place and not by a path entry: that works from a
+checkout of any name, under `--import-mode=importlib` and in every xdist worker, and makes nothing else importable.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TESTS = Path(__file__).resolve().parent
+SHARED_DATA = TESTS.parents[1] / "shared" / "data"
+
+
+def _load_support() -> None:
+    if "tests_support" in sys.modules:
+        return
+    folder = TESTS / "support"
+    spec = importlib.util.spec_from_file_location(
+        "tests_support", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tests_support"] = module
+    spec.loader.exec_module(module)
+
+
+_load_support()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the recorded traffic are skipped where it is not beside the checkout."""
+    if (SHARED_DATA / "traffic" / "recorded.jsonl").is_file():
+        return
+    skip = pytest.mark.skip(reason="../shared/data is not beside this checkout")
+    for item in items:
+        if item.get_closest_marker("shared_data"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """asyncio on uvloop, as in production; one loop per test, unless an async fixture of a wider scope holds it."""
+    return ("asyncio", {"use_uvloop": True})
+
+
+@pytest.fixture
+async def no_leaks() -> AsyncIterator[None]:
+    """After the test, and all that it opened inside, as many tasks and file descriptors as before. Ask for it first."""
+    from tests_support.leaks import leak_check
+
+    async with leak_check():
+        yield
