@@ -32,12 +32,19 @@ def _of_the_runner(task: asyncio.Task[object]) -> bool:
 
 async def _warm_up(loop: asyncio.AbstractEventLoop) -> None:
     """libuv keeps one descriptor in reserve from a loop's first accepted connection on."""
-    server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+    lost = asyncio.Event()
+
+    class Accepting(asyncio.Protocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set()
+
+    server = await loop.create_server(Accepting, "127.0.0.1", 0)
     _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
     writer.close()
-    await writer.wait_closed()
+    await lost.wait()
     server.close()
     await server.wait_closed()
+    await asyncio.sleep(0.01)  # libuv closes descriptors at the end of a turn
 
 
 @asynccontextmanager
