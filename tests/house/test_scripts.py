@@ -62,7 +62,7 @@ def stand_in(copy: Path, tmp_path: Path) -> dict[str, str]:
     fake.write_text(
         f"""#!/bin/sh
 echo "$*" >>'{tmp_path}/asked'
-case "$*" in '-m venv'*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;; *install*) exit ${{FAIL:-0}};; esac
+case "$*" in '-m venv'*) mkdir -p .venv/bin; cp "$0" .venv/bin/python; echo "command = $PWD/.venv" >.venv/pyvenv.cfg;; *install*) exit ${{FAIL:-0}};; esac
 """
     )
     fake.chmod(0o755)
@@ -105,3 +105,10 @@ def test_set_up_that_failed_is_not_taken_for_done(copy: Path, stand_in: dict[str
     assert code != 0
     assert len(installs) == 1
     assert len(set_up(copy, stand_in)[1]) == 2
+
+
+def test_set_up_starts_over_in_a_checkout_that_was_moved(copy: Path, stand_in: dict[str, str]) -> None:
+    set_up(copy, stand_in)
+    moved = copy.rename(copy.with_name("elsewhere"))
+    assert len(set_up(moved, stand_in)[1]) == 2
+    assert "-m venv --without-pip --clear .venv" in (copy.parent / "asked").read_text()
