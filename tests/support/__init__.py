@@ -8,5 +8,7 @@ makes `.types/tests_support`.
     clock       FakeClock: time that only moves when told
     downstream  FakeDownstream: a client without a socket
     calls       FakeEndpoint: a provider without a socket, fed with raw bytes
+    raw         raw HTTP/1.1 over a socket: what no well-behaved client sends, and answers byte by byte
+    traffic     the recorded traffic of ../shared/data, and an independent reading of streams
     leaks       tasks and file descriptors before and after
 """
