@@ -62,7 +62,10 @@ def stand_in(copy: Path, tmp_path: Path) -> dict[str, str]:
     fake.write_text(
         f"""#!/bin/sh
 echo "$*" >>'{tmp_path}/asked'
-case "$*" in '-m venv'*) mkdir -p .venv/bin; cp "$0" .venv/bin/python; echo "command = $PWD/.venv" >.venv/pyvenv.cfg;; *install*) exit ${{FAIL:-0}};; esac
+case "$*" in
+  '-m venv'*) mkdir -p .venv/bin; cp "$0" .venv/bin/python; echo "command = $PWD/.venv" >.venv/pyvenv.cfg;;
+  *install*) exit ${{FAIL:-0}};;
+esac
 """
     )
     fake.chmod(0o755)
