@@ -1,0 +1,53 @@
+"""What the operator wrote, as frozen values: `load_config()` gives a `GatewayConfig` or every reason why not.
+
+Imports nothing else of Headgate. After a load nobody checks again.
+"""
+
+from .chain import AuthConfig, FilterConfig, FilterEntry, Key, RetryBudget, RetryConfig, UseConfig
+from .effective import dump
+from .errors import ConfigError, Problem
+from .events import Events, Spool
+from .gateway import GatewayConfig, Prices, Routing
+from .listeners import Limits, Listener, Listeners, is_loopback
+from .load import check, load_config, parse_config
+from .models import Model, Price, Target
+from .providers import MOCK_URL, Provider, ProviderLimits, Timeouts
+from .routes import Match, Route
+from .schema import json_schema
+from .secret import Secret
+
+__all__ = [
+    "MOCK_URL",
+    "AuthConfig",
+    "ConfigError",
+    "Events",
+    "FilterConfig",
+    "FilterEntry",
+    "GatewayConfig",
+    "Key",
+    "Limits",
+    "Listener",
+    "Listeners",
+    "Match",
+    "Model",
+    "Price",
+    "Prices",
+    "Problem",
+    "Provider",
+    "ProviderLimits",
+    "RetryBudget",
+    "RetryConfig",
+    "Route",
+    "Routing",
+    "Secret",
+    "Spool",
+    "Target",
+    "Timeouts",
+    "UseConfig",
+    "check",
+    "dump",
+    "is_loopback",
+    "json_schema",
+    "load_config",
+    "parse_config",
+]

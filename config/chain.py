@@ -1,0 +1,193 @@
+"""The filter chain: which filters, in which order, with which settings.
+
+In the file an entry is written `- retry`, `- retry: {attempts: 3}` or `- use: "pkg.mod:Class"`;
+written.py turns each into the one form that stands here.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from .fields import Name, Named, Rate, Section, Text, Written
+from .secret import MASK, Secret
+
+MIN_KEY: Final = 16
+"""Characters of the shortest key that is taken."""
+
+_PLACEHOLDER = re.compile(
+    r"change[-_ ]?me|change[-_ ]?this|your[-_ ]?(api[-_ ]?)?key|replace[-_ ]?(me|this)|placeholder|"
+    r"1234567890123456|0123456789abcdef|abcdefghijklmnop"
+)
+_TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_SENSITIVE = re.compile(r"key|token|secret|password|credential|dsn", re.IGNORECASE)
+
+
+def _key(secret: Secret) -> Secret:
+    text = secret.reveal().lower()
+    what = secret.origin or "the key"
+    if not text:
+        return secret
+    if len(text) < MIN_KEY:
+        raise ValueError(f"{what} has fewer than {MIN_KEY} characters")
+    if _PLACEHOLDER.search(text) or len(set(text)) < 5:
+        raise ValueError(f"{what} is a placeholder; make one with: openssl rand -hex 24")
+    return secret
+
+
+def _header(value: str) -> str:
+    name = value.lower()
+    if not _TOKEN.fullmatch(name) or name in {"host", "content-length", "transfer-encoding", "connection", "cookie"}:
+        raise ValueError("must be the name of a header that can carry a key")
+    return name
+
+
+def _target(value: str) -> str:
+    if not _TARGET.fullmatch(value) or len(value) > 256:
+        raise ValueError("must be a class, written 'package.module:Class'")
+    return value
+
+
+class ExpandedText(str):
+    """Text that `${…}` gave to a user's filter: an ordinary str, but masked where the config is shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(MASK)
+
+
+class Key(Section):
+    """One caller's key."""
+
+    name: Name
+    """Shown in usage rows and metrics, never the key itself. Required, unique."""
+
+    key: Annotated[Secret, AfterValidator(_key)]
+    """At least 16 characters, from "${NAME}" or "${file:/path}". One that expands to nothing is dropped."""
+
+    roles: tuple[Literal["viewer", "admin"], ...] = ()
+    """What it may do on the admin listener. Default: nothing."""
+
+    team: Text | None = None
+    """Stands on usage rows. Default: none."""
+
+    owner: Text | None = None
+    """Stands on usage rows. Default: none."""
+
+
+class AuthConfig(Section):
+    """Who may call. Without any key everybody on this machine may, and nobody else is let in."""
+
+    kind: Written[Literal["auth"]] = "auth"
+
+    keys: tuple[Key, ...] = ()
+    """The keys that are let in. Default: none."""
+
+    header: Annotated[str, AfterValidator(_header)] = "authorization"
+    """Request header that carries the key, as bearer token where it is authorization. Default authorization."""
+
+    @field_validator("keys")
+    @classmethod
+    def _drop_empty(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        return tuple(key for key in keys if key.key)
+
+
+class RetryBudget(Section):
+    """Over 10 s, retries stay below this share of first attempts plus this rate."""
+
+    percent: Annotated[Rate, Field(le=100)] = 20
+    """Retries in percent of first attempts. Default 20."""
+
+    min_per_second: Rate = 10
+    """Retries a second that are always allowed, over all workers. Default 10."""
+
+
+class RetryConfig(Section):
+    """What is tried again, and how often."""
+
+    kind: Written[Literal["retry"]] = "retry"
+
+    attempts: int = Field(default=3, strict=True, ge=1, le=10)
+    """Tries in total, the first and all fallbacks included. Default 3."""
+
+    on: frozenset[Literal["connect-failure", "reset", "5xx", "429", "timeout"]] = frozenset(
+        {"connect-failure", "reset", "5xx", "429"}
+    )
+    """Failures after which the next try is made. Default [connect-failure, reset, "5xx", "429"]."""
+
+    budget: RetryBudget = RetryBudget()
+    """Keeps retries from multiplying an outage. Default percent 20, min_per_second 10."""
+
+
+class UseConfig(Section):
+    """A filter of the operator's own."""
+
+    kind: Written[Literal["use"]] = "use"
+
+    target: Annotated[str, AfterValidator(_target)]
+    """The class, as `package.module:Class`."""
+
+    name: Name
+    """As the entry's name."""
+
+    config: Named[str, Any] = Field(default_factory=dict, repr=False)
+    """Handed to the class as it stands. Default: empty."""
+
+    @field_serializer("config", when_used="json")
+    def _mask(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: _masked(key, value) for key, value in config.items()}
+
+
+def _masked(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {inner: _masked(inner, one) for inner, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(key, one) for one in value]
+    hidden = isinstance(value, ExpandedText) or (isinstance(value, str) and _SENSITIVE.search(key))
+    return MASK if hidden and value else value
+
+
+FilterConfig = AuthConfig | RetryConfig | UseConfig
+
+
+def kind_of(value: object) -> str | None:
+    """The `kind` of a filter configuration, built or still a mapping."""
+    return value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+
+
+class FilterEntry(Section):
+    """One place in the chain."""
+
+    kind: Literal["auth", "retry", "use"]
+    """Which filter."""
+
+    name: Name
+    """How routes, metrics and logs call it. Default: its kind, or the class of a `use`."""
+
+    config: Annotated[
+        Annotated[AuthConfig, Tag("auth")] | Annotated[RetryConfig, Tag("retry")] | Annotated[UseConfig, Tag("use")],
+        Discriminator(kind_of),
+    ]
+    """Its settings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kind = data.get("kind")
+        data = {"name": kind, "config": {}, **data}
+        if isinstance(data["config"], Mapping):
+            data["config"] = {"kind": kind, **data["config"]}
+        return data

@@ -1,0 +1,156 @@
+"""What no single field can tell: names that refer to each other, and who may listen in public.
+
+Works on the plain data of bind.py, which may be wrong anywhere, so that a dangling name is
+reported together with a mistyped one. Each check yields the place within the data and a message.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from .listeners import ADMIN_PORT, DATA_PORT, is_loopback
+from .secret import Secret
+from .suggest import hint, shown
+
+Step: TypeAlias = str | int
+Loc: TypeAlias = tuple[Step, ...]
+Found: TypeAlias = Iterator[tuple[Loc, str]]
+
+
+def check(data: Mapping[str, Any]) -> Found:
+    """Every problem that lies between fields."""
+    yield from _targets(data)
+    yield from _routes(data)
+    yield from _chain(data)
+    yield from _keys(data)
+    yield from _listeners(data)
+    yield from _files(data)
+
+
+def warn(data: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[str]:
+    """What an operator should know and may want."""
+    for loc, key in _all_keys(data):
+        secret = key.get("key")
+        if isinstance(secret, Secret) and not secret:
+            source = f" ({secret.origin})" if secret.origin else ""
+            yield f"filters[{loc[1]}].auth: the key '{shown(str(key.get('name')))}' is empty{source} and is dropped"
+    for name, provider in _mapping(data.get("providers")).items():
+        yield from _provider_warnings(name, _mapping(provider))
+    names = {key.get("name") for _, key in _all_keys(data)}
+    for index, route in enumerate(_listing(data.get("routes"))):
+        wanted = _mapping(_mapping(route).get("match")).get("key")
+        if isinstance(wanted, str) and wanted not in names:
+            yield f"routes[{index}].match.key: no key is named '{shown(wanted)}', so the route never matches"
+    if _is_open(data):
+        unused = " (it is set, but no auth filter reads it)" if env.get("HEADGATE_KEY") else ""
+        yield f"auth is open: whoever reaches a listener is let in; set HEADGATE_KEY to close it{unused}"
+
+
+def _provider_warnings(name: str, provider: dict[str, Any]) -> Iterator[str]:
+    secret, url = provider.get("api_key"), provider.get("base_url")
+    if not isinstance(secret, Secret):
+        return
+    if not secret:
+        source = f"{secret.origin} is not set" if secret.origin else "its api_key is empty"
+        yield f"providers.{name}: {source}, so nothing is sent there"
+    elif isinstance(url, str) and url.startswith("http://"):
+        host = url.removeprefix("http://").partition("/")[0].rpartition(":")[0] or url.removeprefix("http://")
+        if not is_loopback(host.strip("[]")):
+            yield f"providers.{name}: the api_key travels unencrypted; use https"
+
+
+def _targets(data: Mapping[str, Any]) -> Found:
+    providers = _mapping(data.get("providers"))
+    for name, model in _mapping(data.get("models")).items():
+        for index, target in enumerate(_listing(_mapping(model).get("targets"))):
+            loc = ("models", name, "targets", index)
+            yield from _dangling((*loc, "provider"), _mapping(target).get("provider"), "provider", providers)
+            upstream = _mapping(target).get("model")
+            if isinstance(upstream, str) and upstream.endswith("*"):
+                yield (*loc, "model"), "must be one model, without *"
+
+
+def _routes(data: Mapping[str, Any]) -> Found:
+    routes = [_mapping(route) for route in _listing(data.get("routes"))]
+    for index, route in enumerate(routes):
+        yield from _dangling(("routes", index, "provider"), route.get("provider"), "provider", data.get("providers"))
+    yield from _twice([(("routes", index, "name"), route.get("name")) for index, route in enumerate(routes)], "route")
+
+
+def _chain(data: Mapping[str, Any]) -> Found:
+    entries = [_mapping(entry) for entry in _listing(data.get("filters"))]
+    yield from _twice([(("filters", index), entry.get("name")) for index, entry in enumerate(entries)], "filter")
+    for index, entry in enumerate(entries[1:], start=1):
+        if entry.get("kind") == "auth":
+            twice = entries[0].get("kind") == "auth"
+            yield ("filters", index), "'auth' may stand once" if twice else "'auth' must stand first"
+
+
+def _keys(data: Mapping[str, Any]) -> Found:
+    keys = list(_all_keys(data))
+    yield from _twice([((*loc, "name"), key.get("name")) for loc, key in keys], "key")
+    seen: dict[Secret, str] = {}
+    for loc, key in keys:
+        secret = key.get("key")
+        if isinstance(secret, Secret) and secret:
+            first = seen.setdefault(secret, str(key.get("name")))
+            if first != str(key.get("name")):
+                yield (*loc, "key"), f"the same key as '{shown(first)}'; nobody could tell them apart"
+
+
+def _listeners(data: Mapping[str, Any]) -> Found:
+    listeners = _mapping(data.get("listeners"))
+    both = {name: _mapping(listeners.get(name)) for name in ("data", "admin")}
+    for name, listener in both.items():
+        address = listener.get("address")
+        if isinstance(address, str) and not is_loopback(address) and _is_open(data):
+            yield (
+                ("listeners", name, "address"),
+                "a public address needs a key: set HEADGATE_KEY, read by "
+                'filters: [auth: {keys: [{name: app, key: "${HEADGATE_KEY:-}"}]}]',
+            )
+    port = both["data"].get("port", DATA_PORT)
+    if port == both["admin"].get("port", ADMIN_PORT) and port != 0 and "port" in both["admin"] | both["data"]:
+        where = "admin" if "port" in both["admin"] else "data"
+        yield ("listeners", where, "port"), "both listeners have the same port"
+
+
+def _files(data: Mapping[str, Any]) -> Found:
+    file = _mapping(data.get("prices")).get("file")
+    if isinstance(file, str) and not Path(file).is_file():
+        yield ("prices", "file"), "no such file"
+
+
+def _is_open(data: Mapping[str, Any]) -> bool:
+    return not any(key.get("key") for _, key in _all_keys(data))
+
+
+def _all_keys(data: Mapping[str, Any]) -> Iterator[tuple[Loc, dict[str, Any]]]:
+    for index, entry in enumerate(_listing(data.get("filters"))):
+        if _mapping(entry).get("kind") == "auth":
+            config = _mapping(_mapping(entry).get("config"))
+            for place, key in enumerate(_listing(config.get("keys"))):
+                yield ("filters", index, "config", "keys", place), _mapping(key)
+
+
+def _dangling(loc: Loc, name: object, what: str, known: Any) -> Found:
+    if isinstance(name, str) and name not in (names := _mapping(known)):
+        yield loc, f"no {what} is named '{shown(name)}'{hint(name, names)}"
+
+
+def _twice(named: list[tuple[Loc, Any]], what: str) -> Found:
+    count: Counter[str] = Counter()
+    for loc, name in named:
+        if isinstance(name, str):
+            count[name] += 1
+            if count[name] > 1:
+                yield loc, f"a second {what} named '{shown(name)}'"
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _listing(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

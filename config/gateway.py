@@ -1,0 +1,88 @@
+"""The whole file as one frozen value."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from .chain import AuthConfig, FilterEntry
+from .effective import digest
+from .events import Events
+from .fields import ModelName, Name, Named, Section, Written
+from .listeners import Limits, Listeners
+from .models import Model
+from .providers import Provider
+from .routes import Route
+
+
+class Prices(Section):
+    """Where prices come from, besides the built-in list."""
+
+    file: Path | None = None
+    """YAML file with prices of your own, relative to the working directory. Default: none."""
+
+
+class Routing(Section):
+    """How a request finds its provider."""
+
+    mode: Literal["direct"] = "direct"
+    """`direct`: straight to the provider. Default direct."""
+
+
+class GatewayConfig(Section):
+    """gateway.yaml. All keys are optional."""
+
+    version: Literal[1] = 1
+    """Version of this format. Default 1."""
+
+    listeners: Listeners = Listeners()
+    """Addresses and ports. Default data 127.0.0.1:8070, admin 127.0.0.1:9901."""
+
+    workers: int = Field(default=1, strict=True, ge=1, le=256)
+    """Processes that serve traffic. Default 1."""
+
+    limits: Limits = Limits()
+    """Bounds on what clients may send. Default body 32MiB, buffered 512MiB, headers 64KiB, json_depth 64, drain 30s."""
+
+    providers: Named[Name, Provider] = Field(default_factory=dict)
+    """Upstreams by name. Default: those whose key is in the environment, else the mock."""
+
+    models: Named[ModelName, Model] = Field(default_factory=dict)
+    """Model names clients may use. Default: any model of the first provider, `provider/model` for the others."""
+
+    routes: tuple[Route, ...] = ()
+    """Exceptions, the first match wins. Default: none."""
+
+    filters: tuple[FilterEntry, ...] = ()
+    """The chain, in order. Default: none."""
+
+    events: Events = Events()
+    """Where records go. Default sqlite at ./headgate-events.db, 30d, 1GiB."""
+
+    prices: Prices = Prices()
+    """Prices of your own. Default: only the built-in list."""
+
+    routing: Routing = Routing()
+    """How a request finds its provider. Default direct."""
+
+    warnings: Written[tuple[str, ...]] = ()
+    """What an operator should read at boot; none of it is an error."""
+
+    files: Written[tuple[Path, ...]] = ()
+    """The files this value came from; a change to one of them is a reason to reload."""
+
+    @property
+    def auth(self) -> AuthConfig | None:
+        """The settings of the `auth` filter, if the chain has one."""
+        return next((entry.config for entry in self.filters if isinstance(entry.config, AuthConfig)), None)
+
+    @property
+    def auth_is_open(self) -> bool:
+        """No key is left, so whoever reaches a listener is let in."""
+        return self.auth is None or not self.auth.keys
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hex digits over all that has an effect; the version of this configuration."""
+        return digest(self)

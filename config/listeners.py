@@ -1,0 +1,89 @@
+"""Where Headgate listens, and the bounds on what it takes in."""
+
+import re
+from datetime import timedelta
+from ipaddress import IPv6Address, ip_address
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+
+from .fields import Duration, Section, Size
+
+DATA_PORT: Final = 8070
+ADMIN_PORT: Final = 9901
+
+_HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9-]{1,63})*")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach a listener there. A host name but `localhost` may be anything."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return address.lower() == "localhost"
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped.is_loopback
+    return ip.is_loopback
+
+
+def _address(value: str) -> str:
+    try:
+        ip_address(value)
+    except ValueError:
+        # 127.1 or 0x7f.1 would be numbers to the resolver, and to nobody who reads the file.
+        if not _HOST.fullmatch(value) or value.rpartition(".")[2][0].isdigit():
+            raise ValueError("must be an IP address (IPv6 without brackets) or a host name") from None
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class Listener(Section):
+    """One address and port."""
+
+    address: Address = "127.0.0.1"
+    """IP address or host name. A public one needs a key in `auth`. Default 127.0.0.1."""
+
+    port: int = Field(default=DATA_PORT, strict=True, ge=0, le=65535)
+    """TCP port; 0 lets the system choose. Default 8070 for data, 9901 for admin."""
+
+
+def _admin(value: object) -> object:
+    return {"port": ADMIN_PORT, **value} if isinstance(value, dict) else value
+
+
+class Listeners(Section):
+    """The two listeners."""
+
+    data: Listener = Listener()
+    """Where the applications connect. Default 127.0.0.1:8070."""
+
+    admin: Annotated[Listener, BeforeValidator(_admin)] = Listener(port=ADMIN_PORT)
+    """Where operators and Prometheus connect. Default 127.0.0.1:9901."""
+
+
+class Limits(Section):
+    """Bounds on what clients may send and on how long an end may take."""
+
+    body: Size = 32 << 20
+    """Bytes of one request body that is collected, as for chat. Default 32MiB."""
+
+    buffered: Size = 512 << 20
+    """Bytes of all collected bodies of a process together. Default 512MiB."""
+
+    headers: Size = 64 << 10
+    """Bytes of one request's headers. Default 64KiB."""
+
+    json_depth: int = Field(default=64, strict=True, ge=1, le=512)
+    """Levels of nesting in a JSON body. Default 64."""
+
+    drain: Duration = timedelta(seconds=30)
+    """How long running exchanges may take to end after SIGTERM. Default 30s."""
+
+    @field_validator("buffered")
+    @classmethod
+    def _holds_one_body(cls, buffered: int, info: ValidationInfo) -> int:
+        if buffered < info.data.get("body", 0):
+            raise ValueError("must be at least 'body', or no large body is ever taken")
+        return buffered

@@ -1,0 +1,83 @@
+"""From a file to a `GatewayConfig`, or to every reason why not.
+
+text -> tree with places (yaml_nodes) -> the models' form (written) -> plain data (bind) -> names
+that refer to each other (checks) and types (pydantic). All stages report into one `Report`, and
+what comes out needs no further check.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from .bind import Binder
+from .checks import check as check_references
+from .checks import warn
+from .complaints import find, message_of, place_of
+from .errors import ConfigError, Problem, Report
+from .expand import Expander, read_text, reason
+from .from_env import implicit_providers, later_warnings
+from .gateway import GatewayConfig
+from .written import rewrite
+from .yaml_nodes import MAX_BYTES, parse
+
+
+def load_config(path: str | Path | None = None, *, env: Mapping[str, str] | None = None) -> GatewayConfig:
+    """The configuration in a file; without a path, what an empty file means.
+
+    `env` stands in for the process environment. Raises ConfigError with every problem.
+    """
+    if path is None:
+        return parse_config("", name="defaults", env=env)
+    name = str(path)
+    try:
+        text = read_text(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem(name, 0, 0, "", reason(error))]) from None
+    return _load(text, name, (Path(path),), env)
+
+
+def parse_config(text: str, *, name: str = "gateway.yaml", env: Mapping[str, str] | None = None) -> GatewayConfig:
+    """The configuration in a text; `name` stands for the file in problems. Raises ConfigError."""
+    return _load(text, name, (), env)
+
+
+def check(path: str | Path, *, env: Mapping[str, str] | None = None) -> list[Problem]:
+    """Every problem of a file; empty where it is good."""
+    try:
+        load_config(path, env=env)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+def _load(text: str, name: str, files: tuple[Path, ...], env: Mapping[str, str] | None) -> GatewayConfig:
+    env = os.environ if env is None else env
+    report = Report(name)
+    expander = Expander(env)
+    tree = rewrite(parse(text, report), report)
+    binder = Binder(expander, report)
+    data = binder.bind(tree, GatewayConfig)
+    warnings = list(later_warnings(env)) if "providers" not in data else []
+    data.setdefault("providers", implicit_providers(env))
+
+    for loc, message in check_references(data):
+        node, missing = find(tree, loc)
+        report.add(place_of(node, missing), message)
+    prices = data.get("prices")
+    if isinstance(prices, dict) and isinstance(prices.get("file"), str):
+        files = (*files, Path(prices["file"]))
+    data["warnings"] = (*warnings, *warn(data, env))
+    data["files"] = (*files, *expander.files)
+    try:
+        config = GatewayConfig.model_validate(data)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            node, missing = find(tree, detail["loc"])
+            if not binder.is_reported(node, missing):
+                report.add(place_of(node, missing), message_of(detail))
+        report.raise_if_any()
+        raise
+    report.raise_if_any()
+    return config

@@ -1,0 +1,49 @@
+"""The models that clients may name, and the targets that answer for them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .fields import ModelName, Name, Rate, Section
+
+
+class Price(Section):
+    """What a target costs, in USD per million tokens. Wins over every price list."""
+
+    input: Rate
+    """Prompt tokens. Required."""
+
+    output: Rate
+    """Completion tokens. Required."""
+
+    cached_input: Rate | None = None
+    """Prompt tokens that the provider read from its cache. Default: as input."""
+
+    cache_write: Rate | None = None
+    """Prompt tokens that the provider wrote to its cache. Default: as input."""
+
+
+class Target(Section):
+    """One provider and one model of it."""
+
+    provider: Name
+    """A name in `providers`. Required."""
+
+    model: ModelName | None = None
+    """The model's name at the provider, without wildcard. Default: the name the client asked for."""
+
+    priority: int = Field(default=0, strict=True, ge=0, le=128)
+    """Strict tiers, lowest first; a higher one is used when the lower has nobody left. Default 0."""
+
+    price: Price | None = None
+    """What it costs. Default: looked up in the price lists."""
+
+
+class Model(Section):
+    """One name, or a wildcard such as `gpt-*`. Exact beats the longest prefix."""
+
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)]
+    """Who answers, in the order in which they are tried. Required, at least one."""
+
+    on_exhausted: Literal["reject"] = "reject"
+    """What happens when no target is left. Default reject."""

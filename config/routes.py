@@ -1,0 +1,61 @@
+"""Requests that are treated differently: which ones, and how."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag
+
+from .chain import AuthConfig, RetryConfig, UseConfig, kind_of
+from .fields import ModelName, Name, Named, Section
+
+OFF = "off"
+
+
+def _path(value: str) -> str:
+    if not value.startswith("/") or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("must be a path that begins with /")
+    if value.rstrip("*").count("*") or value.endswith("***"):
+        raise ValueError("may hold * or ** only at the end")
+    return value
+
+
+def _switch(value: object) -> str | None:
+    return OFF if isinstance(value, str) else kind_of(value)
+
+
+Override = Annotated[
+    Annotated[Literal["off"], Tag("off")]
+    | Annotated[AuthConfig, Tag("auth")]
+    | Annotated[RetryConfig, Tag("retry")]
+    | Annotated[UseConfig, Tag("use")],
+    Discriminator(_switch),
+]
+"""`off`, or the filter's whole configuration on this route: what the route wrote over what the chain has."""
+
+
+class Match(Section):
+    """All that is written must hold."""
+
+    path: Annotated[str, AfterValidator(_path), Field(max_length=256)] | None = None
+    """Request path, exact, or a beginning and `*` or `**`. Default: any."""
+
+    model: ModelName | None = None
+    """Model the client asked for, exact, or a beginning and `*`. Default: any."""
+
+    key: Name | None = None
+    """Name of the key that `auth` found. Default: any."""
+
+
+class Route(Section):
+    """One exception to the common way. The first route that matches wins."""
+
+    name: Name
+    """Shown in x-headgate-route and in usage rows. Required, unique."""
+
+    match: Match = Match()
+    """Which requests. Default: all."""
+
+    provider: Name | None = None
+    """Sends whatever matches to this provider as it stands. Default: by `models`."""
+
+    filters: Named[str, Override] = Field(default_factory=dict)
+    """By filter name: `off`, or settings that replace those of the chain. Not for auth. Default: none."""

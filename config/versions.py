@@ -1,0 +1,52 @@
+"""What the finished gateway.yaml has and this version has not.
+
+Such a key is refused by its name: passing over it would let an operator believe in a limit that
+nobody keeps, and calling it unknown would send him looking for a typing error.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from pydantic import BaseModel
+
+from .chain import AuthConfig, Key, RetryConfig
+from .events import Events
+from .gateway import GatewayConfig, Routing
+from .listeners import Limits, Listener, Listeners
+from .models import Model
+from .providers import Provider, ProviderLimits
+from .routes import Match, Route
+
+LATER_FILTERS: Final = frozenset({"rate_limit", "budget", "cache", "circuit_breaker", "classifier", "strategy"})
+
+LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
+    GatewayConfig: frozenset({"stores", "agents", "policies", "telemetry"}),
+    Listeners: frozenset({"grpc"}),
+    Listener: frozenset({"tls", "cors", "trusted_proxies"}),
+    Limits: frozenset({"upload"}),
+    Provider: frozenset(
+        {"api_keys", "endpoints", "health_check", "http2", "load_balancing", "outlier_detection", "tls"}
+    ),
+    ProviderLimits: frozenset({"requests", "tokens"}),
+    Model: frozenset({"strategy"}),
+    Match: frozenset({"tags"}),
+    Route: frozenset({"strategy"}),
+    AuthConfig: frozenset({"jwt", "keys_file", "pepper"}),
+    Key: frozenset({"allow_tags", "expires", "models", "paths", "tags"}),
+    RetryConfig: frozenset({"hedge"}),
+    Routing: frozenset({"plano_embedded", "plano_proxy"}),
+}
+
+LATER_VALUES: Final[Mapping[tuple[type[BaseModel], str], frozenset[str]]] = {
+    (Listeners, "admin"): frozenset({"shared"}),
+    (Provider, "api_key"): frozenset({"client"}),
+    (Provider, "dialect"): frozenset({"anthropic", "gemini"}),
+    (Model, "on_exhausted"): frozenset({"least_bad", "queue"}),
+    (Events, "sink"): frozenset({"kafka", "postgres"}),
+    (Routing, "mode"): frozenset({"plano_embedded", "plano_proxy"}),
+}
+
+
+def not_yet(name: str) -> str:
+    """The refusal."""
+    return f"'{name}' is not in this version"
