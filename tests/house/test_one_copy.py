@@ -109,8 +109,11 @@ def test_inside_the_package_our_imports_are_relative(tracked: list[str], root: P
         if not name.endswith(".py") or name.split("/")[0] in {"tests", "perf", "docs", "deploy"}:
             continue
         for node in ast.walk(ast.parse((root / name).read_text())):
-            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.level == 0:
+            if isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 named = [node.module or ""]
-            absolute += [f"{name}:{node.lineno}" for module in named if module.split(".")[0] == "headgate"]  # type: ignore[attr-defined]
+            else:
+                continue
+            absolute += [f"{name}:{node.lineno}" for module in named if module.split(".")[0] == "headgate"]
     assert absolute == []
