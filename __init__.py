@@ -6,12 +6,16 @@ this file under the checkout's own name, and whatever it imported would then exi
 
 TYPE_CHECKING = False  # the form that type checkers know and that costs no import
 if TYPE_CHECKING:
+    from .config import ConfigError, GatewayConfig, load_config
     from .proxy.errors import GatewayError
 
-__all__ = ["GatewayError", "__version__"]
+__all__ = ["ConfigError", "GatewayConfig", "GatewayError", "__version__", "load_config"]
 
 _MODULES = {
+    "ConfigError": ".config",
+    "GatewayConfig": ".config",
     "GatewayError": ".proxy.errors",
+    "load_config": ".config",
 }
 
 
