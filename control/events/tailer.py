@@ -1,0 +1,146 @@
+"""Keeps the ledger up to date: the task that takes the workers' spools over into the event store.
+
+The work is SQLite and files, so it runs in a thread, one turn at a time and a few milliseconds each. A record is in
+the store within `interval` of being written. When the store is away the tailer backs off and tries again; records
+wait in the spool, which has a bound of its own, and requests do not notice.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from .ingest import Ingest
+from .schema import SchemaError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from ...proxy.clock import Clock
+
+INTERVAL: Final = 0.5
+LONGEST_WAIT: Final = 10.0
+FLUSH_SECONDS: Final = 10.0
+# A trim looks at two numbers when there is nothing to do; between two of them this many rows make some megabytes.
+TRIM_SECONDS: Final = 60.0
+TRIM_ROWS: Final = 10_000
+
+_AWAY: Final = (sqlite3.Error, OSError, SchemaError)
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Tailer:
+    """Tails all spools in `spool_directory` into the store at `store`.
+
+    `retention` is in seconds, `max_size` in bytes of the store. The counters are plain integers for /metrics:
+    `errors` are turns that failed, `last_error` says why as long as the store is away.
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str],
+        spool_directory: str | os.PathLike[str],
+        *,
+        retention: float,
+        max_size: int,
+        clock: Clock,
+        interval: float = INTERVAL,
+    ) -> None:
+        self._ingest = Ingest(store, spool_directory, wall=clock.wall)
+        self._retention = retention
+        self._max_size = max_size
+        self._clock = clock
+        self._interval = interval
+        self._turn = anyio.Lock()
+        self._trimmed_rows = 0
+        self._trim_at = 0.0
+        self.errors = 0
+        self.trimmed = 0
+        self.last_error: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Records taken over."""
+        return self._ingest.rows
+
+    @property
+    def lost(self) -> int:
+        """Exchanges of dead workers that were written as `lost`."""
+        return self._ingest.lost
+
+    @property
+    def dead_letters(self) -> int:
+        """Lines that were no record."""
+        return self._ingest.dead_letters
+
+    @property
+    def holder(self) -> bool:
+        """Whether it is this gateway that tails."""
+        return self._ingest.holder
+
+    async def run(self) -> None:
+        """Tail until cancelled; a turn that is under way is finished first. Then `close` it."""
+        wait = self._interval
+        while True:
+            try:
+                more = await self._step()
+                await self._trim_if_due()
+            except _AWAY as error:
+                wait = min(LONGEST_WAIT, wait * 2)
+                self._away(error)
+            else:
+                wait = self._interval
+                self._back()
+                if more:
+                    continue
+            await self._clock.sleep(wait)
+
+    async def flush(self, within: float = FLUSH_SECONDS) -> bool:
+        """Take over what is written so far, for at most `within` seconds; False when it is not all in the store."""
+        until = self._clock.monotonic() + within
+        try:
+            while await self._step():
+                if self._clock.monotonic() >= until:
+                    return False
+        except _AWAY as error:
+            self._away(error)
+            return False
+        return self.holder
+
+    def close(self) -> None:
+        """Let go of the store and its lock, when `run` is over."""
+        self._ingest.close()
+
+    async def _step(self) -> bool:
+        return await self._in_thread(self._ingest.step)
+
+    async def _trim_if_due(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._trim_at and self.rows < self._trimmed_rows + TRIM_ROWS:
+            return
+        self._trim_at = now + TRIM_SECONDS
+        self._trimmed_rows = self.rows
+        self.trimmed += await self._in_thread(lambda: self._ingest.trim(self._retention, self._max_size))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        async with self._turn:
+            return await to_thread.run_sync(work)
+
+    def _away(self, error: Exception) -> None:
+        self.errors += 1
+        if self.last_error is None:
+            log.warning("ledger_away", error=str(error))
+        self.last_error = str(error)
+
+    def _back(self) -> None:
+        if self.last_error is not None:
+            log.info("ledger_back")
+            self.last_error = None
