@@ -1,0 +1,138 @@
+"""From a host name to a connection: resolve, connect, shake hands.
+
+The name is resolved anew for each connection, so a provider that moves is followed as soon as connections are
+renewed; while the resolver fails, the addresses that answered last are used again. Several addresses are raced as RFC
+8305 says: the next one starts when the one before failed, or after a quarter of a second.
+
+Not here: how long it may take. Whoever dials cancels the task (pool.py), and a cancelled dial leaves no socket behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import ConnectError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+HEAD_START_SECONDS = 0.25
+"""RFC 8305, "Connection Attempt Delay"."""
+
+UNREACHABLE = "The provider could not be reached."
+
+
+class Address(NamedTuple):
+    """One result of the resolver, as the socket module takes it."""
+
+    family: int
+    sockaddr: tuple[Any, ...]
+
+
+class Dialer:
+    """Opens connections to one host and port."""
+
+    __slots__ = ("_host", "_last_good", "_port", "_tls")
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._last_good: list[Address] = []
+
+    async def open(self, protocol_factory: Callable[[], asyncio.Protocol]) -> None:
+        """Connect a protocol; it has heard `connection_made` when this returns. Raises ConnectError."""
+        loop = asyncio.get_running_loop()
+        try:
+            sock = await _first_to_connect(await self._resolve(loop), loop)
+        except OSError as error:
+            raise ConnectError(UNREACHABLE, detail=f"connect {self._host}:{self._port}: {error}") from error
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self._tls is None:
+                await loop.create_connection(protocol_factory, sock=sock)
+            else:
+                await loop.create_connection(protocol_factory, sock=sock, ssl=self._tls, server_hostname=self._host)
+        except ssl.CertificateError as error:
+            sock.close()
+            message = "The provider's certificate could not be verified; nothing was sent."
+            raise ConnectError(message, detail=f"tls {self._host}:{self._port}: {error}") from error
+        except OSError as error:
+            sock.close()
+            raise ConnectError(UNREACHABLE, detail=f"tls {self._host}:{self._port}: {error!r}") from error
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[Address]:
+        try:
+            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except OSError:
+            if not self._last_good:
+                raise
+            return self._last_good
+        self._last_good = _alternate([Address(family, sockaddr) for family, _, _, _, sockaddr in found])
+        return self._last_good
+
+
+def _alternate(addresses: list[Address]) -> list[Address]:
+    """One of each family in turn, beginning with the resolver's favourite: a dead family costs one head start."""
+    first = [one for one in addresses if one.family == addresses[0].family]
+    other = [one for one in addresses if one.family != addresses[0].family]
+    mixed: list[Address] = []
+    for at in range(max(len(first), len(other))):
+        mixed += first[at : at + 1] + other[at : at + 1]
+    return mixed
+
+
+async def _connect(address: Address, loop: asyncio.AbstractEventLoop) -> socket.socket:
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, address.sockaddr)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _first_to_connect(addresses: Sequence[Address], loop: asyncio.AbstractEventLoop) -> socket.socket:
+    """The first socket that connects; the others are closed. Raises the last OSError when all fail."""
+    if len(addresses) == 1:
+        return await _connect(addresses[0], loop)
+    left = list(addresses)
+    racing: set[asyncio.Task[socket.socket]] = set()
+    winner: socket.socket | None = None
+    failure: OSError = OSError("the name has no address")
+    try:
+        while winner is None and (left or racing):
+            if left:
+                racing.add(loop.create_task(_connect(left.pop(0), loop)))
+            done, racing = await asyncio.wait(
+                racing, timeout=HEAD_START_SECONDS if left else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                error = task.exception()
+                if isinstance(error, OSError):
+                    failure = error
+                elif winner is None:
+                    winner = task.result()
+                else:
+                    task.result().close()
+    finally:
+        for task in racing:
+            task.add_done_callback(_close_late)
+            task.cancel()
+    if winner is None:
+        raise failure
+    return winner
+
+
+def _close_late(task: asyncio.Task[socket.socket]) -> None:
+    """A loser that had connected before it could be cancelled."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

@@ -1,0 +1,295 @@
+"""Which connection serves which call: idle ones from the top of a stack, waiting calls from the head of a queue.
+
+The sizes are kept by four rules, and nothing else moves a connection:
+- connections open + connections being opened <= `max_connections`;
+- a waiting call never starts more than one attempt to connect, and takes whatever is free first, new or given back;
+- an attempt belongs to the pool, not to the call that caused it: who leaves the queue leaves the attempt to the next;
+- a connection is `give_back`en or `drop`ped exactly once after each call, whatever became of the call.
+
+A refused connection is told to the call that waits longest. A connection that does not come in time is told to
+nobody: each waiting call has a deadline of its own.
+
+Not here: bytes (h1.py), names and sockets (dial.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from ..clock import NEVER
+from ..errors import ConnectError, ConnectTimeoutError, GatewayError, PoolOverflowError, ShuttingDownError
+from .dial import UNREACHABLE
+from .h1 import H1Connection
+
+if TYPE_CHECKING:
+    from ..clock import Clock, Deadlines
+    from .dial import Dialer
+    from .stats import UpstreamStats
+
+SURPLUS_SECONDS = 1.0
+"""How long a connection above the idle bounds is kept: a burst must not close what its next beat opens again."""
+
+
+class PoolLimits(NamedTuple):
+    """Bounds of one endpoint; times in seconds. `connect_timeout` bounds an attempt and the wait in the queue alike."""
+
+    max_connections: int = 1024
+    max_pending: int = 1024
+    connect_timeout: float = 5.0
+    idle_timeout: float = 90.0
+    max_idle: int = 10
+
+
+DEFAULT_LIMITS = PoolLimits()
+
+
+class IdleQuota:
+    """Idle connections of all endpoints together."""
+
+    __slots__ = ("idle", "limit")
+
+    def __init__(self, limit: int = 100) -> None:
+        self.limit = limit
+        self.idle = 0
+
+
+class Waiter(Protocol):
+    """A call without a connection."""
+
+    deadline: float
+
+    def on_deadline(self) -> None:
+        """It waited long enough."""
+
+    def on_connection(self, connection: H1Connection) -> None:
+        """Served: it is no longer in the queue."""
+
+    def on_refused(self, error: GatewayError) -> None:
+        """There will be none: it is no longer in the queue."""
+
+
+class _Attempt:
+    """A connection being opened, in a task of the pool's."""
+
+    __slots__ = ("_pool", "deadline", "task")
+
+    def __init__(self, pool: Pool, deadline: float) -> None:
+        self._pool = pool
+        self.deadline = deadline
+        self.task = asyncio.get_running_loop().create_task(pool.dial())
+        self.task.add_done_callback(self._ended)
+
+    def on_deadline(self) -> None:
+        self.deadline = NEVER
+        self._pool.stats.cx_connect_timeout += 1
+        self.task.cancel()
+
+    def _ended(self, _: asyncio.Task[H1Connection]) -> None:
+        self._pool.attempt_ended(self)
+
+
+class Pool:
+    """The connections of one endpoint. `stats` and `limits` may be read and replaced at any time; see `update`."""
+
+    __slots__ = (
+        "_attempts",
+        "_closing",
+        "_clock",
+        "_deadlines",
+        "_dialer",
+        "_idle",
+        "_open",
+        "_queue",
+        "_quota",
+        "limits",
+        "stats",
+    )
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        limits: PoolLimits,
+        *,
+        clock: Clock,
+        deadlines: Deadlines,
+        stats: UpstreamStats,
+        quota: IdleQuota,
+    ) -> None:
+        self._dialer = dialer
+        self._clock = clock
+        self._deadlines = deadlines
+        self._quota = quota
+        self.limits = limits
+        self.stats = stats
+        self._open: set[H1Connection] = set()
+        self._idle: list[H1Connection] = []
+        self._queue: OrderedDict[Waiter, None] = OrderedDict()
+        self._attempts: set[_Attempt] = set()
+        self._closing = False
+
+    # For calls.
+
+    def take(self) -> H1Connection | None:
+        """The idle connection that was used last, or None."""
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            self._quota.idle -= 1
+            if connection.usable:
+                return connection
+        return None
+
+    def wait(self, waiter: Waiter) -> None:
+        """Queue for a connection, and open one where the bounds allow it. Raises OverloadError."""
+        if self._closing:
+            raise ShuttingDownError("This provider is being removed. Try again.", retry_after=1.0)
+        if len(self._queue) >= self.limits.max_pending:
+            self.stats.rq_pending_overflow += 1
+            raise PoolOverflowError("Too many requests wait for this provider. Try again later.", retry_after=1.0)
+        self._enqueue(waiter)
+
+    def wait_first(self, waiter: Waiter) -> None:
+        """Ahead of the queue and past its bound, for a fresh connection: an idle one is given up for it if need be."""
+        if self._idle and self._size >= self.limits.max_connections:
+            self._idle[0].close()
+        self._enqueue(waiter)
+        self._queue.move_to_end(waiter, last=False)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Wait no longer. The attempt goes on: its connection serves the next call."""
+        if waiter in self._queue:
+            self._dequeue(waiter)
+
+    def timed_out(self, waiter: Waiter) -> GatewayError:
+        """`waiter` has waited too long and leaves; what to tell it depends on what it waited for."""
+        self.leave(waiter)
+        self.stats.rq_pending_timeout += 1
+        if self._attempts:
+            return ConnectTimeoutError("The provider could not be reached in time.")
+        message = "All connections to this provider stayed busy. Try again later."
+        return PoolOverflowError(message, retry_after=1.0)
+
+    # For connections.
+
+    def give_back(self, connection: H1Connection) -> None:
+        """It is ready for another call."""
+        if len(self._open) > self.limits.max_connections:
+            connection.close()
+        elif self._queue:
+            self._first().on_connection(connection)
+        elif self._closing:
+            connection.close()
+        else:
+            idle = self._idle
+            quota = self._quota
+            within = len(idle) < self.limits.max_idle and quota.idle < quota.limit
+            connection.deadline = self._clock.monotonic() + (self.limits.idle_timeout if within else SURPLUS_SECONDS)
+            idle.append(connection)
+            quota.idle += 1
+
+    def drop(self, connection: H1Connection) -> None:
+        """It is closed, and its place is free. Harmless when the pool never had it, or has it no more."""
+        if connection not in self._open:
+            return
+        self._open.discard(connection)
+        self.stats.cx_active -= 1
+        self._deadlines.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+            self._quota.idle -= 1
+        self._replenish()
+
+    # For the endpoint.
+
+    def update(self, limits: PoolLimits) -> None:
+        """New bounds: they hold for what comes; what is over them goes as it becomes idle."""
+        self.limits = limits
+        self._replenish()
+
+    @property
+    def idle(self) -> int:
+        """Connections without a call."""
+        return len(self._idle)
+
+    async def aclose(self) -> None:
+        """Close what is idle and give up attempts nobody waits for; connections in use close after their call."""
+        self._closing = True
+        for connection in list(self._idle):
+            connection.close()
+        unwanted = list(self._attempts)[len(self._queue) :]
+        for attempt in unwanted:
+            attempt.task.cancel()
+        if unwanted:
+            await asyncio.wait([attempt.task for attempt in unwanted])
+
+    # Inside.
+
+    @property
+    def _size(self) -> int:
+        return len(self._open) + len(self._attempts)
+
+    def _enqueue(self, waiter: Waiter) -> None:
+        waiter.deadline = self._clock.monotonic() + self.limits.connect_timeout
+        self._queue[waiter] = None
+        self._deadlines.add(waiter)
+        self.stats.rq_pending_active += 1
+        self._replenish()
+
+    def _dequeue(self, waiter: Waiter) -> None:
+        del self._queue[waiter]
+        self._deadlines.discard(waiter)
+        self.stats.rq_pending_active -= 1
+
+    def _first(self) -> Waiter:
+        waiter = next(iter(self._queue))
+        self._dequeue(waiter)
+        return waiter
+
+    def _replenish(self) -> None:
+        while len(self._queue) > len(self._attempts) and self._size < self.limits.max_connections:
+            attempt = _Attempt(self, self._clock.monotonic() + self.limits.connect_timeout)
+            self._attempts.add(attempt)
+            self._deadlines.add(attempt)
+
+    async def dial(self) -> H1Connection:
+        """The body of an attempt."""
+        connection = H1Connection(self, self._clock)
+        try:
+            await self._dialer.open(lambda: connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def attempt_ended(self, attempt: _Attempt) -> None:
+        """It connected, was refused, or was cancelled."""
+        self._attempts.discard(attempt)
+        self._deadlines.discard(attempt)
+        if attempt.task.cancelled():
+            self._replenish()
+            return
+        error = attempt.task.exception()
+        if error is None:
+            connection = attempt.task.result()
+            if connection.usable:
+                self._open.add(connection)
+                self._deadlines.add(connection)
+                self.stats.cx_active += 1
+                self.stats.cx_total += 1
+                self.give_back(connection)
+                return
+            error = ConnectError(UNREACHABLE, detail="closed as soon as it was open")
+        elif not isinstance(error, ConnectError):
+            context = {"message": "connecting failed in a way that is not mapped", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+            error = ConnectError(UNREACHABLE, detail=repr(error))
+        self._refuse(error)
+
+    def _refuse(self, error: ConnectError) -> None:
+        self.stats.cx_connect_fail += 1
+        waiter = self._first() if self._queue else None
+        self._replenish()
+        if waiter is not None:
+            waiter.on_refused(error)
