@@ -1,0 +1,1 @@
+"""The languages of providers, one file each."""

@@ -1,9 +1,9 @@
 """Time, injected: the one module of the package that may ask the operating system what time it is.
 
-Two kinds of waiting are offered. `Clock.call_at` is an exact timer, 1.4 µs each. `Deadlines` is one coarse timer shared by
-everything that has a deadline that moves with every request or event: a holder writes a float, and one sweep every 100 ms
-finds those that are over. Moving a deadline therefore costs an attribute write, and a deadline fires at most one sweep late,
-never early.
+Two kinds of waiting are offered. `Clock.call_at` is an exact timer, 1.4 µs each. `Deadlines` is one coarse timer shared
+by everything that has a deadline that moves with every request or event: a holder writes a float, and one sweep every
+100 ms finds those that are over. Moving a deadline therefore costs an attribute write, and a deadline fires at most one
+sweep late, never early.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Everything that can go wrong with an exchange, as types.
 
 Three questions are answered by the class alone: whose fault (`DownstreamError`: the caller's, `UpstreamError`: the
-provider's, `OverloadError`: ours), what to answer (`status`, `code`, `type`), and may another attempt help (`condition`: the
-word of the `retry` filter's `on:` list, None for never). The message is read by the client: it says what to do and holds no
-host name and no secret; `detail` is for the log alone.
+provider's, `OverloadError`: ours), what to answer (`status`, `code`, `type`), and may another attempt help
+(`condition`: the word of the `retry` filter's `on:` list, None for never). The message is read by the client: it says
+what to do and holds no host name and no secret; `detail` is for the log alone.
 
 Turning an error into an answer happens in replies.py and nowhere else. Any other exception is a bug of ours: 500.
 """

@@ -1,4 +1,4 @@
-"""The client's side of one exchange, as a seam: the engine above it does not know whether a socket or an ASGI server is below.
+"""The client's side of one exchange, as a seam: the engine does not know whether a socket or an ASGI server is below.
 
 Two implementations: the hardened uvicorn protocol calls the engine directly from the parser, with no task in between
 (http_protocol.py); the portable ASGI form pays for a receive task and runs anywhere (asgi.py).
@@ -22,7 +22,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class RequestHead:
-    """What is known of a request before its body. `path` is percent-decoded, `target` is the raw path as sent, without query."""
+    """What is known of a request before its body. `path` is percent-decoded, `target` the raw path without query."""
 
     __slots__ = ("client", "headers", "http_version", "method", "path", "query", "scheme", "target")
 
@@ -65,7 +65,7 @@ class DownstreamListener(Protocol):
         """The whole body, once, after `read_body`."""
 
     def on_body_error(self, error: GatewayError) -> None:
-        """The body is too large, too slow or does not fit the memory set aside for bodies. The client still hears an answer."""
+        """The body is too large, too slow, or more than the memory for bodies. The client still hears an answer."""
 
     def on_resume(self) -> None:
         """The client reads again after `write` had returned False."""
@@ -75,7 +75,8 @@ class DownstreamListener(Protocol):
 
 
 class Downstream(ABC):
-    """One request, and the answer to it. Used in the order `read_body`?, `start`, `write`*, `end`; or `abort` at any point."""
+    """One request, and its answer. Used in the order `read_body`?, `start`, `write`*, `end`; or `abort` at any
+    point."""
 
     __slots__ = ("head", "listener")
 
@@ -90,8 +91,8 @@ class Downstream(ABC):
     def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:
         """The head of the answer. `length` None means unknown: chunked (HTTP/1.1) or ended by close (1.0).
 
-        It leaves together with the first body bytes, or at `end`, so that a whole answer is one segment. `headers` holds
-        neither framing nor connection fields.
+        It leaves together with the first body bytes, or at `end`, so that a whole answer is one segment. `headers`
+        holds neither framing nor connection fields.
         """
 
     @abstractmethod

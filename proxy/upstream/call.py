@@ -1,8 +1,8 @@
 """One attempt at a provider, as a handle: started, paused, resumed, cancelled; it answers through callbacks.
 
 A handle costs no task and no future, so that one exchange can hold two of them (a hedge) and decide between them. What
-belongs to the way there (connect, TLS, waiting for a free connection) is bounded below this seam; what belongs to the answer
-(first token, silence, total) is the dispatcher's, who knows what a token is.
+belongs to the way there (connect, TLS, waiting for a free connection) is bounded below this seam; what belongs to the
+answer (first token, silence, total) is the dispatcher's, who knows what a token is.
 """
 
 from __future__ import annotations
@@ -66,10 +66,12 @@ class CallReceiver(Protocol):
         """Body bytes, unframed, as they came."""
 
     def on_end(self, call: Call, clean: bool) -> None:
-        """The message ended. `clean`: by its own framing (content-length, last chunk); False: by the end of the connection."""
+        """The message ended. `clean`: by its own framing (content-length, last chunk); False: by the end of the
+        connection."""
 
     def on_error(self, call: Call, error: GatewayError) -> None:
-        """It will not be whole: ConnectError and PoolOverflowError before anything was sent, ResetError before a byte of
+        """It will not be whole: ConnectError and PoolOverflowError before anything was sent, ResetError before
+        a byte of
         the answer was seen, BrokenAnswerError or ProtocolError after."""
 
 

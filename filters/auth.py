@@ -1,0 +1,80 @@
+"""Who calls: API keys.
+
+A key is known here only as its HMAC-SHA-256 under a secret of this process. What a caller presents is digested the same
+way and looked up by digest, so the time it takes says nothing about any key, and neither a dump of memory structures
+nor a repr shows one. Any bytes may be presented; all but a known key are 401.
+
+While no key is configured at all, everybody is let in as anonymous: the config refuses to combine that with an address
+that others can reach.
+
+Not here: what a key may do (roles are read by the admin listener).
+
+Status: stable. Trusts: nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from typing import TYPE_CHECKING
+
+from ..proxy.errors import UnauthorizedError
+from ..proxy.exchange import Principal
+from ..proxy.filter import Filter
+
+if TYPE_CHECKING:
+    from ..config import AuthConfig
+    from ..proxy.exchange import Exchange
+
+_BEARER = b"bearer "
+_MAX_KEY = 8192
+
+
+class Auth(Filter):
+    """Lets known keys pass and sets `ex.principal`."""
+
+    reads_body = False
+    admits = True
+
+    def __init__(self, config: AuthConfig) -> None:
+        self.name = "auth"
+        self.header = config.header.lower().encode()
+        self.admitted = 0
+        self.refused = 0
+        self._pepper = secrets.token_bytes(32)
+        self._principals = {
+            self._digest(key.key.reveal().encode()): Principal(
+                key.name, team=key.team, owner=key.owner, roles=frozenset(key.roles)
+            )
+            for key in config.keys
+        }
+
+    @property
+    def is_open(self) -> bool:
+        """No key is configured: everybody passes."""
+        return not self._principals
+
+    def on_request(self, ex: Exchange) -> None:
+        """Find the principal; raises UnauthorizedError."""
+        if self._principals:
+            ex.principal = self.identify(ex.head.header(self.header))
+        self.admitted += 1
+
+    def identify(self, presented: bytes | None) -> Principal:
+        """Whose key this header value holds, with or without `Bearer `; raises UnauthorizedError."""
+        if presented is None:
+            self.refused += 1
+            raise UnauthorizedError(f"No API key. Send yours in the header '{self._usage()}'.")
+        token = presented[7:] if presented[:7].lower() == _BEARER else presented
+        principal = self._principals.get(self._digest(token.strip())) if len(token) <= _MAX_KEY else None
+        if principal is None:
+            self.refused += 1
+            raise UnauthorizedError("Incorrect API key. Check it against the gateway's auth.keys.")
+        return principal
+
+    def _usage(self) -> str:
+        name = self.header.decode()
+        return "Authorization: Bearer YOUR_KEY" if name == "authorization" else f"{name}: YOUR_KEY"
+
+    def _digest(self, key: bytes) -> bytes:
+        return hmac.digest(self._pepper, key, "sha256")

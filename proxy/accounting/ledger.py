@@ -1,0 +1,146 @@
+"""From an exchange to its two records: `open` at admission, `done` at the end, and what it used and cost in between.
+
+The one place that decides what an exchange is charged: what the provider reported; else, where text was delivered, an
+estimate marked as one; else nothing. A client that left, or a stream that broke, pays for what was delivered.
+
+Not here: writing (spool.py), storing (control/events/), prices (price_lookup.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import OverloadError
+from .estimate import delivered_tokens
+from .record import Done, Opened, encode
+from .spool import SpoolFullError
+from .usage import NO_USAGE, Usage
+
+if TYPE_CHECKING:
+    from ..exchange import Exchange
+    from .estimate import Estimator
+    from .spool import Spool
+
+
+class Ledger:
+    """Writes the records of one worker. `spool` None keeps none (tests, tools)."""
+
+    __slots__ = ("_spool", "_worker", "estimator", "rows")
+
+    def __init__(self, spool: Spool | None, estimator: Estimator, worker: str = "0") -> None:
+        self._spool = spool
+        self._worker = worker
+        self.estimator = estimator
+        self.rows = 0
+
+    def admit(self, ex: Exchange) -> None:
+        """The exchange exists from now on. Raises OverloadError when the spool is full and its policy is to refuse."""
+        ex.admitted = True
+        if self._spool is None:
+            return
+        principal = ex.principal
+        try:
+            self._spool.append(
+                encode(
+                    Opened(
+                        id=ex.id,
+                        at=ex.wall,
+                        worker=self._worker,
+                        key=principal.name,
+                        team=principal.team or "",
+                        owner=principal.owner or "",
+                        endpoint=ex.face.name,
+                        client_request_id=ex.client_request_id.decode("ascii") if ex.client_request_id else "",
+                    )
+                )
+            )
+        except SpoolFullError:
+            ex.admitted = False
+            raise OverloadError(
+                "The gateway cannot record this request: its ledger is full.", retry_after=5.0
+            ) from None
+
+    def settle(self, ex: Exchange, reported: Usage | None, text_bytes: int) -> None:
+        """Set `ex.usage` and `ex.cost_usd` from the provider's report, or from what was delivered."""
+        attempt = ex.attempts[-1]
+        facts = ex.facts
+        if reported is not None:
+            usage = reported
+            if facts is not None and ex.rough_prompt is not None:
+                self.estimator.observe(attempt.target.model, ex.rough_prompt, reported.prompt_tokens)
+        elif facts is not None and text_bytes:
+            prompt = ex.rough_prompt or self.estimator.estimate_prompt(attempt.target.model, facts.body)
+            usage = Usage(prompt.tokens, delivered_tokens(text_bytes), source="estimated")
+        else:
+            usage = NO_USAGE
+        ex.usage = usage
+        price = ex.graph.price(attempt.target)
+        if price is not None:
+            ex.cost_usd = price.cost(usage)
+            ex.cost_source = price.source
+
+    def estimate_cost(self, ex: Exchange) -> float | None:
+        """What a stream that begins now may cost: the estimated prompt and the output it is allowed. None:
+        price unknown."""
+        facts, target = ex.facts, ex.attempts[-1].target
+        price = ex.graph.price(target)
+        if facts is None or price is None:
+            return None
+        prompt = ex.rough_prompt = self.estimator.estimate_prompt(target.model, facts.body)
+        output = self.estimator.output_reservation(facts.max_tokens, facts.n)
+        return price.cost(Usage(prompt.tokens, output, source="estimated"))
+
+    def close(self, ex: Exchange, now: float) -> None:
+        """Write the `done` record; once for each admitted exchange."""
+        self.rows += 1
+        if self._spool is None:
+            return
+        principal = ex.principal
+        usage = ex.usage or NO_USAGE
+        attempt = ex.attempts[-1] if ex.attempts else None
+        duration = (now - ex.started) * 1000
+        upstream = sum((try_.ended_at or now) - try_.started for try_ in ex.attempts) * 1000 if ex.attempts else None
+        self._spool.append(
+            encode(
+                Done(
+                    id=ex.id,
+                    at=ex.wall,
+                    status=ex.status,
+                    outcome=ex.outcome,
+                    error_code=ex.error.code if ex.error is not None else "",
+                    key=principal.name,
+                    team=principal.team or "",
+                    owner=principal.owner or "",
+                    endpoint=ex.face.name,
+                    route=ex.route.name if ex.route is not None else "",
+                    model=ex.model,
+                    provider=attempt.target.cluster.name if attempt is not None else "",
+                    upstream_model=attempt.target.model if attempt is not None else "",
+                    upstream_request_id=attempt.request_id if attempt is not None else "",
+                    client_request_id=ex.client_request_id.decode("ascii") if ex.client_request_id else "",
+                    stream=ex.facts is not None and ex.facts.stream,
+                    attempts=len(ex.attempts),
+                    prompt_tokens=usage.prompt_tokens,
+                    completion_tokens=usage.completion_tokens,
+                    cached_tokens=usage.cached_tokens,
+                    cache_write_tokens=usage.cache_write_tokens,
+                    reasoning_tokens=usage.reasoning_tokens,
+                    audio_input_tokens=usage.audio_input_tokens,
+                    audio_output_tokens=usage.audio_output_tokens,
+                    usage_source=usage.source,
+                    service_tier=usage.service_tier or "",
+                    cost_usd=ex.cost_usd,
+                    cost_source=ex.cost_source,
+                    duration_ms=round(duration, 3),
+                    ttft_ms=round((ex.first_token_at - ex.started) * 1000, 3)
+                    if ex.first_token_at is not None
+                    else None,
+                    upstream_ms=round(upstream, 3) if upstream is not None else None,
+                    overhead_ms=round(max(0.0, duration - upstream), 3) if upstream is not None else None,
+                    bytes_in=ex.bytes_in,
+                    bytes_out=ex.bytes_out,
+                    config=ex.graph.version,
+                    worker=self._worker,
+                )
+            )
+        )

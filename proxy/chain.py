@@ -1,0 +1,83 @@
+"""A list of filters, compiled: for each moment only the filters that override it.
+
+The leading filters that do not read the body and that no route overrides are the *prefix*, the same for every route;
+they run before the body is read. Each route then has its own *rest*. Positions count through prefix and rest, so "every
+filter above this one" is a comparison of two numbers.
+"""
+
+from __future__ import annotations
+
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .filter import Event, Filter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .exchange import Exchange
+
+
+class RequestStep(NamedTuple):
+    """One `on_request`. A sync one is called in place; only an async one costs a task."""
+
+    position: int
+    call: Callable[[Exchange], Any]
+    is_async: bool
+
+
+class Chain:
+    """The filters of one route from top to bottom. `first` is where `requests` begin: what is above has already run."""
+
+    __slots__ = ("attempt_ends", "attempts", "done", "events", "filters", "observers", "requests", "responses")
+
+    def __init__(self, filters: Sequence[Filter], first: int = 0) -> None:
+        self.filters = tuple(filters)
+        placed = list(enumerate(self.filters))
+        self.requests = tuple(
+            RequestStep(at, f.on_request, iscoroutinefunction(f.on_request))
+            for at, f in placed
+            if at >= first and _overrides(f, "on_request")
+        )
+        self.attempts = tuple(f.on_attempt for f in self.filters if _overrides(f, "on_attempt"))
+        self.attempt_ends = tuple(f.on_attempt_end for f in self.filters if _overrides(f, "on_attempt_end"))
+        self.responses = tuple((at, f.on_response) for at, f in reversed(placed) if _overrides(f, "on_response"))
+        self.observers = tuple(f.on_bytes for f in reversed(self.filters) if _overrides(f, "on_bytes"))
+        self.events = tuple(f.on_event for f in reversed(self.filters) if _overrides(f, "on_event"))
+        self.done = tuple((at, f.on_done) for at, f in reversed(placed) if _overrides(f, "on_done"))
+
+    @property
+    def byte_path(self) -> bool:
+        """Streams pass as bytes: no filter rewrites events."""
+        return not self.events
+
+    def rewrite(self, ex: Exchange, raw: bytes) -> bytes:
+        """One event through every `on_event`, bottom to top."""
+        events = [Event(raw)]
+        for on_event in self.events:
+            kept: list[Event] = []
+            for event in events:
+                result = on_event(ex, event)
+                if isinstance(result, list):
+                    kept += result
+                elif result is not None:
+                    kept.append(result)
+            events = kept
+        return b"".join([event.raw for event in events])
+
+
+def _overrides(link: Filter, moment: str) -> bool:
+    return getattr(type(link), moment) is not getattr(Filter, moment)
+
+
+def prefix_length(filters: Sequence[Filter], overridden: frozenset[str]) -> int:
+    """How many leading filters form the prefix; `overridden` names those some route changes or switches off."""
+    for at, link in enumerate(filters):
+        if link.reads_body or link.name in overridden:
+            return at
+    return len(filters)
+
+
+def misplaced(kinds: Sequence[str], after: Sequence[tuple[str, ...]]) -> list[tuple[int, str]]:
+    """Positions of filters that stand above one they must come after, with the name of that one."""
+    return [(at, later) for at, wanted in enumerate(after) for later in wanted if later in kinds[at + 1 :]]

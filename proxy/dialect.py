@@ -1,0 +1,125 @@
+"""What a provider's language must say about itself, so that the engine can carry it without knowing it.
+
+A `Dialect` is a set of `Operation`s ("chat", later "responses", "embeddings"). An operation reads a request once,
+writes the body each target gets, and follows the answer: as a whole, or as a stream through a `StreamReader`. The
+engine asks only: which model, is it a stream, when has the answer really begun, is it whole, and what did it use.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .accounting.usage import Usage
+    from .edge.downstream import Headers
+    from .errors import GatewayError
+
+
+class RequestFacts:
+    """What the engine knows of a request body. `body` is the client's own bytes; operations keep more in subclasses."""
+
+    __slots__ = ("body", "max_tokens", "model", "n", "stream", "wants_usage")
+
+    def __init__(
+        self, body: bytes, model: str, *, stream: bool, wants_usage: bool, max_tokens: int | None, n: int
+    ) -> None:
+        self.body = body
+        self.model = model
+        self.stream = stream
+        self.wants_usage = wants_usage
+        self.max_tokens = max_tokens
+        self.n = n
+
+
+class AnswerFacts:
+    """What a whole answer says. `error`: a provider's error in a 200; `text_bytes`: of generated text, for an
+    estimate."""
+
+    __slots__ = ("error", "text_bytes", "usage")
+
+    def __init__(self, usage: Usage | None = None, *, error: bool = False, text_bytes: int = 0) -> None:
+        self.usage = usage
+        self.error = error
+        self.text_bytes = text_bytes
+
+
+class StreamReader(ABC):
+    """Follows one streamed answer: bytes in, bytes that may be relayed out, and what became of it.
+
+    It is fed until `finished`; then the rest of the message is nobody's. Bytes given out end at an event boundary
+    unless `mid_event`.
+    """
+
+    __slots__ = ("before_terminal", "committed", "failed", "finished", "rewrite", "text_bytes", "usage")
+
+    def __init__(self) -> None:
+        self.committed = False
+        """An event with content, reasoning, refusal, audio, a tool call or a finish was seen."""
+        self.finished = False
+        """The dialect's own terminal event was seen: the answer is whole."""
+        self.failed = False
+        """The provider sent an error event of its own."""
+        self.usage: Usage | None = None
+        self.text_bytes = 0
+        self.before_terminal: Callable[[], bytes] | None = None
+        """Asked once, for bytes to put before the terminal event (after it, in a dialect without `[DONE]`)."""
+        self.rewrite: Callable[[bytes], bytes] | None = None
+        """Filters that rewrite events; None keeps the byte path."""
+
+    @property
+    @abstractmethod
+    def mid_event(self) -> bool:
+        """Part of an unfinished event has been given out: nothing may be added to the stream."""
+
+    @abstractmethod
+    def feed(self, data: bytes) -> bytes:
+        """What of `data`, and of what was held before, may go down now."""
+
+    @abstractmethod
+    def end(self) -> tuple[bytes, bool]:
+        """At a *clean* end of the message: the last bytes to relay, and whether the answer is whole without a
+        terminal event."""
+
+
+class Operation(ABC):
+    """One endpoint of a dialect."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def read(self, body: bytes, *, max_depth: int) -> RequestFacts:
+        """Understand a request; raises DownstreamError with the code that says what is wrong."""
+
+    @abstractmethod
+    def encode(self, facts: RequestFacts, model: str) -> bytes:
+        """The body for a target that calls the model `model`; the client's own bytes where nothing has to change."""
+
+    @abstractmethod
+    def target(self, query: bytes) -> bytes:
+        """Path and query below the provider's base URL."""
+
+    @abstractmethod
+    def open_stream(self, facts: RequestFacts) -> StreamReader:
+        """A reader for one streamed answer."""
+
+    @abstractmethod
+    def read_answer(self, body: bytes) -> AnswerFacts:
+        """Read a whole answer; never raises: what cannot be read is passed on and says nothing."""
+
+    @abstractmethod
+    def error_event(self, error: GatewayError) -> bytes:
+        """One complete event that every SDK of the dialect raises as an API error."""
+
+
+class Dialect(ABC):
+    """A provider's language."""
+
+    name: ClassVar[str]
+    operations: Mapping[str, Operation]
+
+    @abstractmethod
+    def credential(self, key: str) -> Headers:
+        """The fields that carry a provider's key."""

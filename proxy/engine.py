@@ -1,0 +1,110 @@
+"""The data half: takes exchanges from an edge and runs each under the graph of its time."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from itertools import count
+from typing import TYPE_CHECKING
+
+import structlog
+
+from .errors import ShuttingDownError
+from .run import Run
+from .stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+    from random import Random
+
+    from .accounting.ledger import Ledger
+    from .clock import Clock, Deadlines
+    from .dialect import Dialect, Operation
+    from .edge.downstream import Downstream
+    from .faces import Face
+    from .graph import Graph
+
+
+class Engine:
+    """What all exchanges of one worker share. The `Acceptor` of its edges.
+
+    `graph` is replaced whole on reload; exchanges under way keep theirs.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        face_dialect: Dialect,
+        clock: Clock,
+        deadlines: Deadlines,
+        rng: Random,
+        ledger: Ledger,
+    ) -> None:
+        self.graph = graph
+        self.clock = clock
+        self.deadlines = deadlines
+        self.rng = rng
+        self.ledger = ledger
+        self.stats = Stats()
+        self.log: structlog.stdlib.BoundLogger = structlog.get_logger("headgate")
+        self.live: set[Run] = set()
+        self.draining = False
+        self._operations: Mapping[str, Operation] = face_dialect.operations
+        self._ids = count(1)
+        self._id_prefix = f"hg_{secrets.token_hex(8)}"
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def accepts(self, path: str) -> bool:
+        """Whether the endpoint table has the path."""
+        return self.graph.faces.serves(path)
+
+    def accept(self, downstream: Downstream) -> None:
+        """Run one exchange."""
+        run = Run(self, downstream)
+        downstream.listener = run
+        run.start()
+
+    def operation(self, face: Face) -> Operation:
+        """The operation a face speaks."""
+        return self._operations[face.operation]
+
+    def next_id(self) -> str:
+        """Unique without asking the system: 64 random bits of this engine, then a count."""
+        return f"{self._id_prefix}{next(self._ids):08x}"
+
+    def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """A task that the engine owns: it is cancelled by its run, or with the engine."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def over(self, run: Run) -> None:
+        """A run has finished."""
+        self.live.discard(run)
+
+    async def drain(self, grace: float) -> int:
+        """Refuse new exchanges and wait for those under way, at most `grace` seconds; returns how many are left."""
+        self.draining = True
+        until = self.clock.monotonic() + grace
+        while self.live and (left := until - self.clock.monotonic()) > 0:
+            await self.clock.sleep(min(0.05, left))
+        return len(self.live)
+
+    def cut(self) -> None:
+        """End what is still under way with an error the client can see; each leaves its record."""
+        for run in list(self.live):
+            if run.dispatch is not None:
+                run.dispatch.cut(ShuttingDownError("The gateway is shutting down.", retry_after=1.0))
+            if not run.done:
+                run.refuse(ShuttingDownError("The gateway is shutting down.", retry_after=1.0))
+
+    async def aclose(self) -> None:
+        """Cut what is left and end every task of the engine."""
+        self.draining = True
+        self.cut()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

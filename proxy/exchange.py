@@ -1,0 +1,162 @@
+"""One request and what became of it: the object every filter sees.
+
+Slotted and plain. It holds facts and decisions, never behaviour of the engine: who moves it along is run.py,
+dispatch.py and answer.py.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .accounting.estimate import PromptEstimate
+    from .accounting.record import Outcome
+    from .accounting.usage import Usage
+    from .dialect import RequestFacts
+    from .dispatch import Attempt
+    from .edge.downstream import Headers, RequestHead
+    from .errors import GatewayError
+    from .faces import Face
+    from .graph import Graph, Route
+    from .plan import RetryPolicy, Scorer, Target
+
+
+class Principal:
+    """Who calls. Without `auth` everybody is ANONYMOUS."""
+
+    __slots__ = ("name", "owner", "roles", "team")
+
+    def __init__(
+        self, name: str, *, team: str | None = None, owner: str | None = None, roles: frozenset[str] = frozenset()
+    ) -> None:
+        self.name = name
+        self.team = team
+        self.owner = owner
+        self.roles = roles
+
+    def __repr__(self) -> str:
+        return f"<Principal {self.name}>"
+
+
+ANONYMOUS = Principal("-")
+
+
+class Veto:
+    """A filter's objection to targets: `check(target)` gives a reason or None. `soft`: may be overruled when all
+    are vetoed."""
+
+    __slots__ = ("check", "soft")
+
+    def __init__(self, check: Callable[[Target], str | None], soft: bool) -> None:
+        self.check = check
+        self.soft = soft
+
+
+class Exchange:
+    """The life of one request. Filters read all of it and may set `model`, `principal`, `retry`, `scorer` and
+    `state`."""
+
+    __slots__ = (
+        "_candidates",
+        "_model",
+        "admitted",
+        "attempts",
+        "bytes_in",
+        "bytes_out",
+        "client_request_id",
+        "cost_source",
+        "cost_usd",
+        "deadline",
+        "error",
+        "face",
+        "facts",
+        "first_token_at",
+        "graph",
+        "head",
+        "id",
+        "outcome",
+        "principal",
+        "reached",
+        "retry",
+        "rough_prompt",
+        "route",
+        "scorer",
+        "started",
+        "state",
+        "status",
+        "usage",
+        "vetoes",
+        "wall",
+    )
+
+    def __init__(self, id_: str, head: RequestHead, face: Face, graph: Graph, started: float, wall: float) -> None:
+        self.id = id_
+        """`x-headgate-request-id`, and the key of its record."""
+        self.head = head
+        self.face = face
+        self.graph = graph
+        """The config this exchange lives under to its end, reloads notwithstanding."""
+        self.started = started
+        self.wall = wall
+        self.client_request_id: bytes | None = None
+        self.principal = ANONYMOUS
+        self.route: Route | None = None
+        self.facts: RequestFacts | None = None
+        self.retry: RetryPolicy | None = None
+        self.scorer: Scorer | None = None
+        self.vetoes: list[Veto] = []
+        self.attempts: list[Attempt] = []
+        self.state: dict[type, Any] = {}
+        self.deadline = inf
+        """Monotonic time after which the caller no longer waits (`x-headgate-timeout-ms`)."""
+        self.admitted = False
+        """It has an `open` record, so it will have a `done` one."""
+        self.reached = -1
+        """Position in the chain of the last filter whose `on_request` was reached."""
+        self.status = 0
+        self.outcome: Outcome = "failed"
+        self.error: GatewayError | None = None
+        self.usage: Usage | None = None
+        self.rough_prompt: PromptEstimate | None = None
+        """The prompt as estimated, where something asked for it."""
+        self.cost_usd: float | None = None
+        self.cost_source = ""
+        self.first_token_at: float | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._model = ""
+        self._candidates: tuple[Target, ...] | None = None
+
+    @property
+    def model(self) -> str:
+        """The model the exchange asks for: the client's, until a filter sets another."""
+        return self._model
+
+    @model.setter
+    def model(self, value: str) -> None:
+        self._model = value
+        self._candidates = None
+
+    @property
+    def candidates(self) -> tuple[Target, ...]:
+        """Every target the config allows for the model, in config order. Raises ModelNotFoundError when there
+        is none."""
+        if self._candidates is None:
+            only = self.route.provider if self.route is not None else None
+            self._candidates = self.graph.models.resolve(self._model, provider=only)
+        return self._candidates
+
+    def veto(self, check: Callable[[Target], str | None], *, soft: bool = False) -> None:
+        """Object to targets. `check` is asked when the plan is built and again before each attempt."""
+        self.vetoes.append(Veto(check, soft))
+
+    @property
+    def header_fields(self) -> Headers:
+        """The request's fields."""
+        return self.head.headers
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.id} {self.face.name} model={self._model!r}>"

@@ -1,0 +1,81 @@
+"""The contract of a filter: an immutable config and up to seven moments in the life of an exchange.
+
+A filter is built once from its config and serves every exchange; what belongs to one exchange it keeps in `ex.state`,
+keyed by a type of its own. It overrides only the moments it needs: the chain is compiled at load, and a moment nobody
+overrides costs nothing. Only `on_request` may be async; the others run between two bytes.
+
+    class Shout(Filter):
+        def on_request(self, ex):
+            ex.head.headers.append((b"x-shout", b"yes"))
+
+`on_done` runs once for each filter whose `on_request` was reached, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping
+
+    from .dispatch import Attempt
+    from .exchange import Exchange
+    from .replies import Reply
+    from .upstream.call import ResponseHead
+
+
+class SkipTarget(Exception):  # noqa: N818 - not an error: a filter's word to the dispatcher
+    """Raised by `on_attempt`: not this target. `reason` stands in the message if no other is left."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Event:
+    """One event of a stream, its bytes with the blank line that ends it."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+
+class Filter:
+    """A link of the chain. `name` is its name in the config, unique within the chain."""
+
+    after: ClassVar[tuple[str, ...]] = ()
+    """Kinds of filters this one must come after; a violating order is a config error."""
+    reads_body: ClassVar[bool] = True
+    """False: may run before the body has been read, when nothing before it reads the body and no route overrides it."""
+    admits: ClassVar[bool] = False
+    """True: what this filter refuses never became an exchange, so it leaves no record (auth)."""
+
+    name: str = ""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Filter:
+        """Build a user-written filter from its `config:` mapping; the default passes the keys as keyword arguments."""
+        return cls(**config)
+
+    def on_request(self, ex: Exchange) -> Reply | Awaitable[Reply | None] | None:
+        """Let pass (None), answer (a Reply), or refuse (raise GatewayError). May be `async def`."""
+
+    def on_attempt(self, ex: Exchange, attempt: Attempt) -> None:
+        """An attempt is about to start; raise SkipTarget to try another target."""
+
+    def on_attempt_end(self, ex: Exchange, attempt: Attempt) -> None:
+        """An attempt ended; exactly once for each that started."""
+
+    def on_response(self, ex: Exchange, head: ResponseHead) -> None:
+        """The committed answer's head; fields may be edited in place."""
+
+    def on_bytes(self, ex: Exchange, data: bytes) -> None:
+        """Bytes of the answer's body on their way down; look, do not touch."""
+
+    def on_event(self, ex: Exchange, event: Event) -> Event | list[Event] | None:
+        """An event of a stream: keep, replace, split or drop it. A chain with one leaves the byte path."""
+        return event
+
+    def on_done(self, ex: Exchange) -> None:
+        """The exchange is over. Must not fail it: what is raised here is logged."""

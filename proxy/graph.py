@@ -1,0 +1,122 @@
+"""One version of the config, compiled: everything an exchange needs, immutable, swapped whole on reload.
+
+An exchange keeps the graph it began with. What must outlive a version (connections, counters) is in the clusters, which
+graphs share.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .accounting.price_lookup import PriceTable
+    from .accounting.prices import Price
+    from .chain import Chain
+    from .exchange import Exchange
+    from .faces import FaceTable
+    from .models import ModelTable
+    from .plan import Target
+    from .upstream.cluster import Cluster
+
+
+class Route:
+    """What matches, and the chain it gets. A field that is None matches everything; `model` may end in `*`."""
+
+    __slots__ = ("chain", "key", "model", "name", "path", "provider")
+
+    def __init__(
+        self,
+        name: str,
+        chain: Chain,
+        *,
+        path: str | None = None,
+        model: str | None = None,
+        key: str | None = None,
+        provider: str | None = None,
+    ) -> None:
+        self.name = name
+        self.chain = chain
+        self.path = path
+        self.model = model
+        self.key = key
+        self.provider = provider
+
+    def matches(self, ex: Exchange) -> bool:
+        """Whether an exchange whose body has been read takes this route."""
+        return (
+            _fits(self.path, ex.head.path)
+            and (self.key is None or self.key == ex.principal.name)
+            and _fits(self.model, ex.model)
+        )
+
+
+def _fits(pattern: str | None, value: str) -> bool:
+    if pattern is None or pattern == value:
+        return True
+    return pattern.endswith("*") and value.startswith(pattern.rstrip("*"))
+
+
+class Graph:
+    """A compiled config."""
+
+    __slots__ = (
+        "auth_open",
+        "body_limit",
+        "clusters",
+        "default",
+        "faces",
+        "json_depth",
+        "models",
+        "own_fields",
+        "prefix",
+        "prices",
+        "routes",
+        "version",
+    )
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        faces: FaceTable,
+        prefix: Chain,
+        routes: Sequence[Route],
+        default: Route,
+        models: ModelTable,
+        prices: PriceTable | None,
+        clusters: Mapping[str, Cluster],
+        body_limit: int,
+        json_depth: int,
+        auth_open: bool,
+        own_fields: frozenset[bytes],
+    ) -> None:
+        self.version = version
+        self.faces = faces
+        self.prefix = prefix
+        self.routes = tuple(routes)
+        self.default = default
+        self.models = models
+        self.prices = prices
+        self.clusters = dict(clusters)
+        self.body_limit = body_limit
+        self.json_depth = json_depth
+        self.auth_open = auth_open
+        """No key guards the data listener."""
+        self.own_fields = own_fields
+        """Request fields that carry our own keys: they never go upstream."""
+
+    def price(self, target: Target) -> Price | None:
+        """What the target costs now; None when nobody knows."""
+        if target.price is not None or self.prices is None:
+            return target.price
+        cluster = target.cluster
+        return self.prices.lookup(cluster.host, target.model, dialect=cluster.dialect.name, price_as=cluster.price_as)
+
+    def route(self, ex: Exchange) -> Route:
+        """The first route that matches, else the default one with the whole chain."""
+        for route in self.routes:
+            if route.matches(ex):
+                return route
+        return self.default

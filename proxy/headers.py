@@ -1,0 +1,112 @@
+"""Which fields cross the gateway, in which direction.
+
+Unknown fields pass: providers and SDKs invent new ones every month. What never passes: hop-by-hop fields and those that
+`connection` names, credentials and cookies, what describes the client's own hop, and everything in the gateway's own
+name space. The verdict on a name is remembered, because the same twenty names come with every request.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .edge.downstream import Headers, RequestHead
+
+_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"trailers",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+        b"content-length",
+    )
+)
+_NOT_UP = _HOP | frozenset(
+    (
+        b"host",
+        b"expect",
+        b"authorization",
+        b"x-api-key",
+        b"api-key",
+        b"x-goog-api-key",
+        b"cookie",
+        b"accept-encoding",
+        b"content-type",
+        b"content-encoding",
+        b"forwarded",
+        b"x-real-ip",
+        b"via",
+        b"origin",
+        b"referer",
+        b"x-request-id",
+    )
+)
+_NOT_DOWN = _HOP | frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security"))
+_OURS = b"x-headgate-"
+_REMEMBERED = 4096
+MAX_REQUEST_ID = 128
+
+
+class _Verdicts(dict[bytes, bool]):
+    """name -> passes; filled on demand and bounded, because names come from outside."""
+
+    def __init__(self, refused: frozenset[bytes], prefixes: tuple[bytes, ...]) -> None:
+        super().__init__()
+        self._refused = refused
+        self._prefixes = prefixes
+
+    def __missing__(self, name: bytes) -> bool:
+        passes = name not in self._refused and not name.startswith(self._prefixes)
+        if len(self) < _REMEMBERED:
+            self[name] = passes
+        return passes
+
+
+_up = _Verdicts(_NOT_UP, (_OURS, b"x-forwarded-", b"proxy-", b"sec-websocket-"))
+_down = _Verdicts(_NOT_DOWN, (_OURS, b"proxy-"))
+
+
+def to_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes]) -> Headers:
+    """The client's fields that go to the provider. `own` names further fields of ours, such as a configured key
+    header."""
+    up = _up
+    named = _named_by_connection(head.headers)
+    fields = [field for field in head.headers if up[field[0]] and field[0] not in own and field[0] not in named]
+    fields.append((b"content-type", b"application/json"))
+    fields.append((b"accept-encoding", b"identity"))
+    fields.append((b"x-request-id", request_id))
+    return fields
+
+
+def to_downstream(headers: Headers) -> Headers:
+    """The provider's fields that go to the client."""
+    down = _down
+    named = _named_by_connection(headers)
+    return [field for field in headers if down[field[0]] and field[0] not in named]
+
+
+def client_request_id(head: RequestHead) -> bytes | None:
+    """The client's `x-request-id` where it is one: at most 128 visible ASCII characters."""
+    value = head.header(b"x-request-id")
+    if (
+        value
+        and len(value) <= MAX_REQUEST_ID
+        and value.isascii()
+        and not any(byte <= 0x20 or byte == 0x7F for byte in value)
+    ):
+        return value
+    return None
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes] | tuple[()]:
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            return frozenset(
+                token.strip().lower() for key, tokens in headers if key == b"connection" for token in tokens.split(b",")
+            )
+    return ()

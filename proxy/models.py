@@ -1,0 +1,84 @@
+"""From the name a client asks for to the targets that may answer.
+
+Exact names beat wildcards, of which the longest prefix wins. Without `models` in the config, `provider/model` addresses
+any provider and a bare name goes to the first; with `models`, only providers marked `direct` can be addressed so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import ModelNotFoundError
+from .plan import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .accounting.prices import Price
+    from .upstream.cluster import Cluster
+
+_REMEMBERED = 1024
+"""Names come from outside: what is kept of them is bounded."""
+
+
+class ModelTarget(NamedTuple):
+    """A target as written: `model` None sends the requested name on."""
+
+    cluster: Cluster
+    model: str | None
+    priority: int
+    price: Price | None
+
+
+class ModelTable:
+    """Resolves names. Immutable but for a bounded memory of answers."""
+
+    __slots__ = ("_direct", "_entries", "_first", "_resolved", "_wildcards")
+
+    def __init__(
+        self,
+        entries: Mapping[str, Sequence[ModelTarget]],
+        clusters: Mapping[str, Cluster],
+        direct: frozenset[str],
+    ) -> None:
+        self._entries = dict(entries)
+        self._wildcards = sorted((name[:-1] for name in entries if name.endswith("*")), key=len, reverse=True)
+        self._direct = {name: clusters[name] for name in (direct if entries else clusters)}
+        self._first = None if entries else next(iter(clusters.values()), None)
+        self._resolved: dict[tuple[str, str | None], tuple[Target, ...]] = {}
+
+    def resolve(self, model: str, *, provider: str | None = None) -> tuple[Target, ...]:
+        """Candidates in config order; `provider` keeps only that one's. Raises ModelNotFoundError."""
+        known = self._resolved.get((model, provider))
+        if known is not None:
+            return known
+        targets = tuple(
+            Target(entry.cluster, entry.model or model, priority=entry.priority, price=entry.price)
+            for entry in self._find(model)
+            if provider is None or entry.cluster.name == provider
+        )
+        if not targets:
+            raise ModelNotFoundError(
+                f"The model '{model[:128]}' does not exist or no provider serves it.", param="model"
+            )
+        if len(self._resolved) >= _REMEMBERED:
+            self._resolved.clear()
+        self._resolved[model, provider] = targets
+        return targets
+
+    def _find(self, model: str) -> Sequence[ModelTarget]:
+        if not model.endswith("*") and model in self._entries:
+            return self._entries[model]
+        for prefix in self._wildcards:
+            if model.startswith(prefix):
+                return [entry._replace(model=entry.model or model) for entry in self._entries[prefix + "*"]]
+        name, slash, rest = model.partition("/")
+        if slash and rest and name in self._direct:
+            return [ModelTarget(self._direct[name], rest, 0, None)]
+        if self._first is not None:
+            return [ModelTarget(self._first, model, 0, None)]
+        return []
+
+    def names(self) -> list[str]:
+        """The models that can be listed: exact names, in config order."""
+        return [name for name in self._entries if not name.endswith("*")]

@@ -1,0 +1,67 @@
+"""Errors become answers here, and nowhere else.
+
+Every error has OpenAI's shape with all four keys, a request id, and neither a traceback nor a host name nor a secret.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .errors import GatewayError, UpstreamError
+
+if TYPE_CHECKING:
+    from .edge.downstream import Headers
+
+JSON = (b"content-type", b"application/json")
+_encode = msgspec.json.encode
+
+
+class Reply:
+    """A whole answer made by the gateway itself."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, body: bytes, headers: Headers | None = None) -> None:
+        self.status = status
+        self.body = body
+        self.headers = [JSON] if headers is None else headers
+
+
+def json_reply(value: object, status: int = 200) -> Reply:
+    """`value`, encoded."""
+    return Reply(status, _encode(value))
+
+
+def error_body(error: GatewayError, request_id: str | None = None) -> bytes:
+    """OpenAI's error object as JSON bytes."""
+    content: dict[str, object] = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    if request_id is not None:
+        content["request_id"] = request_id
+    return _encode({"error": content})
+
+
+def error_reply(error: GatewayError, request_id: str | None = None) -> Reply:
+    """The answer to an exchange that cannot go on.
+
+    429 and 503 carry `retry-after` (whole seconds, at least 1, at most 60: SDKs ignore more). `x-should-retry:
+    false` tells an SDK not to multiply our own attempts where they were made and spent.
+    """
+    headers: Headers = [JSON]
+    if error.status in (429, 503):
+        headers.append((b"retry-after", b"%d" % min(60, max(1, ceil(error.retry_after or 1)))))
+    if isinstance(error, UpstreamError):
+        headers.append((b"x-should-retry", b"false"))
+    return Reply(error.status, error_body(error, request_id), headers)
+
+
+def internal_error() -> GatewayError:
+    """What the client reads when the fault is a bug of ours; the traceback is in the log, under the request id."""
+    return GatewayError("The gateway failed to handle this request. Its log has the details under the request id.")
