@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from .proxy.upstream.call import Endpoint
 
 DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAI}
+MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
+"""The mock is known to be free, which is not the same as a price that nobody knows."""
 FACES = (
     Face("chat", "POST", "/v1/chat/completions", operation="chat", reads_body=True, repeatable=True, metered=True),
     Face("models", "GET", PATH, handler=list_models),
@@ -132,6 +134,7 @@ class Resources:
             has_credential=bool(provider.api_key),
             stand_in=provider.is_mock,
             price_as=provider.price_as,
+            price=MOCK_PRICE if provider.is_mock else None,
         )
 
     @staticmethod

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from .chain import ExpandedText
 from .errors import Report
-from .expand import Expander, ExpandError
+from .expand import Expander, ExpandError, ExpansionLimitError
 from .fields import internal
 from .secret import Secret
 from .suggest import did_you_mean
@@ -86,6 +86,8 @@ class Binder:
     def _refuse_key(self, table: Table, key: str, model: type[BaseModel]) -> None:
         if key in LATER_KEYS.get(model, ()):
             self._report.add(table.key(key), not_yet(key))
+            # It may stand instead of what this version requires, as `endpoints` does for `base_url`.
+            self._meant.update((id(table), name) for name, info in model.model_fields.items() if info.is_required())
             return
         known = {name for name, info in model.model_fields.items() if not internal(info)}
         meant = did_you_mean(key, known - table.entries.keys()) if self._report.has_room else None
@@ -98,6 +100,8 @@ class Binder:
             return node.text
         try:
             expansion = self._expander.expand(node.text)
+        except ExpansionLimitError as error:
+            self._report.refuse(node, str(error))
         except ExpandError as error:
             return self._gap(node, str(error))
         text, origin = expansion.text, expansion.origin

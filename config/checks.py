@@ -6,7 +6,7 @@ reported together with a mistyped one. Each check yields the place within the da
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from os.path import isfile
 from typing import Any, TypeAlias
 
 from .listeners import ADMIN_PORT, DATA_PORT, is_loopback
@@ -28,36 +28,10 @@ def check(data: Mapping[str, Any]) -> Found:
     yield from _files(data)
 
 
-def warn(data: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[str]:
-    """What an operator should know and may want."""
-    for loc, key in _all_keys(data):
-        secret = key.get("key")
-        if isinstance(secret, Secret) and not secret:
-            source = f" ({secret.origin})" if secret.origin else ""
-            yield f"filters[{loc[1]}].auth: the key '{shown(str(key.get('name')))}' is empty{source} and is dropped"
-    for name, provider in _mapping(data.get("providers")).items():
-        yield from _provider_warnings(name, _mapping(provider))
-    names = {key.get("name") for _, key in _all_keys(data)}
-    for index, route in enumerate(_listing(data.get("routes"))):
-        wanted = _mapping(_mapping(route).get("match")).get("key")
-        if isinstance(wanted, str) and wanted not in names:
-            yield f"routes[{index}].match.key: no key is named '{shown(wanted)}', so the route never matches"
-    if _is_open(data):
-        unused = " (it is set, but no auth filter reads it)" if env.get("HEADGATE_KEY") else ""
-        yield f"auth is open: whoever reaches a listener is let in; set HEADGATE_KEY to close it{unused}"
-
-
-def _provider_warnings(name: str, provider: dict[str, Any]) -> Iterator[str]:
-    secret, url = provider.get("api_key"), provider.get("base_url")
-    if not isinstance(secret, Secret):
-        return
-    if not secret:
-        source = f"{secret.origin} is not set" if secret.origin else "its api_key is empty"
-        yield f"providers.{name}: {source}, so nothing is sent there"
-    elif isinstance(url, str) and url.startswith("http://"):
-        host = url.removeprefix("http://").partition("/")[0].rpartition(":")[0] or url.removeprefix("http://")
-        if not is_loopback(host.strip("[]")):
-            yield f"providers.{name}: the api_key travels unencrypted; use https"
+def dropped_keys(data: Mapping[str, Any]) -> dict[str, str | None]:
+    """Names of the keys that expanded to nothing, each with the variable or file that is empty."""
+    found = ((key.get("name"), key.get("key")) for _, key in _all_keys(data))
+    return {str(name): secret.origin for name, secret in found if isinstance(secret, Secret) and not secret}
 
 
 def _targets(data: Mapping[str, Any]) -> Found:
@@ -118,7 +92,7 @@ def _listeners(data: Mapping[str, Any]) -> Found:
 
 def _files(data: Mapping[str, Any]) -> Found:
     file = _mapping(data.get("prices")).get("file")
-    if isinstance(file, str) and not Path(file).is_file():
+    if isinstance(file, str) and not isfile(file):
         yield ("prices", "file"), "no such file"
 
 

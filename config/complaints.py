@@ -47,6 +47,8 @@ def find(root: Node, loc: Sequence[str | int]) -> tuple[Node, str | None]:
     node = root
     missing: str | None = None
     for step in loc:
+        if step == "[key]":  # the key of a mapping is meant, and not its value
+            break
         child: Node | None = None
         if isinstance(node, Table) and isinstance(step, str):
             child = node.entries.get(step)

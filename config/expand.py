@@ -24,6 +24,10 @@ class ExpandError(ValueError):
     """An expansion that cannot be done; the message names the variable or file, never a value."""
 
 
+class ExpansionLimitError(ExpandError):
+    """All expansions together are too large; there is no use in going on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Expansion:
     """The text, and the variable or `file:…` that gave it; `origin` None where nothing was expanded."""
@@ -60,7 +64,7 @@ class Expander:
             origin = origin or source
             self._total += len(value)
             if self._total > MAX_TOTAL:
-                raise ExpandError("the expansions of this file are larger than 1 MiB")
+                raise ExpansionLimitError("the expansions of this file are larger than 1 MiB")
             parts.append(value)
         parts.append(text[end:])
         return Expansion("".join(parts), origin)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .errors import Place, Report
 from .providers import MOCK_URL
 from .secret import Secret
 
@@ -21,20 +22,16 @@ LATER: Final[Mapping[str, str]] = {"ANTHROPIC_API_KEY": "anthropic", "GEMINI_API
 """Variable -> a dialect that this version does not have."""
 
 
-def implicit_providers(env: Mapping[str, str]) -> dict[str, Any]:
-    """What `providers` would hold, had somebody written it."""
-    found = {
-        name: {"base_url": url, "api_key": Secret(env[variable], variable), "implicit": True}
-        for variable, (name, url) in KNOWN.items()
-        if env.get(variable)
-    }
+def implicit_providers(env: Mapping[str, str], report: Report) -> dict[str, Any]:
+    """What `providers` would hold, had somebody written it. A key that cannot be sent is reported."""
+    found: dict[str, Any] = {}
+    for variable, (name, url) in KNOWN.items():
+        secret = Secret(env.get(variable, ""), variable)
+        if flaw := secret.flaw():
+            report.add(Place(), flaw)
+        elif secret:
+            found[name] = {"base_url": url, "api_key": secret, "implicit": True}
+    for variable, dialect in LATER.items():
+        if env.get(variable):
+            report.warnings.append(f"{variable} is set, but this version does not have the {dialect} dialect")
     return found or {"mock": {"base_url": MOCK_URL, "implicit": True}}
-
-
-def later_warnings(env: Mapping[str, str]) -> list[str]:
-    """What to say about keys that nothing can use yet."""
-    return [
-        f"{variable} is set, but this version does not have the {dialect} dialect"
-        for variable, dialect in LATER.items()
-        if env.get(variable)
-    ]

@@ -8,19 +8,21 @@ what comes out needs no further check.
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from .bind import Binder
 from .checks import check as check_references
-from .checks import warn
+from .checks import dropped_keys
 from .complaints import find, message_of, place_of
 from .errors import ConfigError, Problem, Report
 from .expand import Expander, read_text, reason
-from .from_env import implicit_providers, later_warnings
+from .from_env import implicit_providers
 from .gateway import GatewayConfig
+from .warnings import warnings_of
 from .written import rewrite
-from .yaml_nodes import MAX_BYTES, parse
+from .yaml_nodes import MAX_BYTES, Table, parse
 
 
 def load_config(path: str | Path | None = None, *, env: Mapping[str, str] | None = None) -> GatewayConfig:
@@ -59,17 +61,19 @@ def _load(text: str, name: str, files: tuple[Path, ...], env: Mapping[str, str] 
     tree = rewrite(parse(text, report), report)
     binder = Binder(expander, report)
     data = binder.bind(tree, GatewayConfig)
-    warnings = list(later_warnings(env)) if "providers" not in data else []
-    data.setdefault("providers", implicit_providers(env))
-
+    if "providers" not in data:
+        data["providers"] = implicit_providers(env, report)
     for loc, message in check_references(data):
-        node, missing = find(tree, loc)
-        report.add(place_of(node, missing), message)
-    prices = data.get("prices")
-    if isinstance(prices, dict) and isinstance(prices.get("file"), str):
-        files = (*files, Path(prices["file"]))
-    data["warnings"] = (*warnings, *warn(data, env))
-    data["files"] = (*files, *expander.files)
+        report.add(place_of(*find(tree, loc)), message)
+    config = _typed(data, tree, binder, report)
+
+    if config.prices.file is not None:
+        files = (*files, config.prices.file)
+    warnings = (*report.warnings, *warnings_of(config, dropped_keys(data), env))
+    return config.model_copy(update={"warnings": warnings, "files": (*files, *expander.files)})
+
+
+def _typed(data: Mapping[str, Any], tree: Table, binder: Binder, report: Report) -> GatewayConfig:
     try:
         config = GatewayConfig.model_validate(data)
     except ValidationError as error:

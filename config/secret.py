@@ -6,12 +6,13 @@ search for that word finds every use. Pickling is refused: a pickle is a copy no
 
 import hmac
 from hashlib import sha256
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
-MASK = "***"
+MASK: Final = "***"
+MAX_LENGTH: Final = 8192
 
 
 class Secret:
@@ -29,6 +30,16 @@ class Secret:
         """The text itself."""
         text: str = object.__getattribute__(self, "_text")
         return text
+
+    def flaw(self) -> str | None:
+        """Why it cannot stand in a header, or None."""
+        text = self.reveal()
+        if len(text) <= MAX_LENGTH and text.isascii() and text.isprintable() and " " not in text:
+            return None
+        what = self.origin or "a secret"
+        if len(text) > MAX_LENGTH:
+            return f"{what} is longer than {MAX_LENGTH} characters"
+        return f"{what} holds a space, a control or a non-ASCII character"
 
     def digest(self) -> str:
         """SHA-256 in hex, for telling whether a secret changed without keeping it."""
@@ -76,7 +87,6 @@ class Secret:
         secret = cls(value) if isinstance(value, str) else value
         if not isinstance(secret, cls):
             raise ValueError("must be text")
-        text = secret.reveal()
-        if not (text.isascii() and text.isprintable()) or " " in text:
-            raise ValueError(f"{secret.origin or 'a secret'} holds a space, a control or a non-ASCII character")
+        if flaw := secret.flaw():
+            raise ValueError(flaw)
         return secret

@@ -6,12 +6,15 @@ so that whoever reads a Route has all settings at hand. Nodes keep the place the
 and an entry that cannot be understood is reported and left out.
 """
 
+from typing import Final
+
 from .errors import Report
 from .suggest import hint, shown
 from .versions import LATER_FILTERS, not_yet
-from .yaml_nodes import Items, Node, Scalar, Table
+from .yaml_nodes import MAX_NODES, Items, Node, Scalar, Table, size_of
 
-KINDS = ("auth", "retry", "use")
+KINDS: Final = ("auth", "retry", "use")
+MAX_FILTERS: Final = 64
 
 
 def rewrite(root: Table, report: Report) -> Table:
@@ -19,122 +22,130 @@ def rewrite(root: Table, report: Report) -> Table:
     entries = dict(root.entries)
     chain: dict[str, Table] = {}
     if isinstance(filters := entries.get("filters"), Items):
-        found = [entry for item in filters.items if (entry := _entry(item, report)) is not None]
-        entries["filters"] = _like(filters, found)
+        found = _Chain(report).entries(filters)
+        entries["filters"] = _items(filters, found)
         for entry in found:
             chain.setdefault(_text(entry, "name"), entry)
     if isinstance(routes := entries.get("routes"), Items):
-        entries["routes"] = _like(routes, [_route(item, chain, report) for item in routes.items])
+        overrides = _Overrides(chain, report)
+        entries["routes"] = _items(routes, [overrides.route(item) for item in routes.items])
     return _table(root, entries)
 
 
-def _entry(item: Node, report: Report) -> Table | None:
-    kind = _kind(item, report)
-    if kind is None:
-        return None
-    written = item.entries[kind] if isinstance(item, Table) else _synthetic(item, "")
-    extra = {key: node for key, node in item.entries.items() if key != kind} if isinstance(item, Table) else {}
-    return _use(item, written, extra, report) if kind == "use" else _built_in(item, kind, written, extra, report)
+class _Chain:
+    """The entries of `filters`."""
 
+    def __init__(self, report: Report) -> None:
+        self._report = report
 
-def _kind(item: Node, report: Report) -> str | None:
-    if isinstance(item, Items) or (isinstance(item, Scalar) and item.is_null):
-        report.add(item, "must be a filter, like '- retry' or '- retry: {attempts: 3}'")
-        return None
-    if isinstance(item, Scalar):
-        names = [item.text]
-    else:
+    def entries(self, filters: Items) -> list[Table]:
+        if len(filters.items) > MAX_FILTERS:
+            self._report.add(filters, f"must have at most {MAX_FILTERS} items")
+        return [entry for item in filters.items[:MAX_FILTERS] if (entry := self._entry(item)) is not None]
+
+    def _entry(self, item: Node) -> Table | None:
+        if isinstance(item, Scalar) and not item.is_null:
+            item = _table(item, {item.text: _synthetic(item, "")})
+        if not isinstance(item, Table):
+            self._report.add(item, "must be a filter, like '- retry' or '- retry: {attempts: 3}'")
+            return None
+        kind = self._kind(item)
+        if kind is None:
+            return None
+        return self._use(item) if kind == "use" else self._built_in(item, kind)
+
+    def _kind(self, item: Table) -> str | None:
         names = [key for key in item.entries if key in KINDS or key in LATER_FILTERS]
         names = names or [key for key in item.entries if key not in {"name", "config"}]
-    if len(names) != 1:
-        which = " and ".join(f"'{shown(name)}'" for name in names[:3]) or "none"
-        report.add(item, f"must be one filter, here {'are' if names else 'is'} {which}")
+        if len(names) != 1:
+            which = " and ".join(f"'{shown(name)}'" for name in names[:3]) or "none"
+            self._report.add(item, f"must be one filter, here {'are' if names else 'is'} {which}")
+        elif names[0] in LATER_FILTERS:
+            self._report.add(item, not_yet(names[0]))
+        elif names[0] not in KINDS:
+            guess = hint(names[0], KINDS) or " (one of your own is written 'use: \"package.module:Class\"')"
+            self._report.add(item, f"'{shown(names[0])}' is no filter{guess}")
+        else:
+            return names[0]
         return None
-    if names[0] in LATER_FILTERS:
-        report.add(item, not_yet(names[0]))
-    elif names[0] not in KINDS:
-        guess = hint(names[0], KINDS) or " (one of your own is written 'use: \"package.module:Class\"')"
-        report.add(item, f"'{shown(names[0])}' is no filter{guess}")
-    else:
-        return names[0]
-    return None
 
-
-def _built_in(item: Node, kind: str, written: Node, extra: dict[str, Node], report: Report) -> Table | None:
-    for key in extra:
-        report.add(
-            item.key(key), f"unknown key; settings of '{kind}' stand below it, as in {kind}: {{{shown(key)}: …}}"
-        )
-    if not isinstance(written, Table):
-        if not (isinstance(written, Scalar) and written.is_null):
-            report.add(written, "must be a mapping (key: value)")
+    def _built_in(self, item: Table, kind: str) -> Table | None:
+        for key in item.entries.keys() - {kind}:
+            self._report.add(item.key(key), f"unknown key; settings of '{kind}' stand one level below it")
+        written = item.entries[kind]
+        if isinstance(written, Scalar) and written.is_null:
+            written = _table(written, {})
+        if not isinstance(written, Table):
+            self._report.add(written, "must be a mapping (key: value)")
             return None
-        written = _table(written, {})
-    params = dict(written.entries)
-    name = params.pop("name", None)
-    config = _settings(written, params, kind, report)
-    return _table(item, {"kind": _synthetic(item, kind), "name": _named(name, item, kind), "config": config})
+        params = dict(written.entries)
+        name = params.pop("name", None)
+        return self._built(item, kind, _name(name, item, kind), written, params)
+
+    def _use(self, item: Table) -> Table | None:
+        for key in item.entries.keys() - {"use", "name", "config"}:
+            self._report.add(item.key(key), f"unknown key{hint(key, ('name', 'config'))}")
+        target = item.entries["use"]
+        if not isinstance(target, Scalar) or target.is_null:
+            self._report.add(target, "must be a class, written 'package.module:Class'")
+            return None
+        name = _name(item.entries.get("name"), item, target.text.rpartition(":")[2])
+        params: dict[str, Node] = {"target": target, "name": name}
+        if "config" in item.entries:
+            params["config"] = item.entries["config"]
+        return self._built(item, "use", name, item, params)
+
+    def _built(self, item: Table, kind: str, name: Node, written: Table, params: dict[str, Node]) -> Table:
+        if params.pop("kind", None) is not None:
+            self._report.add(written.key("kind"), "unknown key")
+        config = _table(written, {**params, "kind": _synthetic(written, kind)})
+        return _table(item, {"kind": _synthetic(item, kind), "name": name, "config": config})
 
 
-def _use(item: Node, target: Node, extra: dict[str, Node], report: Report) -> Table | None:
-    for key in extra.keys() - {"name", "config"}:
-        report.add(item.key(key), f"unknown key{hint(key, ('name', 'config'))}")
-    if not isinstance(target, Scalar) or target.is_null:
-        report.add(target, "must be a class, written 'package.module:Class'")
-        return None
-    name = _named(extra.get("name"), item, target.text.rpartition(":")[2])
-    params: dict[str, Node] = {"target": target, "name": name}
-    if "config" in extra:
-        params["config"] = extra["config"]
-    config = _settings(item, params, "use", report)
-    return _table(item, {"kind": _synthetic(item, "use"), "name": name, "config": config})
+class _Overrides:
+    """`filters` of the routes. What they repeat of the chain is bounded: a short file could repeat much."""
 
+    def __init__(self, chain: dict[str, Table], report: Report) -> None:
+        self._chain = chain
+        self._sizes = {name: size_of(entry) for name, entry in chain.items()}
+        self._repeated = 0
+        self._report = report
 
-def _settings(place: Node, params: dict[str, Node], kind: str, report: Report) -> Table:
-    if params.pop("kind", None) is not None:
-        report.add(place.key("kind"), "unknown key")
-    keys = place.keys if isinstance(place, Table) else {}
-    table = _table(place, {**params, "kind": _synthetic(place, kind)})
-    table.keys = keys
-    return table
+    def route(self, item: Node) -> Node:
+        if not isinstance(item, Table) or not isinstance(filters := item.entries.get("filters"), Table):
+            return item
+        overrides = {
+            name: override
+            for name, node in filters.entries.items()
+            if (override := self._override(name, node)) is not None
+        }
+        return _table(item, {**item.entries, "filters": _table(filters, overrides)})
 
-
-def _route(item: Node, chain: dict[str, Table], report: Report) -> Node:
-    if not isinstance(item, Table) or not isinstance(filters := item.entries.get("filters"), Table):
-        return item
-    overrides = {
-        name: override
-        for name, node in filters.entries.items()
-        if (override := _override(name, node, chain, report)) is not None
-    }
-    return _table(item, {**item.entries, "filters": _table(filters, overrides)})
-
-
-def _override(name: str, node: Node, chain: dict[str, Table], report: Report) -> Node | None:
-    entry = chain.get(name)
-    if entry is None and name in LATER_FILTERS:
-        report.add(node, not_yet(name))
-    elif entry is None:
-        report.add(node, f"no filter is named '{shown(name)}'{hint(name, chain)}")
-    elif _text(entry, "kind") == "auth":
-        report.add(node, "no route may switch off or change 'auth'")
-    elif isinstance(node, Scalar):
-        if node.text == "off":
+    def _override(self, name: str, node: Node) -> Node | None:
+        entry = self._chain.get(name)
+        if entry is None and name in LATER_FILTERS:
+            self._report.add(node, not_yet(name))
+        elif entry is None:
+            self._report.add(node, f"no filter is named '{shown(name)}'{hint(name, self._chain)}")
+        elif _text(entry, "kind") == "auth":
+            self._report.add(node, "no route may switch off or change 'auth'")
+        elif isinstance(node, Table):
+            return self._laid_over(name, entry, node)
+        elif isinstance(node, Scalar) and node.text == "off":
             return node
-        report.add(node, "must be 'off' or a mapping of settings")
-    elif isinstance(node, Items):
-        report.add(node, "must be 'off' or a mapping of settings")
-    else:
-        return _laid_over(entry, node)
-    return None
+        else:
+            self._report.add(node, "must be 'off' or a mapping of settings")
+        return None
 
-
-def _laid_over(entry: Table, settings: Table) -> Table:
-    base = entry.entries["config"]
-    if _text(entry, "kind") != "use":
-        return _over(base, settings)
-    params = base.entries if isinstance(base, Table) else {}
-    return _table(settings, {**params, "config": _over(params.get("config"), settings)})
+    def _laid_over(self, name: str, entry: Table, settings: Table) -> Table:
+        self._repeated += self._sizes[name]
+        if self._repeated > MAX_NODES:
+            self._report.refuse(settings, f"the routes repeat more than {MAX_NODES} values of the chain")
+        base = entry.entries["config"]
+        if _text(entry, "kind") != "use":
+            return _over(base, settings)
+        params = base.entries if isinstance(base, Table) else {}
+        return _table(settings, {**params, "config": _over(params.get("config"), settings)})
 
 
 def _over(base: Node | None, settings: Table) -> Table:
@@ -145,7 +156,7 @@ def _over(base: Node | None, settings: Table) -> Table:
     return table
 
 
-def _named(name: Node | None, item: Node, default: str) -> Node:
+def _name(name: Node | None, item: Node, default: str) -> Node:
     return _synthetic(item, default) if name is None or (isinstance(name, Scalar) and name.is_null) else name
 
 
@@ -163,5 +174,5 @@ def _table(place: Node, entries: dict[str, Node]) -> Table:
     return Table(line=place.line, column=place.column, parent=place.parent, step=place.step, entries=entries, keys=keys)
 
 
-def _like(place: Items, items: "list[Table] | list[Node]") -> Items:
+def _items(place: Items, items: list[Table] | list[Node]) -> Items:
     return Items(line=place.line, column=place.column, parent=place.parent, step=place.step, items=list(items))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..proxy.edge.downstream import Headers
 
 _DONE = b"[DONE]"
+_ABSENT = msgspec.Raw(b"null")
 _NO_TEXT: tuple[object, ...] = (None, "", [], {})
 
 
@@ -66,12 +67,12 @@ class _Choice(msgspec.Struct):
 
 
 class _GroqExtra(msgspec.Struct):
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = _ABSENT
 
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = _ABSENT
     error: Any = None
     x_groq: _GroqExtra | None = None
     service_tier: Any = None
@@ -190,9 +191,9 @@ def _include_usage(facts: ChatFacts, model_end: int) -> tuple[int, int, bytes]:
 
 def _usage(chunk: _Chunk) -> Usage | None:
     raw = chunk.usage
-    if raw is None and chunk.x_groq is not None:
+    if raw == _ABSENT and chunk.x_groq is not None:
         raw = chunk.x_groq.usage
-    usage = None if raw is None else parse_chat_usage(raw)
+    usage = None if raw == _ABSENT else parse_chat_usage(raw)
     if usage is not None and usage.service_tier is None and isinstance(chunk.service_tier, str):
         return msgspec.structs.replace(usage, service_tier=chunk.service_tier)
     return usage

@@ -109,9 +109,9 @@ class Graph:
 
     def price(self, target: Target) -> Price | None:
         """What the target costs now; None when nobody knows."""
-        if target.price is not None or self.prices is None:
-            return target.price
         cluster = target.cluster
+        if target.price is not None or cluster.price is not None or self.prices is None:
+            return target.price or cluster.price
         return self.prices.lookup(cluster.host, target.model, dialect=cluster.dialect.name, price_as=cluster.price_as)
 
     def route(self, ex: Exchange) -> Route:

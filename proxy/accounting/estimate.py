@@ -49,6 +49,9 @@ class PromptEstimate(NamedTuple):
     raw: int
 
 
+_ABSENT: Final = msgspec.Raw()
+
+
 class _Part(msgspec.Struct, gc=False):
     type: str = "text"
     text: str | None = None
@@ -56,14 +59,14 @@ class _Part(msgspec.Struct, gc=False):
 
 class _Message(msgspec.Struct, gc=False):
     content: str | list[_Part] | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: msgspec.Raw = _ABSENT
 
 
 class _Chat(msgspec.Struct, gc=False):
     messages: list[_Message]
-    tools: msgspec.Raw | None = None
-    functions: msgspec.Raw | None = None
-    response_format: msgspec.Raw | None = None
+    tools: msgspec.Raw = _ABSENT
+    functions: msgspec.Raw = _ABSENT
+    response_format: msgspec.Raw = _ABSENT
 
 
 _decode_chat = msgspec.json.Decoder(_Chat).decode
@@ -137,11 +140,8 @@ def measure_prompt(body: bytes) -> int:
                     text += len(part.text.encode())
                 else:
                     flat += _PART_TOKENS.get(part.type, 0)
-        if message.tool_calls is not None:
-            text += len(message.tool_calls)
-    for extra in (chat.tools, chat.functions, chat.response_format):
-        if extra is not None:
-            text += len(extra)
+        text += len(message.tool_calls)
+    text += len(chat.tools) + len(chat.functions) + len(chat.response_format)
     return flat - (-text // BYTES_PER_TOKEN)
 
 

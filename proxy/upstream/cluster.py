@@ -12,6 +12,7 @@ from .retry_budget import RetryBudget
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..accounting.prices import Price
     from ..dialect import Dialect
     from .call import Call, CallReceiver, Endpoint, UpstreamRequest
 
@@ -38,6 +39,7 @@ class Cluster:
         "has_credential",
         "host",
         "name",
+        "price",
         "price_as",
         "retry_budget",
         "rq_error",
@@ -62,6 +64,7 @@ class Cluster:
         has_credential: bool = False,
         stand_in: bool = False,
         price_as: str | None = None,
+        price: Price | None = None,
     ) -> None:
         self.name = name
         self.dialect = dialect
@@ -77,6 +80,8 @@ class Cluster:
         self.stand_in = stand_in
         """Answers only while no other target of the model is configured (the mock)."""
         self.price_as = price_as
+        self.price = price
+        """What every model costs here, where the cluster itself knows; None leaves it to the price order."""
         self.retry_budget = RetryBudget()
         self.rq_total = 0
         self.rq_success = 0
