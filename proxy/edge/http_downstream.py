@@ -1,0 +1,196 @@
+"""One request over HTTP/1.1 and the answer to it: the `Downstream` that HttpProtocol hands to the acceptor.
+
+It outlives neither its request nor its connection: once it has ended, was aborted or the client left, it knows no
+connection any more, and a late call goes nowhere instead of into the next request's answer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import BodyTimeoutError, GatewayError
+from .downstream import Downstream
+from .request_head import CHUNKED
+from .response_head import BODILESS, response_head
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .body import RequestBody
+    from .http_protocol import HttpProtocol
+    from .request_head import HttpRequestHead
+
+_CLOSE = b"connection: close\r\n"
+_KEEP_ALIVE = b"connection: keep-alive\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_JOINED_MAX = 64 * 1024
+_NOT_ASKED = -1
+
+
+class HttpDownstream(Downstream):
+    """See `Downstream`. Between request and answer it decides whether the connection can be kept."""
+
+    __slots__ = (
+        "_announced", "_behind", "_body", "_body_failed", "_chunked", "_connection", "_limit", "_mark", "_mute",
+        "_unsent", "framed", "keep_alive", "started",
+    )  # fmt: skip
+
+    head: HttpRequestHead
+
+    def __init__(self, connection: HttpProtocol, head: HttpRequestHead, body: RequestBody) -> None:
+        self.head = head
+        self._connection: HttpProtocol | None = connection
+        self._body = body
+        self._limit = _NOT_ASKED
+        self._mark = 0
+        self._body_failed = False
+        self._unsent: bytes | None = None
+        self._announced: int | None = None
+        self._chunked = self._mute = self._behind = False
+        self.started = False
+        self.framed = True
+        self.keep_alive = False
+
+    # What the acceptor calls
+
+    def read_body(self, limit: int) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        self._limit = limit
+        head = self.head
+        if head.expects_continue and not connection.unread and head.length <= limit:
+            connection.send(_CONTINUE)
+        connection.wake()
+
+    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        self._limit = _NOT_ASKED
+        head = self.head
+        without_body = status in BODILESS
+        self._mute = without_body or head.method == "HEAD"
+        self._announced = None if self._mute else length
+        modern = head.http_version == "1.1"
+        self._chunked = length is None and modern and not without_body
+        self.framed = modern or length is not None or self._mute
+        keep = head.keep_alive and self.framed and not self._body_failed and not connection.draining
+        self.keep_alive = keep and (self._body.complete or self._can_skip_body(connection))
+        field = (b"" if modern else _KEEP_ALIVE) if self.keep_alive else _CLOSE
+        self._unsent = response_head(
+            status, headers, None if without_body else length, chunked=self._chunked, connection=field
+        )
+        self.started = True
+
+    def write(self, data: bytes) -> bool:
+        connection = self._connection
+        if connection is None or self._mute or not data:
+            return True
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        elif self._announced is not None:
+            self._announced -= len(data)
+            if self._announced < 0:
+                self.abort()
+                return True
+        unsent = self._unsent
+        if unsent is None:
+            connection.send(data)
+        else:
+            self._unsent = None
+            connection.answer_begins()
+            if len(data) <= _JOINED_MAX:
+                connection.send(unsent + data)
+            else:
+                connection.send(unsent, data)
+        if connection.write_paused:
+            self._behind = True
+            return False
+        return True
+
+    def end(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        if self._announced or not self.started:
+            self.abort()
+            return
+        tail = _LAST_CHUNK if self._chunked and not self._mute else b""
+        if self._unsent is not None:
+            connection.send(self._unsent + tail)
+        elif tail:
+            connection.send(tail)
+        self._let_go()
+        connection.finished(self, self._body)
+
+    def abort(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            self._let_go()
+            connection.dropped(self)
+
+    # What the connection calls
+
+    def advance(self, connection: HttpProtocol) -> bool:
+        """Take what has arrived of a body that was asked for. Whether there may be more to do at once."""
+        limit = self._limit
+        if limit < 0:
+            return False
+        body = self._body
+        try:
+            connection.unread = body.collect(connection.unread, limit)
+        except GatewayError as error:
+            self.fail_body(error)
+            return True
+        if body.complete:
+            self._limit = _NOT_ASKED
+            connection.body_is_whole()
+            self.listener.on_body(body.content())
+            return True
+        if not self._mark or body.received - self._mark >= connection.limits.body_progress:
+            self._mark = body.received or 1
+            connection.body_moves()
+        return False
+
+    def body_timed_out(self, seconds: float) -> None:
+        """Too little of the body has come for `seconds`."""
+        self.fail_body(BodyTimeoutError(f"The body stopped arriving for {seconds:g} s."))
+
+    def fail_body(self, error: GatewayError) -> None:
+        """The body will not be whole, and what comes of it is of no use."""
+        self._limit = _NOT_ASKED
+        self._body_failed = True
+        self._body.release()
+        self.listener.on_body_error(error)
+
+    def resumed(self) -> None:
+        """The client reads again."""
+        if self._behind:
+            self._behind = False
+            self.listener.on_resume()
+
+    def lost(self) -> None:
+        """The client left."""
+        self._let_go()
+        self.listener.on_gone()
+
+    def abandon(self) -> None:
+        """Somebody else answers."""
+        self._let_go()
+
+    def _can_skip_body(self, connection: HttpProtocol) -> bool:
+        """Whether what is left of an unwanted body is little enough to read past it. Skips what is here already."""
+        body = self._body
+        if self.head.expects_continue and not body.received and not connection.unread:
+            return False  # nobody knows whether the client will send it now
+        try:
+            connection.unread = body.skip(connection.unread)
+        except GatewayError:
+            return False
+        return body.complete or (body.rest != CHUNKED and body.rest <= connection.limits.skipped_body)
+
+    def _let_go(self) -> None:
+        self._connection = None
+        self._body.release()

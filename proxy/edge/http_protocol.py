@@ -1,0 +1,378 @@
+"""HTTP/1.1 towards the client, hardened: the protocol class of which uvicorn's server makes one for each connection.
+
+Three things make it safe where a plain server is not. Every byte that nobody wants yet is bounded: a head by the
+limits of its grammar, the rest by `limits.unread` and then by the socket's own window. Every phase of a connection
+has a deadline, in the one coarse timer that all share. And what is ambiguous is refused before anybody above hears of
+it.
+
+It is a bare asyncio protocol that calls the acceptor straight from `data_received`: a task, a future and a timer for
+each request would cost as much as all the rest. Paths that the acceptor does not take go, as the same `Downstream`,
+to the ASGI app (app.py); so every rule here holds for both.
+
+A client that half-closes has left: it cannot be told from one that is gone, and nobody should pay for an answer to
+nobody.
+
+Not here: the grammar (request_head.py), bodies (body.py), one request's answer (http_downstream.py), sockets
+(listen.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+
+from ..clock import NEVER
+from ..errors import BodyTimeoutError, GatewayError, OverloadError
+from ..replies import error_reply, internal_error
+from .body import RequestBody
+from .http_downstream import HttpDownstream
+from .request_head import may_be_whole, read_head
+from .response_head import response_head
+
+if TYPE_CHECKING:
+    from .context import EdgeContext
+
+_CLOSE = b"connection: close\r\n"
+_SOON = 0.0
+"""A deadline for the next sweep to turn into a real one: so the hot path reads no clock."""
+_STALL_CHECKS = 6
+_OVER_LIMIT_WAIT = 1.0
+
+_log = structlog.get_logger("headgate.edge")
+
+
+class Phase(IntEnum):
+    """What a connection waits for, and therefore what its deadline means."""
+
+    OVER_LIMIT = 0
+    HEAD = 1
+    BODY = 2
+    ANSWER = 3
+    SKIP = 4
+    IDLE = 5
+    LINGER = 6
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection. It serves one request at a time; the next ones wait, unread."""
+
+    __slots__ = (
+        "_advancing", "_client", "_context", "_exchange", "_flushed", "_idle_since", "_leftover", "_linger_until",
+        "_loop", "_moved_at", "_now", "_phase", "_reading_paused", "_transport", "_written", "deadline", "limits",
+        "unread", "write_paused",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        context: EdgeContext,
+        *,
+        config: Any = None,
+        server_state: Any = None,
+        app_state: Any = None,
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._context = context
+        self._now = context.clock.monotonic
+        self._loop = _loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._client = ""
+        self._exchange: HttpDownstream | None = None
+        self._leftover: RequestBody | None = None
+        self._phase = Phase.HEAD
+        self._advancing = self._reading_paused = False
+        self._idle_since = self._linger_until = self._moved_at = 0.0
+        self._written = 0
+        self._flushed = -1
+        self.limits = context.limits
+        self.deadline = NEVER
+        self.unread = b""
+        self.write_paused = False
+
+    def __repr__(self) -> str:
+        return f"<HttpProtocol {self._client or '-'} {self._phase.name.lower()}>"
+
+    # What the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        context, limits = self._context, self.limits
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(limits.write_buffer)
+        peer = transport.get_extra_info("peername")
+        self._client = peer[0] if isinstance(peer, tuple) else ""
+        context.stats.accepted += 1
+        context.connections.add(self)
+        context.deadlines.add(self)
+        above = len(context.connections) - limits.connections
+        if above <= 0:
+            self.deadline = self._now() + limits.head_timeout
+            return
+        context.stats.over_limit += 1
+        self._phase = Phase.OVER_LIMIT
+        self.deadline = self._now() + _OVER_LIMIT_WAIT
+        if above > limits.connections // 8 + 1:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase is Phase.LINGER:
+            self.deadline = min(self._now() + self.limits.linger_idle, self._linger_until)
+            return
+        if phase is Phase.OVER_LIMIT:
+            self._refuse(OverloadError("Too many connections.", retry_after=1))
+            return
+        if self.unread:
+            self.unread += data
+            if phase is Phase.HEAD and not may_be_whole(self.unread, data, self.limits):
+                return
+        else:
+            self.unread = data
+        self._advance()
+
+    def eof_received(self) -> None:
+        if self._exchange is not None:
+            self._lose(self._exchange)
+        self._close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._context.deadlines.discard(self)
+        self._context.connections.discard(self)
+        self._phase = Phase.LINGER
+        self.unread = b""
+        self._leftover = None
+        if self._exchange is not None:
+            self._lose(self._exchange)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._exchange is not None:
+            self._exchange.resumed()
+        elif self.unread:
+            self._advance()
+
+    def on_deadline(self) -> None:
+        now = self._now()
+        limits = self.limits
+        phase = self._phase
+        if phase >= Phase.ANSWER and self._has_unsent(now):
+            return
+        if phase is Phase.ANSWER:
+            self.deadline = now + limits.write_stall / _STALL_CHECKS
+        elif phase is Phase.IDLE:
+            if self.deadline == _SOON:
+                self._idle_since = now
+            self.deadline = self._idle_since + limits.keep_alive
+            if self.deadline <= now:
+                self._context.stats.idle_closed += 1
+                self._close()
+        elif phase is Phase.BODY:
+            self.deadline = NEVER
+            self._context.stats.body_timeouts += 1
+            if self._exchange is not None:
+                self._exchange.body_timed_out(limits.body_idle)
+                self._advance()
+        elif phase is Phase.HEAD:
+            self._context.stats.head_timeouts += 1
+            if self.unread:
+                self._refuse(BodyTimeoutError(f"The request's header did not arrive within {limits.head_timeout:g} s."))
+            else:
+                self._close()
+        else:
+            self._transport.abort()
+
+    # What the server calls
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is asked for and nothing is under way."""
+        return self._exchange is None and not self.unread and self._phase in (Phase.HEAD, Phase.IDLE)
+
+    def shutdown(self) -> None:
+        """Close at once if idle; an answer under way says `connection: close` where it has not begun."""
+        if self.is_idle:
+            self._close()
+
+    def kill(self) -> None:
+        """Close whatever is under way; its acceptor hears that the client is gone."""
+        self._transport.abort()
+
+    # What the request being served calls
+
+    @property
+    def draining(self) -> bool:
+        """Whether connections are not kept any more."""
+        return self._context.draining
+
+    def wake(self) -> None:
+        """Somebody wants what has arrived: now if we are at it, else on the next turn."""
+        if not self._advancing:
+            self._loop.call_soon(self._advance)
+
+    def send(self, data: bytes, more: bytes = b"") -> None:
+        """Hand bytes to the transport; they leave in this turn of the loop unless the client is behind."""
+        self._written += len(data) + len(more)
+        if more:
+            self._transport.writelines((data, more))
+        else:
+            self._transport.write(data)
+
+    def answer_begins(self) -> None:
+        """From here on a client that takes nothing is noticed."""
+        self.deadline = _SOON
+
+    def body_moves(self) -> None:
+        """Enough of a body has come for the next wait to begin."""
+        self._phase = Phase.BODY
+        self.deadline = self._now() + self.limits.body_idle
+
+    def body_is_whole(self) -> None:
+        """From here on it is the acceptor's turn."""
+        self._phase = Phase.ANSWER
+        self.deadline = NEVER
+
+    def finished(self, exchange: HttpDownstream, body: RequestBody) -> None:
+        """The answer is whole: on to the next request, or close."""
+        self._exchange = None
+        if not exchange.keep_alive:
+            self._close(linger=not body.complete)
+        elif body.complete:
+            self._phase = Phase.IDLE
+            self.deadline = _SOON
+        else:
+            self._leftover = body
+            self._phase = Phase.SKIP
+            self.deadline = self._now() + self.limits.body_idle
+        if self.unread or self._reading_paused:
+            self.wake()
+
+    def dropped(self, exchange: HttpDownstream) -> None:
+        """The answer will never be whole. Where only the end of the connection would end it, reset it instead."""
+        self._exchange = None
+        if exchange.started and exchange.framed:
+            self._close()
+        else:
+            self._transport.abort()
+
+    # Inside
+
+    def _advance(self) -> None:
+        """Go through what has arrived as far as somebody wants it, then open or close the tap."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self._phase is not Phase.LINGER:
+                if self._exchange is not None:
+                    if not self._exchange.advance(self):
+                        break
+                elif self._leftover is not None:
+                    self.unread = self._leftover.skip(self.unread)
+                    if not self._leftover.complete:
+                        break
+                    self._leftover = None
+                    self._phase = Phase.IDLE
+                    self.deadline = _SOON
+                elif not self.unread or self.write_paused or not self._begin():
+                    break
+        finally:
+            self._advancing = False
+        full = len(self.unread) > self.limits.unread and self._phase is not Phase.LINGER
+        if full is not self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = full
+            if full:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _begin(self) -> bool:
+        """Read a head and hand the request over. Whether that was possible."""
+        context = self._context
+        try:
+            found = read_head(self.unread, self.limits, self._client)
+        except GatewayError as error:
+            self._refuse(error)
+            return False
+        if found is None:
+            if self._phase is Phase.IDLE:
+                self._phase = Phase.HEAD
+                self.deadline = self._now() + self.limits.head_timeout
+            return False
+        head, end = found
+        self.unread = self.unread[end:]
+        objection = context.guard.check(head.fields.get(b"host"), head.fields.get(b"origin"))
+        if objection is not None:
+            self._refuse(objection, without_body=head.method == "HEAD")
+            return False
+        context.stats.requests += 1
+        self._phase = Phase.ANSWER
+        self.deadline = NEVER
+        exchange = self._exchange = HttpDownstream(self, head, RequestBody(head.length, context.budget))
+        acceptor = context.acceptor if context.acceptor.accepts(head.path) else context.app
+        try:
+            acceptor.accept(exchange)
+        except Exception:
+            request_id = context.new_id()
+            _log.exception("acceptor failed", request_id=request_id)
+            self._exchange = None
+            if exchange.started:
+                exchange.abort()
+            else:
+                exchange.abandon()
+                self._refuse(internal_error(), request_id=request_id)
+            return False
+        return True
+
+    def _refuse(self, error: GatewayError, *, without_body: bool = False, request_id: str | None = None) -> None:
+        """Answer in place of the acceptor and end the connection: what follows need not be a request."""
+        context = self._context
+        context.stats.refused += 1
+        request_id = request_id or context.new_id()
+        reply = error_reply(error, request_id)
+        id_value = request_id.encode()
+        headers = [*reply.headers, (b"x-request-id", id_value), (b"x-headgate-request-id", id_value)]
+        head = response_head(reply.status, headers, len(reply.body), chunked=False, connection=_CLOSE)
+        self.send(head if without_body else head + reply.body)
+        self._close(linger=True)
+
+    def _close(self, *, linger: bool = False) -> None:
+        """Close once all is sent. With `linger`, let the client finish first: a reset would swallow the answer."""
+        self._phase = Phase.LINGER
+        self.unread = b""
+        self._leftover = None
+        now = self._now()
+        self._linger_until = now + self.limits.linger
+        self.deadline = now + self.limits.linger_idle
+        transport = self._transport
+        if transport.is_closing():
+            return
+        if linger and transport.can_write_eof():
+            transport.write_eof()
+            if self._reading_paused:
+                self._reading_paused = False
+                transport.resume_reading()
+        else:
+            transport.close()
+
+    def _lose(self, exchange: HttpDownstream) -> None:
+        self._exchange = None
+        exchange.lost()
+
+    def _has_unsent(self, now: float) -> bool:
+        """Whether bytes wait for the client; sees to the next check, or to the end of one that takes none."""
+        buffered = self._transport.get_write_buffer_size()
+        flushed = self._written - buffered
+        if not buffered or flushed != self._flushed:
+            self._flushed = flushed
+            self._moved_at = now
+        elif now - self._moved_at >= self.limits.write_stall:
+            self._context.stats.write_stalls += 1
+            self._transport.abort()
+            return True
+        if buffered:
+            self.deadline = now + self.limits.write_stall / _STALL_CHECKS
+        return buffered > 0

@@ -1,0 +1,108 @@
+"""Listening sockets, and serving on them: uvicorn's server without its supervisor, its signals and its logging."""
+
+from __future__ import annotations
+
+import functools
+import socket
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from .app import AsgiApp
+from .http_protocol import HttpProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .context import EdgeContext
+
+BACKLOG = 2048
+_DRAIN_POLL = 0.02
+
+
+def bind(address: str, port: int) -> socket.socket:
+    """A TCP socket bound to `address` (an IP address) and `port`, not yet listening; port 0 takes a free one.
+
+    Raises OSError. TCP_NODELAY is inherited by every connection accepted on it.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, port))
+        sock.setblocking(False)
+        sock.set_inheritable(True)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class EdgeServer:
+    """What `serve` started. `close_listeners`, `close_idle` and `aclose` are the three steps of a drain."""
+
+    __slots__ = ("_context", "_server", "sockets")
+
+    def __init__(self, server: uvicorn.Server, context: EdgeContext, sockets: Sequence[socket.socket]) -> None:
+        self._server = server
+        self._context = context
+        self.sockets = tuple(sockets)
+
+    @property
+    def port(self) -> int:
+        """The port of the first socket."""
+        return int(self.sockets[0].getsockname()[1])
+
+    def close_listeners(self) -> None:
+        """Accept no more."""
+        for server in self._server.servers:
+            server.close()
+
+    def close_idle(self) -> None:
+        """Close the connections that wait for a request; the others say `connection: close` if `context.draining`."""
+        for connection in list(self._context.connections):
+            connection.shutdown()
+
+    async def aclose(self, grace: float = 0.0) -> None:
+        """Stop: no new connections, idle ones closed, `grace` seconds for what runs, then the rest is cut."""
+        context = self._context
+        context.draining = True
+        self.close_listeners()
+        until = context.clock.monotonic() + grace
+        while True:
+            self.close_idle()
+            if not context.connections or context.clock.monotonic() >= until:
+                break
+            await context.clock.sleep(_DRAIN_POLL)
+        for connection in list(context.connections):
+            connection.kill()
+        if isinstance(context.app, AsgiApp):
+            await context.app.aclose()
+        for _ in range(2):  # connection_lost runs on the next turns of the loop
+            await context.clock.sleep(0)
+
+
+async def serve(app: Any, context: EdgeContext, sockets: Sequence[socket.socket]) -> EdgeServer:
+    """Serve on `sockets`: to `context.acceptor` what it accepts, all else to the ASGI app. Ready on return."""
+    config = uvicorn.Config(
+        app,
+        http=functools.partial(HttpProtocol, context),  # type: ignore[arg-type]  # called, never inspected
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        backlog=BACKLOG,
+    )
+    config.load()
+    context.app = AsgiApp(config.loaded_app, new_id=context.new_id)
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=list(sockets))
+    return EdgeServer(server, context, sockets)

@@ -1,0 +1,188 @@
+"""A listener in this process, with an acceptor that the test plays.
+
+    async with running_edge(EchoAcceptor()) as edge:
+        async with RawClient(edge.port) as client:
+            await client.send(post(b"{}"))
+            answer = await client.answer()
+
+Leaving `running_edge` checks what must hold whatever happened: no connection, no holder of a deadline and no body byte
+is left, each listener heard at most one ending, and nothing was raised into the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from headgate.proxy.clock import Deadlines, LoopClock
+from headgate.proxy.edge.body import BodyBudget
+from headgate.proxy.edge.context import EdgeContext, EdgeLimits
+from headgate.proxy.edge.guard import Guard
+from headgate.proxy.edge.listen import bind, serve
+
+from .raw import CHAT, RawClient, request
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from headgate.proxy.edge.downstream import Downstream
+    from headgate.proxy.edge.listen import EdgeServer
+    from headgate.proxy.errors import GatewayError
+
+    from .raw import Answer
+
+JSON = (b"content-type", b"application/json")
+WAIT = 5.0
+
+
+class Recorder:
+    """A listener that writes down what it hears and, by default, echoes the body."""
+
+    def __init__(self, downstream: Downstream, *, echo: bool = True) -> None:
+        downstream.listener = self
+        self.downstream = downstream
+        self.echo = echo
+        self.bodies: list[bytes] = []
+        self.errors: list[GatewayError] = []
+        self.resumed = 0
+        self.gone = 0
+        self.changed = asyncio.Event()
+
+    def on_body(self, body: bytes) -> None:
+        self.bodies.append(body)
+        self.changed.set()
+        if self.echo:
+            self.downstream.reply(200, [JSON], body)
+
+    def on_body_error(self, error: GatewayError) -> None:
+        self.errors.append(error)
+        self.changed.set()
+        if self.echo:
+            self.downstream.reply(error.status, [JSON], json.dumps({"error": {"code": error.code}}).encode())
+
+    def on_resume(self) -> None:
+        self.resumed += 1
+        self.changed.set()
+
+    def on_gone(self) -> None:
+        self.gone += 1
+        self.changed.set()
+
+    async def until(self, done: Callable[[Recorder], object]) -> None:
+        """Wait until `done(self)`."""
+        async with asyncio.timeout(WAIT):
+            while not done(self):
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class EchoAcceptor:
+    """Takes the chat path. `act` does what an engine would; by default the body is read and echoed."""
+
+    def __init__(
+        self, act: Callable[[Recorder], None] | None = None, *, limit: int = 1 << 20, echo: bool = True
+    ) -> None:
+        self.act = act or (lambda recorder: recorder.downstream.read_body(limit))
+        self.echo = echo
+        self.seen: list[Recorder] = []
+        self.arrived = asyncio.Event()
+
+    def accepts(self, path: str) -> bool:
+        return path == CHAT
+
+    def accept(self, downstream: Downstream) -> None:
+        recorder = Recorder(downstream, echo=self.echo)
+        self.seen.append(recorder)
+        self.arrived.set()
+        self.act(recorder)
+
+    async def next(self) -> Recorder:
+        """The exchange that arrives next."""
+        async with asyncio.timeout(WAIT):
+            await self.arrived.wait()
+        self.arrived.clear()
+        return self.seen[-1]
+
+
+@dataclass
+class Edge:
+    """A running listener."""
+
+    context: EdgeContext
+    server: EdgeServer
+
+    @property
+    def port(self) -> int:
+        """Where it listens, on 127.0.0.1."""
+        return self.server.port
+
+    async def ask(self, data: bytes) -> Answer:
+        """One answer on a connection of its own; fails unless the server closes where it said so."""
+        async with RawClient(self.port) as client:
+            await client.send(data)
+            answer = await client.answer(bodiless=data.startswith(b"HEAD"))
+            if answer.header("connection") == "close":
+                assert await client.closed()
+            return answer
+
+    async def quiet(self) -> None:
+        """Wait until no connection is left."""
+        for _ in range(1000):
+            if not self.context.connections:
+                return
+            await asyncio.sleep(WAIT / 1000)
+        raise AssertionError(f"left: {self.context.connections}")
+
+
+async def plain_app(scope: Any, receive: Any, send: Any) -> None:
+    """The app beside the acceptor: says which path it was asked for, and echoes."""
+    message = await receive()
+    body = scope["path"].encode("utf-8", "surrogateescape") + b" " + message["body"]
+    await send({"type": "http.response.start", "status": 200, "headers": [JSON]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def running_edge(
+    acceptor: EchoAcceptor,
+    *,
+    app: Any = plain_app,
+    limits: EdgeLimits | None = None,
+    guard: Guard | None = None,
+    budget: int = 1 << 26,
+    sweep: float = 0.01,
+) -> AsyncIterator[Edge]:
+    """Serve on a free port until the block is left."""
+    loop = asyncio.get_running_loop()
+    raised: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: raised.append(context))
+    clock = LoopClock()
+    context = EdgeContext(
+        acceptor,
+        clock=clock,
+        deadlines=Deadlines(clock, sweep),
+        guard=guard or Guard(open_to_all=True),
+        limits=limits,
+        budget=BodyBudget(budget),
+    )
+    server = await serve(app, context, [bind("127.0.0.1", 0)])
+    try:
+        yield Edge(context, server)
+    finally:
+        await server.aclose()
+        loop.set_exception_handler(None)
+    assert not raised, raised
+    assert not context.connections
+    assert len(context.deadlines) == 0
+    assert context.budget.used == 0
+    for recorder in acceptor.seen:
+        assert len(recorder.bodies) + len(recorder.errors) <= 1
+        assert recorder.gone <= 1
+
+
+def post(body: bytes = b"{}", *headers: tuple[str, str], path: str = CHAT) -> bytes:
+    """A well-formed POST."""
+    return request("POST", path, body, headers)
