@@ -15,11 +15,10 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .chain import ExpandedText
 from .errors import Report
 from .expand import Expander, ExpandError, ExpansionLimitError
 from .fields import internal
-from .secret import Secret
+from .secret import ExpandedText, Secret
 from .suggest import did_you_mean
 from .versions import LATER_KEYS, LATER_VALUES, not_yet
 from .yaml_nodes import Items, Node, Scalar, Table, has_forbidden, resolve
@@ -111,12 +110,12 @@ class Binder:
             return Secret(text, origin)
         if origin is not None and not text:
             return None
+        value: object = text
         if _is_text(annotation):
-            return None if node.is_null else text
-        if annotation is Any:
-            value = resolve(text) if node.plain else text
-            return ExpandedText(value) if origin is not None and isinstance(value, str) else value
-        return resolve(text) if node.plain or origin is not None else text
+            value = None if node.is_null else text
+        elif node.plain or (origin is not None and annotation is not Any):
+            value = resolve(text)
+        return ExpandedText(value) if origin is not None and isinstance(value, str) else value
 
     def _gap(self, node: Node, message: str) -> object:
         self._report.add(node, message)

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from .fields import Name, Named, Rate, Section, Text, Written
-from .secret import MASK, Secret
+from .secret import MASK, ExpandedText, Secret
 
 MIN_KEY: Final = 16
 """Characters of the shortest key that is taken."""
@@ -56,15 +56,6 @@ def _target(value: str) -> str:
     if not _TARGET.fullmatch(value) or len(value) > 256:
         raise ValueError("must be a class, written 'package.module:Class'")
     return value
-
-
-class ExpandedText(str):
-    """Text that `${…}` gave to a user's filter: an ordinary str, but masked where the config is shown."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(MASK)
 
 
 class Key(Section):

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from os.path import isfile
 from typing import Any, TypeAlias
 
-from .listeners import ADMIN_PORT, DATA_PORT, is_loopback
-from .secret import Secret
+from .listeners import ADMIN_PORT, DATA_PORT, is_address, is_loopback
+from .secret import ExpandedText, Secret
 from .suggest import hint, shown
 
 Step: TypeAlias = str | int
@@ -68,9 +68,10 @@ def _keys(data: Mapping[str, Any]) -> Found:
     for loc, key in keys:
         secret = key.get("key")
         if isinstance(secret, Secret) and secret:
-            first = seen.setdefault(secret, str(key.get("name")))
-            if first != str(key.get("name")):
-                yield (*loc, "key"), f"the same key as '{shown(first)}'; nobody could tell them apart"
+            name = key.get("name")
+            first = seen.setdefault(secret, name if isinstance(name, str) else "")
+            if first != name:
+                yield (*loc, "key"), f"the same key as {_quoted(first)}; nobody could tell them apart"
 
 
 def _listeners(data: Mapping[str, Any]) -> Found:
@@ -78,7 +79,7 @@ def _listeners(data: Mapping[str, Any]) -> Found:
     both = {name: _mapping(listeners.get(name)) for name in ("data", "admin")}
     for name, listener in both.items():
         address = listener.get("address")
-        if isinstance(address, str) and not is_loopback(address) and _is_open(data):
+        if isinstance(address, str) and is_address(address) and not is_loopback(address) and _is_open(data):
             yield (
                 ("listeners", name, "address"),
                 "a public address needs a key: set HEADGATE_KEY, read by "
@@ -110,7 +111,7 @@ def _all_keys(data: Mapping[str, Any]) -> Iterator[tuple[Loc, dict[str, Any]]]:
 
 def _dangling(loc: Loc, name: object, what: str, known: Any) -> Found:
     if isinstance(name, str) and name not in (names := _mapping(known)):
-        yield loc, f"no {what} is named '{shown(name)}'{hint(name, names)}"
+        yield loc, f"no {what} is named {_quoted(name)}{hint(name, names)}"
 
 
 def _twice(named: list[tuple[Loc, Any]], what: str) -> Found:
@@ -119,7 +120,11 @@ def _twice(named: list[tuple[Loc, Any]], what: str) -> Found:
         if isinstance(name, str):
             count[name] += 1
             if count[name] > 1:
-                yield loc, f"a second {what} named '{shown(name)}'"
+                yield loc, f"a second {what} named {_quoted(name)}"
+
+
+def _quoted(name: str) -> str:
+    return repr(name) if isinstance(name, ExpandedText) else f"'{shown(name)}'"
 
 
 def _mapping(value: object) -> dict[str, Any]:

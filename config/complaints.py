@@ -23,7 +23,6 @@ _MESSAGES: Final[Mapping[str, str]] = {
     "literal_error": "must be {expected}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
-    "too_short": "must have at least {min_length} item",
     "value_error": "{error}",
     **dict.fromkeys(
         ("model_type", "model_attributes_type", "dict_type", "mapping_type"), "must be a mapping (key: value)"
@@ -36,7 +35,13 @@ _MESSAGES: Final[Mapping[str, str]] = {
 def message_of(error: Mapping[str, Any]) -> str:
     """One sentence for one entry of `ValidationError.errors()`."""
     template = _MESSAGES.get(error["type"])
-    return template.format(**error.get("ctx", {})) if template else str(error["msg"])
+    if template is None:
+        return str(error["msg"])
+    return template.format(**{name: _plain(value) for name, value in error.get("ctx", {}).items()})
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def find(root: Node, loc: Sequence[str | int]) -> tuple[Node, str | None]:

@@ -2,9 +2,9 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from .chain import AuthConfig, FilterEntry
 from .effective import digest
@@ -14,6 +14,12 @@ from .listeners import Limits, Listeners
 from .models import Model
 from .providers import Provider
 from .routes import Route
+
+
+def _version(value: object) -> object:
+    if value is True:  # which is equal to 1
+        raise ValueError("must be 1")
+    return value
 
 
 class Prices(Section):
@@ -33,7 +39,7 @@ class Routing(Section):
 class GatewayConfig(Section):
     """gateway.yaml. All keys are optional."""
 
-    version: Literal[1] = 1
+    version: Annotated[Literal[1], BeforeValidator(_version)] = 1
     """Version of this format. Default 1."""
 
     listeners: Listeners = Listeners()

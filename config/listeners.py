@@ -26,13 +26,19 @@ def is_loopback(address: str) -> bool:
     return ip.is_loopback
 
 
-def _address(value: str) -> str:
+def is_address(value: str) -> bool:
+    """Whether it can be listened on: an IP address or a host name."""
     try:
         ip_address(value)
     except ValueError:
         # 127.1 or 0x7f.1 would be numbers to the resolver, and to nobody who reads the file.
-        if not _HOST.fullmatch(value) or value.rpartition(".")[2][0].isdigit():
-            raise ValueError("must be an IP address (IPv6 without brackets) or a host name") from None
+        return _HOST.fullmatch(value) is not None and not value.rpartition(".")[2][0].isdigit()
+    return True
+
+
+def _address(value: str) -> str:
+    if not is_address(value):
+        raise ValueError("must be an IP address (IPv6 without brackets) or a host name")
     return value
 
 

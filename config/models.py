@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .fields import ModelName, Name, Rate, Section
 
@@ -39,10 +39,17 @@ class Target(Section):
     """What it costs. Default: looked up in the price lists."""
 
 
+def _some(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    # Not min_length: that counts a mistyped target as none, and would complain a second time.
+    if not targets:
+        raise ValueError("must have at least 1 item")
+    return targets
+
+
 class Model(Section):
     """One name, or a wildcard such as `gpt-*`. Exact beats the longest prefix."""
 
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)]
+    targets: Annotated[tuple[Target, ...], AfterValidator(_some), Field(json_schema_extra={"minItems": 1})]
     """Who answers, in the order in which they are tried. Required, at least one."""
 
     on_exhausted: Literal["reject"] = "reject"

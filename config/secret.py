@@ -1,4 +1,4 @@
-"""A value that is used but never shown.
+"""Values that are used but never shown.
 
 `repr`, `str`, formatting, `model_dump` and JSON give `***`; only `reveal()` gives the text, so a
 search for that word finds every use. Pickling is refused: a pickle is a copy nobody redacts.
@@ -13,6 +13,15 @@ from pydantic_core import core_schema
 
 MASK: Final = "***"
 MAX_LENGTH: Final = 8192
+
+
+class ExpandedText(str):
+    """Text that `${…}` gave where no secret is expected: an ordinary str, but masked where it would be shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(MASK)
 
 
 class Secret:

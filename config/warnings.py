@@ -1,0 +1,33 @@
+"""What an operator should read at boot, although nothing of it is an error."""
+
+from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
+
+from .gateway import GatewayConfig
+from .listeners import is_loopback
+from .providers import Provider
+
+
+def warnings_of(config: GatewayConfig, dropped: Mapping[str, str | None], env: Mapping[str, str]) -> Iterator[str]:
+    """One sentence each. `dropped`: keys that expanded to nothing, by name, and the variable that is empty."""
+    for name, origin in dropped.items():
+        yield f"auth: the key '{name}' is empty{f' ({origin})' if origin else ''} and is dropped"
+    if config.auth_is_open:
+        unread = env.get("HEADGATE_KEY") and "HEADGATE_KEY" not in dropped.values()
+        cure = "HEADGATE_KEY is set, but no auth filter reads it" if unread else "set HEADGATE_KEY to close it"
+        yield f"auth is open: every process of this machine may call; {cure}"
+    for name, provider in config.providers.items():
+        yield from _provider(name, provider)
+    names = {key.name for key in config.auth.keys} | dropped.keys() if config.auth else set()
+    for route in config.routes:
+        if route.match.key is not None and route.match.key not in names:
+            yield f"the route '{route.name}' never matches: no key is named '{route.match.key}'"
+
+
+def _provider(name: str, provider: Provider) -> Iterator[str]:
+    if provider.api_key is None:
+        return
+    if provider.unconfigured:
+        yield f"providers.{name}: {provider.api_key.origin or 'api_key'} is empty, so nothing is sent there"
+    elif provider.base_url.startswith("http://") and not is_loopback(urlsplit(provider.base_url).hostname or ""):
+        yield f"providers.{name}: its api_key travels unencrypted; use https"
