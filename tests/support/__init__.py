@@ -10,5 +10,6 @@ makes `.types/tests_support`.
     calls       FakeEndpoint: a provider without a socket, fed with raw bytes
     raw         raw HTTP/1.1 over a socket: what no well-behaved client sends, and answers byte by byte
     traffic     the recorded traffic of ../shared/data, and an independent reading of streams
+    relay       Relay: the real engine between FakeDownstream and FakeEndpoints, on a FakeClock
     leaks       tasks and file descriptors before and after
 """

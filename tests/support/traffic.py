@@ -1,7 +1,7 @@
 """The recorded traffic of ../shared/data: which rows are chat, and what a client must get when they are replayed.
 
-What is here to compare with is written independently of the product: events are split by a plain search for blank lines,
-and every one is parsed by `json`.
+What is here to compare with is written apart from the product: events are split by a plain search for blank lines, and
+every one is parsed by `json`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def chat_rows() -> tuple[Row, ...]:
 
 def _is_chat(row: dict[str, Any]) -> bool:
     if row["request"] is None:
-        return '"object":"chat.completion.chunk"' in row["response"]["body"]
+        return bool('"object":"chat.completion.chunk"' in row["response"]["body"])
     return urlsplit(row["request"]["url"]).path.endswith("/chat/completions")
 
 

@@ -1,0 +1,154 @@
+"""The real engine between a client and providers without sockets, on a clock that only moves when told.
+
+    relay = Relay(providers=2)
+    exchange = relay.ask(b'{"model": "m"}')          # the body has been read, the first attempt is under way
+    relay.providers[0].last.feed(b"HTTP/1.1 200 OK…")
+    exchange.downstream.received, exchange.row
+
+Everything from the endpoint table to the ledger's record is the product; only the two sockets and the clock are not.
+One relay carries any number of exchanges, so that a test may cut an answer at every byte.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, cast
+
+from headgate.config import RetryConfig
+from headgate.dialects.openai import OpenAI
+from headgate.filters.retry import Retry
+from headgate.proxy.accounting.estimate import Estimator
+from headgate.proxy.accounting.ledger import Ledger
+from headgate.proxy.accounting.record import Done, Opened, decode
+from headgate.proxy.chain import Chain
+from headgate.proxy.clock import Deadlines
+from headgate.proxy.engine import Engine
+from headgate.proxy.faces import Face, FaceTable
+from headgate.proxy.graph import Graph, Route
+from headgate.proxy.models import ModelTable, ModelTarget
+from headgate.proxy.upstream.cluster import Cluster, Timeouts
+
+from .calls import FakeEndpoint
+from .clock import FakeClock
+from .downstream import FakeDownstream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headgate.proxy.accounting.spool import Spool
+    from headgate.proxy.filter import Filter
+
+EVERY_FAILURE = RetryConfig(on=frozenset({"connect-failure", "reset", "5xx", "429", "timeout"}))
+BACKOFF = 0.3
+"""Longer than any back-off of `attempts: 3`."""
+
+
+class Lines:
+    """A spool that keeps the records it is given."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def append(self, line: bytes) -> bool:
+        """Keep one record."""
+        self.written.append(line)
+        return True
+
+    def take(self) -> list[Opened | Done]:
+        """The records since the last time."""
+        taken = [decode(line) for line in self.written]
+        self.written.clear()
+        return taken
+
+
+class Exchange:
+    """One request through a relay."""
+
+    def __init__(self, downstream: FakeDownstream, lines: Lines) -> None:
+        self.downstream = downstream
+        self._lines = lines
+
+    @property
+    def row(self) -> Done:
+        """Its record; fails unless there is exactly one, and one `opened` before it."""
+        opened, done = self._lines.take()
+        assert isinstance(opened, Opened)
+        assert isinstance(done, Done)
+        assert opened.id == done.id
+        return done
+
+
+class Relay:
+    """`providers` are asked in their order. `filters` run after `retry`; `retry` None makes one attempt only."""
+
+    def __init__(
+        self,
+        *,
+        providers: int = 1,
+        retry: RetryConfig | None = EVERY_FAILURE,
+        filters: Sequence[Filter] = (),
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        self.clock = FakeClock()
+        self.lines = Lines()
+        self.providers = [FakeEndpoint(f"http://up{n}") for n in range(providers)]
+        self.timeouts = timeouts or Timeouts()
+        dialect = OpenAI()
+        clusters = {
+            f"up{n}": Cluster(f"up{n}", dialect, [endpoint], timeouts=self.timeouts)
+            for n, endpoint in enumerate(self.providers)
+        }
+        targets = [ModelTarget(cluster, None, 0, None) for cluster in clusters.values()]
+        chain = Chain([*([Retry(retry)] if retry is not None else []), *filters])
+        graph = Graph(
+            version="test",
+            faces=FaceTable(
+                [
+                    Face(
+                        "chat",
+                        "POST",
+                        "/v1/chat/completions",
+                        operation="chat",
+                        reads_body=True,
+                        repeatable=True,
+                        metered=True,
+                    )
+                ]
+            ),
+            prefix=Chain([]),
+            routes=[],
+            default=Route("default", chain),
+            models=ModelTable({"*": targets}, clusters, frozenset()),
+            prices=None,
+            clusters=clusters,
+            body_limit=1 << 25,
+            json_depth=64,
+            auth_open=True,
+            own_fields=frozenset(),
+        )
+        self.engine = Engine(
+            graph,
+            face_dialect=dialect,
+            clock=self.clock,
+            deadlines=Deadlines(self.clock),
+            rng=Random(7),
+            ledger=Ledger(cast("Spool", self.lines), Estimator()),
+        )
+
+    def ask(self, body: bytes, downstream: FakeDownstream | None = None) -> Exchange:
+        """A request whose body has arrived. The clock moves on a little, so that no retry budget runs out."""
+        for provider in self.providers:
+            provider.calls.clear()
+        self.clock.advance(1)
+        downstream = downstream or FakeDownstream(body)
+        downstream.body = body
+        self.engine.accept(downstream)
+        if downstream.asked is not None:
+            downstream.deliver()
+        return Exchange(downstream, self.lines)
+
+    def at_rest(self) -> bool:
+        """Nothing is under way: no run, no watched deadline, no call that was neither ended nor cancelled."""
+        self.clock.advance(3)
+        calls = [call for provider in self.providers for call in provider.calls]
+        return not self.engine.live and not len(self.engine.deadlines) and all(call.over for call in calls)
