@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-# Decisions, which property tests own: they see no loop, no socket and no clock. Those that exist stand in the contract.
-PURE = {
+# Decisions, which property tests own. Those that exist stand in a contract.
+DECIDING = {
+    "dialects/sse.py",
+    "filters/retry.py",
     "proxy/accounting/estimate.py",
     "proxy/accounting/prices.py",
     "proxy/accounting/record.py",
@@ -15,28 +17,33 @@ PURE = {
     "proxy/upstream/balance.py",
     "proxy/upstream/health.py",
     "proxy/upstream/outlier.py",
-    "dialects/sse.py",
-    "filters/retry.py",
 }
 
 
-def contract(project: dict[str, Any], kind: str) -> dict[str, Any]:
-    found: dict[str, Any]
-    (found,) = [entry for entry in project["tool"]["importlinter"]["contracts"] if entry["type"] == kind]
-    return found
+def contracts(project: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [entry for entry in project["tool"]["importlinter"]["contracts"] if entry["type"] == kind]
 
 
-def test_every_pure_module_that_exists_is_under_the_purity_contract(
+def test_every_deciding_module_that_exists_is_kept_from_loop_socket_and_clock(
     tracked: list[str], project: dict[str, Any]
 ) -> None:
-    listed = contract(project, "forbidden")["source_modules"]
-    exist = {"headgate." + ".".join(PurePosixPath(name).with_suffix("").parts) for name in PURE.intersection(tracked)}
-    assert exist <= set(listed)
-    assert sorted(listed) == listed
+    pure, deciding = contracts(project, "forbidden")
+    exist = {
+        "headgate." + ".".join(PurePosixPath(name).with_suffix("").parts) for name in DECIDING.intersection(tracked)
+    }
+    assert exist <= {*pure["source_modules"], *deciding["source_modules"]}
+
+
+def test_both_contracts_forbid_the_same_and_are_in_order(project: dict[str, Any]) -> None:
+    pure, deciding = contracts(project, "forbidden")
+    assert pure["forbidden_modules"] == deciding["forbidden_modules"]
+    assert {"asyncio", "anyio", "socket", "time"} <= set(pure["forbidden_modules"])
+    for contract in (pure, deciding):
+        assert sorted(set(contract["source_modules"])) == contract["source_modules"]
 
 
 def test_the_layers_leave_no_folder_out(project: dict[str, Any]) -> None:
-    layers = contract(project, "layers")
+    (layers,) = contracts(project, "layers")
     assert layers["exhaustive"] is True
     assert layers["exhaustive_ignores"] == ["perf"]
 
