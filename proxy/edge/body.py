@@ -14,7 +14,7 @@ from ..errors import BodyTooLargeError, InvalidRequestError, OverloadError
 from .request_head import CHUNKED, FIELD_LINE
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*+;[^\x00-\x08\x0a-\x1f\x7f]*+)?\r\n")
-_TRAILERS = re.compile(rb"(?:" + FIELD_LINE + rb")*+\r\n")
+_TRAILERS = re.compile(rb"(?:" + FIELD_LINE + rb"\r\n)*+\r\n")
 _CHUNK_LINE_MAX = 256
 _TRAILERS_MAX = 8192
 _OVERHEAD_FREE = 65536
@@ -41,58 +41,78 @@ class BodyBudget:
         self.used -= size
 
 
-class RequestBody:
-    """One body, taken off the front of what arrives: `collect` keeps it, `skip` throws it away."""
+class HeldBytes:
+    """A body as it is collected, charged to the budget until `release`."""
 
-    __slots__ = ("_budget", "_chunks", "_kept", "complete", "held", "received", "rest")
+    __slots__ = ("_budget", "_kept", "size")
 
-    def __init__(self, length: int, budget: BodyBudget) -> None:
+    def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
-        self._chunks = Chunks() if length == CHUNKED else None
         self._kept: bytes | bytearray = b""
-        self.rest = length
-        """Bytes still to come, or CHUNKED for nobody knows."""
-        self.complete = length == 0
-        self.received = 0
-        self.held = 0
+        self.size = 0
 
-    def collect(self, data: bytes, limit: int) -> bytes:
-        """Keep what belongs to the body and return what lies behind it. Raises what the client is told."""
-        if self.received + self.rest > limit:
+    def keep(self, piece: bytes, limit: int) -> None:
+        """One more piece. Raises, and keeps nothing of it, where the body or all bodies grow too large."""
+        size = self.size + len(piece)
+        if size > limit:
             raise BodyTooLargeError(f"The body is larger than {limit} bytes.")
-        piece, behind = self._split(data)
-        size = len(piece)
-        self.received += size
-        if self.received > limit:
-            raise BodyTooLargeError(f"The body is larger than {limit} bytes.")
-        self._budget.take(size)
-        self.held += size
+        self._budget.take(len(piece))
+        self.size = size
         if not self._kept:
             self._kept = piece
-        else:
-            # Segments may be tiny: a list of them would weigh many times what they hold.
-            if isinstance(self._kept, bytes):
-                self._kept = bytearray(self._kept)
-            self._kept += piece
-        return behind
-
-    def skip(self, data: bytes) -> bytes:
-        """Throw away what belongs to the body and return what lies behind it."""
-        piece, behind = self._split(data)
-        self.received += len(piece)
-        return behind
+            return
+        # Pieces may be tiny: a list of them would weigh many times what they hold.
+        if isinstance(self._kept, bytes):
+            self._kept = bytearray(self._kept)
+        self._kept += piece
 
     def content(self) -> bytes:
-        """The whole body; one that came in one piece is that piece. It stays charged until `release`."""
+        """All of it; what came in one piece is that piece. It stays charged."""
         kept, self._kept = self._kept, b""
         return kept if isinstance(kept, bytes) else bytes(kept)
 
     def release(self) -> None:
-        """Nobody holds these bytes any more."""
+        """Nobody holds these bytes any more; harmless when they were released."""
         self._kept = b""
-        if self.held:
-            self._budget.release(self.held)
-            self.held = 0
+        self._budget.release(self.size)
+        self.size = 0
+
+
+class RequestBody(HeldBytes):
+    """One body, taken off the front of what arrives: `collect` keeps it, `skip` throws it away."""
+
+    __slots__ = ("_chunks", "complete", "received", "rest")
+
+    def __init__(self, length: int, budget: BodyBudget) -> None:
+        super().__init__(budget)
+        self._chunks = Chunks() if length == CHUNKED else None
+        self.rest = length
+        """Bytes still to come, or CHUNKED for nobody knows."""
+        self.complete = length == 0
+        self.received = 0
+
+    def collect(self, data: bytes, limit: int) -> bytes:
+        """Keep what belongs to the body and return what lies behind it. Raises what the client is told."""
+        rest = self.rest
+        if rest == len(data) and not self.received and rest <= limit:
+            self._budget.take(rest)
+            self._kept = data
+            self.size = self.received = rest
+            self.rest = 0
+            self.complete = True
+            return b""
+        if self.received + rest > limit:
+            raise BodyTooLargeError(f"The body is larger than {limit} bytes.")
+        piece, behind = self._split(data)
+        self.received += len(piece)
+        self.keep(piece, limit)
+        return behind
+
+    def skip(self, data: bytes) -> bytes:
+        """Throw away what belongs to the body and return what lies behind it. Raises where its framing is broken."""
+        piece, behind = self._split(data)
+        self.received += len(piece)
+        return behind
 
     def _split(self, data: bytes) -> tuple[bytes, bytes]:
         if self._chunks is not None:
