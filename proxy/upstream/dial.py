@@ -48,7 +48,7 @@ class Dialer:
         loop = asyncio.get_running_loop()
         try:
             sock = await _first_to_connect(await self._resolve(loop), loop)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise ConnectError(UNREACHABLE, detail=f"connect {self._host}:{self._port}: {error}") from error
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

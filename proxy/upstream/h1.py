@@ -78,6 +78,9 @@ class ConnectionOwner(Protocol):
     def give_back(self, connection: H1Connection) -> None:
         """Ready for another call."""
 
+    def expire(self, connection: H1Connection) -> None:
+        """Idle for too long."""
+
     def drop(self, connection: H1Connection) -> None:
         """Closed."""
 
@@ -165,9 +168,10 @@ class H1Connection(asyncio.Protocol):
             self._loop.call_soon(self._send_on, call)
 
     def pause(self) -> None:
-        """Read no more."""
+        """Read no more; a head that is not read cannot be late."""
         if not self._paused:
             self._paused = True
+            self.deadline = NEVER
             self._transport.pause_reading()
 
     def resume(self) -> None:
@@ -189,7 +193,7 @@ class H1Connection(asyncio.Protocol):
     def on_deadline(self) -> None:
         """Idle for too long, or a head that does not come to its end."""
         if self._call is None:
-            self.close()
+            self._owner.expire(self)
         else:
             self._fail(ProtocolError(_NOT_HTTP, detail=f"the head was not whole after {HEAD_SECONDS:g} s"))
 
@@ -251,9 +255,9 @@ class H1Connection(asyncio.Protocol):
         self._unproductive = 0
         self.deadline = NEVER
         status = self._parser.get_status_code()
-        if status < 200:
+        if not 200 <= status <= 599:
             self._interim += 1
-            if status == 101 or status < 100 or self._interim > MAX_INTERIM:
+            if not 100 <= status <= 199 or status == 101 or self._interim > MAX_INTERIM:
                 raise ProtocolError(_NOT_HTTP, detail=f"status {status}, interim answer {self._interim}")
             return
         framing = [field for field in headers if field[0] in _FRAMING]
@@ -276,6 +280,7 @@ class H1Connection(asyncio.Protocol):
             call.receiver.on_data(call, data)
 
     def on_message_complete(self) -> None:
+        self._headers.clear()  # trailers: dropped, and never the first fields of the next answer
         if self._head_seen and self._call is not None:
             self._whole = True
             self._keep_alive = self._parser.should_keep_alive()

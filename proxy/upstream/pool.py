@@ -189,6 +189,11 @@ class Pool:
             idle.append(connection)
             quota.idle += 1
 
+    def expire(self, connection: H1Connection) -> None:
+        """It was idle for too long."""
+        self.stats.cx_idle_timeout += 1
+        connection.close()
+
     def drop(self, connection: H1Connection) -> None:
         """It is closed, and its place is free. Harmless when the pool never had it, or has it no more."""
         if connection not in self._open:

@@ -8,12 +8,14 @@ adds to it.
 from __future__ import annotations
 
 import ssl
+from functools import cache
 
 ALPN = ["http/1.1"]
 
 
+@cache
 def client_context(ca: str | None = None) -> ssl.SSLContext:
-    """A context for many connections; building one reads the whole store (10 ms), so share it. `ca` is a PEM file."""
+    """One context for all connections, because building it reads the whole store. `ca` is a PEM file."""
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(ALPN)

@@ -120,6 +120,13 @@ class Recorder:
             self._on[event](call)
 
 
+async def eventually(ready: Callable[[], object], within: float = WITHIN) -> None:
+    """Wait for what no callback tells, such as a gauge."""
+    async with asyncio.timeout(within):
+        while not ready():
+            await asyncio.sleep(0.002)  # noqa: ASYNC110 - a gauge tells nobody
+
+
 class Caller:
     """See the top. `options` are those of HttpEndpoint."""
 
