@@ -47,10 +47,8 @@ class Answer:
         run, body = self._run, whole.body
         ex = run.ex
         status = whole.head.status
-        if status < 300:
-            facts = run.dispatch.operation.read_answer(body) if run.dispatch is not None else None
-            if facts is not None:
-                run.engine.ledger.settle(ex, facts.usage, facts.text_bytes)
+        if whole.facts is not None:
+            run.engine.ledger.settle(ex, whole.facts.usage, whole.facts.text_bytes)
         self._settled = True
         head = self._head(whole.head)
         head.headers += self._usage_fields()

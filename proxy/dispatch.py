@@ -34,7 +34,7 @@ from .upstream.call import CallReceiver, ResponseHead, UpstreamRequest
 
 if TYPE_CHECKING:
     from .clock import Timer
-    from .dialect import StreamReader
+    from .dialect import AnswerFacts, StreamReader
     from .run import Run
     from .upstream.call import Call
 
@@ -48,14 +48,15 @@ _WAITING, _COLLECTING, _HOLDING, _RELAYING, _OVER = range(5)
 
 
 class WholeAnswer:
-    """A provider's answer that was collected to its end."""
+    """A provider's answer that was collected to its end. `facts`: what a good one says."""
 
-    __slots__ = ("attempt", "body", "head")
+    __slots__ = ("attempt", "body", "facts", "head")
 
-    def __init__(self, attempt: Attempt, head: ResponseHead, body: bytes) -> None:
+    def __init__(self, attempt: Attempt, head: ResponseHead, body: bytes, facts: AnswerFacts | None) -> None:
         self.attempt = attempt
         self.head = head
         self.body = body
+        self.facts = facts
 
 
 class Attempt(CallReceiver):
@@ -275,7 +276,8 @@ class Attempt(CallReceiver):
         if not clean and not is_object(body):
             self._fail(BrokenAnswerError("The provider's answer was cut short."))
             return
-        self._dispatch.collected(WholeAnswer(self, head, body))
+        facts = self._dispatch.operation.read_answer(body) if head.status < 300 else None
+        self._dispatch.collected(WholeAnswer(self, head, body, facts))
 
     def on_error(self, call: Call, error: GatewayError) -> None:
         """It will not be whole."""
@@ -422,7 +424,7 @@ class Dispatch:
     def _error_of(self, whole: WholeAnswer) -> GatewayError | None:
         status = whole.head.status
         if status < 400:
-            if whole.attempt.status < 300 and self.operation.read_answer(whole.body).error:
+            if whole.facts is not None and whole.facts.error:
                 return ErrorEventError("The provider answered with an error.")
             return None
         if status == 429:
