@@ -43,7 +43,7 @@ class _StreamOptions(msgspec.Struct):
 class _ChatRequest(msgspec.Struct):
     model: Any = None
     stream: Any = None
-    stream_options: Any = None
+    stream_options: Any = msgspec.UNSET
     max_tokens: Any = None
     max_completion_tokens: Any = None
     n: Any = None
@@ -178,12 +178,9 @@ class Chat(Operation):
 
 def _include_usage(facts: ChatFacts, model_end: int) -> tuple[int, int, bytes]:
     """The splice that asks for usage: into `stream_options` where there is one, else right after the model."""
-    if facts.stream_options is None and b'stream_options"' not in facts.body:
+    if facts.stream_options is msgspec.UNSET:
         return model_end, model_end, b',"stream_options":{"include_usage":true}'
-    try:
-        start = find_members(facts.body, b"stream_options")[-1]
-    except IndexError:
-        return model_end, model_end, b',"stream_options":{"include_usage":true}'
+    start = find_members(facts.body, b"stream_options")[-1]
     end = value_end(facts.body, start)
     options = facts.stream_options if isinstance(facts.stream_options, dict) else {}
     return start, end, _encode({**options, "include_usage": True})

@@ -122,10 +122,14 @@ class ModelNotFoundError(DownstreamError):
 
 
 class MethodNotAllowedError(DownstreamError):
-    """A known path, another method."""
+    """A known path, another method; `allow` are those it takes."""
 
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class BodyTimeoutError(DownstreamError):

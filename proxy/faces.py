@@ -73,7 +73,8 @@ class FaceTable:
             raise UnknownPathError(f"Unknown path '{path[:128]}'.")
         face = methods.get(method)
         if face is None:
-            raise MethodNotAllowedError(f"'{path[:128]}' takes {', '.join(sorted(methods))}.")
+            allow = ", ".join(sorted(methods))
+            raise MethodNotAllowedError(f"'{path[:128]}' takes {allow}.", allow=allow)
         return face
 
     def _methods_below(self, path: str) -> dict[str, Face] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import GatewayError, UpstreamError
+from .errors import GatewayError, MethodNotAllowedError, UpstreamError
 
 if TYPE_CHECKING:
     from .edge.downstream import Headers
@@ -59,6 +59,8 @@ def error_reply(error: GatewayError, request_id: str | None = None) -> Reply:
         headers.append((b"retry-after", b"%d" % min(60, max(1, ceil(error.retry_after or 1)))))
     if isinstance(error, UpstreamError):
         headers.append((b"x-should-retry", b"false"))
+    if isinstance(error, MethodNotAllowedError) and error.allow:
+        headers.append((b"allow", error.allow.encode()))
     return Reply(error.status, error_body(error, request_id), headers)
 
 

@@ -69,9 +69,10 @@ class Run:
             face = graph.faces.find(head.method, head.path)
         except GatewayError as error:
             # Not an exchange: nothing of the gateway was used.
-            reply = error_reply(error, engine.next_id())
+            id_ = engine.next_id()
+            reply = error_reply(error, id_)
             self.done = True
-            self.downstream.reply(reply.status, reply.headers, reply.body)
+            self.downstream.reply(reply.status, [*reply.headers, (b"x-request-id", id_.encode())], reply.body)
             return
         self.ex = ex = Exchange(engine.next_id(), head, face, graph, clock.monotonic(), clock.wall())
         engine.live.add(self)
