@@ -17,11 +17,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import uvicorn
+
 from headgate.proxy.clock import Deadlines, LoopClock
+from headgate.proxy.edge.asgi import serve_exchange
 from headgate.proxy.edge.body import BodyBudget
 from headgate.proxy.edge.context import EdgeContext, EdgeLimits
 from headgate.proxy.edge.guard import Guard
-from headgate.proxy.edge.listen import bind, serve
+from headgate.proxy.edge.listen import EdgeServer, bind, serve
 
 from .raw import CHAT, RawClient, request
 
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from headgate.proxy.edge.downstream import Downstream
-    from headgate.proxy.edge.listen import EdgeServer
     from headgate.proxy.errors import GatewayError
 
     from .raw import Answer
@@ -88,6 +90,7 @@ class EchoAcceptor:
         self.act = act or (lambda recorder: recorder.downstream.read_body(limit))
         self.echo = echo
         self.seen: list[Recorder] = []
+        self.given = 0
         self.arrived = asyncio.Event()
 
     def accepts(self, path: str) -> bool:
@@ -100,10 +103,12 @@ class EchoAcceptor:
         self.act(recorder)
 
     async def next(self) -> Recorder:
-        """The exchange that arrives next."""
+        """The newest exchange that nobody was given before."""
         async with asyncio.timeout(WAIT):
-            await self.arrived.wait()
-        self.arrived.clear()
+            while len(self.seen) <= self.given:
+                self.arrived.clear()
+                await self.arrived.wait()
+        self.given = len(self.seen)
         return self.seen[-1]
 
 
@@ -175,6 +180,46 @@ async def running_edge(
         await server.aclose()
         loop.set_exception_handler(None)
     assert not raised, raised
+    _check_nothing_is_left(context, acceptor)
+
+
+@asynccontextmanager
+async def running_asgi(
+    acceptor: EchoAcceptor, *, limits: EdgeLimits | None = None, budget: int = 1 << 26, sweep: float = 0.01
+) -> AsyncIterator[Edge]:
+    """The portable form of the same, under uvicorn as it comes."""
+    clock = LoopClock()
+    context = EdgeContext(
+        acceptor,
+        clock=clock,
+        deadlines=Deadlines(clock, sweep),
+        guard=Guard(open_to_all=False),
+        limits=limits,
+        budget=BodyBudget(budget),
+    )
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await serve_exchange(context, scope, receive, send)
+
+    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    sock = bind("127.0.0.1", 0)
+    await server.startup(sockets=[sock])
+    try:
+        yield Edge(context, EdgeServer(server, context, [sock]))
+    finally:
+        for listener in server.servers:
+            listener.close()
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        while server.server_state.tasks:
+            await asyncio.wait(server.server_state.tasks, timeout=WAIT)
+    _check_nothing_is_left(context, acceptor)
+
+
+def _check_nothing_is_left(context: EdgeContext, acceptor: EchoAcceptor) -> None:
     assert not context.connections
     assert len(context.deadlines) == 0
     assert context.budget.used == 0
