@@ -96,13 +96,18 @@ def read_text(path: str | Path, limit: int) -> str:
     Raises OSError, or ValueError that says what is wrong.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
-        # /proc files claim size 0, so the read itself is bounded as well.
-        data = b"" if status.st_size > limit else file.read(limit + 1)
-    if status.st_size > limit or len(data) > limit:
+        if status.st_size > limit:
+            raise ValueError(f"larger than {limit >> 10} KiB")
+        # Files under /proc claim to be empty, so the read itself is bounded as well.
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > limit:
         raise ValueError(f"larger than {limit >> 10} KiB")
     try:
         return data.decode("utf-8")

@@ -77,7 +77,7 @@ class Provider(Section):
     """https or http URL up to and with `/v1`, or `mock:` for the in-process mock. Required."""
 
     api_key: Secret | None = None
-    """Sent as bearer token, usually "${NAME:-}". Without it nothing is sent, as local servers like it."""
+    """Sent as bearer token, usually "${NAME:-}". Default: nothing is sent, which local servers like."""
 
     direct: Flag = False
     """Whether `provider/model` may be asked for although `models` is written. Default false."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import Final
 
-_NUMBER = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([A-Za-z]+)")
+_NUMBER = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)([A-Za-z]+)")
 
 _MICROSECONDS: Final = {
     "d": 86_400_000_000,

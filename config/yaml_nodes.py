@@ -160,9 +160,15 @@ def parse(text: str, report: Report) -> Table:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else Place()
-        report.refuse(place, f"not YAML: {error.problem or error.context}")
+        report.refuse(place, f"not YAML: {error.problem or error.context}{_flow_hint(text, place.line)}")
     except yaml.YAMLError:
         report.refuse(Place(), "not YAML")
+
+
+def _flow_hint(text: str, line: int) -> str:
+    # `{port: ${PORT}}` looks right, but a brace ends a plain scalar there.
+    written = text.split("\n", line)[line - 1] if line <= text.count("\n") + 1 else ""
+    return '; inside { } and [ ] an expansion needs quotes: "${NAME}"' if "${" in written else ""
 
 
 class _Composer:
