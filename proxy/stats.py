@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .exchange import Exchange
 
 MAX_SERIES = 1000
+OTHER = "other"
 DURATION_BOUNDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 TTFT_BOUNDS = (
     0.001,
@@ -59,9 +60,11 @@ class Histogram:
 class Series:
     """What is counted for one (endpoint, provider, model)."""
 
-    __slots__ = ("cost_usd", "duration", "tokens_in", "tokens_out", "ttft", "unknown_cost")
+    __slots__ = ("answers", "cost_usd", "duration", "tokens_in", "tokens_out", "ttft", "unknown_cost")
 
     def __init__(self) -> None:
+        self.answers = 0
+        """Those with usage, reported or estimated; the others have no tokens and no cost."""
         self.tokens_in = 0
         self.tokens_out = 0
         self.cost_usd = 0.0
@@ -99,15 +102,16 @@ class Stats:
         if ex.first_token_at is not None:
             series.ttft.observe(ex.first_token_at - ex.started)
         usage = ex.usage
-        if usage is not None:
+        if usage is not None and usage.source != "none":
+            series.answers += 1
             series.tokens_in += usage.prompt_tokens
             series.tokens_out += usage.completion_tokens
             if ex.cost_usd is not None:
                 series.cost_usd += ex.cost_usd
-            elif usage.source != "none":
+            else:
                 series.unknown_cost += 1
 
     def _new_series(self, key: tuple[str, str, str]) -> Series:
         if len(self.series) >= MAX_SERIES:
-            key = (key[0], "other", "other")
+            key = (key[0], OTHER, OTHER)
         return self.series.setdefault(key, Series())

@@ -1,0 +1,1 @@
+"""The admin listener: what an operator sees, and the few things he may change."""

@@ -1,0 +1,128 @@
+"""The one way into the admin app: no declared access, no entry; and every error has the gateway's own shape.
+
+The gate stands before the router and knows the endpoints by their declarations, so a route that is added to the app
+without one cannot be reached. What is unknown (404, 405) is told only to those who may see an open endpoint.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import structlog
+
+from ...config.listeners import is_loopback
+from ...proxy.errors import GatewayError, MethodNotAllowedError, UnauthorizedError, UnknownPathError
+from ...proxy.replies import error_reply, internal_error
+from .access import Access, authorize
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from ...proxy.exchange import Principal
+    from .view import AdminView
+
+BEARER = b"authorization"
+SAFE = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+"""On every answer: an operator's browser must not keep it, guess at it, or show it inside another page."""
+
+log = structlog.get_logger("headgate.admin")
+
+
+class Endpoint(NamedTuple):
+    """One method of one path, and who may use it. GET serves HEAD, too."""
+
+    method: str
+    path: str
+    access: Access
+    handler: Callable[[Request], Awaitable[Response]]
+
+
+class Gate:
+    """ASGI middleware that lets declared requests of those who may through to `app`."""
+
+    def __init__(self, app: ASGIApp, *, view: AdminView, endpoints: Iterable[Endpoint]) -> None:
+        self._app = app
+        self._view = view
+        self._paths: dict[str, dict[str, Access]] = {}
+        for endpoint in endpoints:
+            self._paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint.access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)  # the app's lifespan; it has no WebSocket
+            return
+        started = False
+
+        async def send_safe(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], *SAFE]
+            await send(message)
+
+        request_id = secrets.token_hex(16)
+        extra: list[tuple[bytes, bytes]] = []
+        try:
+            self._admit(scope)
+            await self._app(scope, receive, send_safe)
+            return
+        except GatewayError as refusal:
+            error = refusal
+            if isinstance(error, UnauthorizedError):
+                extra.append((b"www-authenticate", b"Bearer"))
+            if isinstance(error, MethodNotAllowedError):
+                extra.append((b"allow", self._allow(scope["path"])))
+        except Exception:
+            log.exception("admin_failed", request_id=request_id, path=scope["path"])
+            if started:
+                raise
+            error = internal_error()
+        reply = error_reply(error, request_id)
+        headers = [*reply.headers, (b"x-request-id", request_id.encode()), *extra]
+        await send_safe({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send_safe({"type": "http.response.body", "body": reply.body})
+
+    def _admit(self, scope: Scope) -> None:
+        methods = self._paths.get(scope["path"])
+        if methods is None:
+            self._authorize(Access.OPEN, scope)
+            raise UnknownPathError("Unknown path. GET / lists what there is.")
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        access = methods.get(method)
+        if access is None:
+            self._authorize(Access.OPEN, scope)
+            raise MethodNotAllowedError(f"This path takes {', '.join(sorted(methods))}.")
+        self._authorize(access, scope)
+
+    def _authorize(self, access: Access, scope: Scope) -> None:
+        authorize(
+            access,
+            loopback=is_loopback(self._view.config.listeners.admin.address),
+            keyless=self._view.config.auth_is_open,
+            identify=lambda: identify(self._view, scope),
+        )
+
+    def _allow(self, path: str) -> bytes:
+        methods = set(self._paths[path])
+        return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))).encode()
+
+
+def identify(view: AdminView, scope: Mapping[str, Any]) -> Principal:
+    """Whose key the request carries: in the header of `auth`, or as the bearer token that scrapers can send."""
+    auth = view.config.auth
+    own = auth.header.encode() if auth is not None else BEARER
+    fields: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        fields.setdefault(name.lower(), value)
+    return view.identify(fields.get(own) or fields.get(BEARER))

@@ -1,0 +1,1 @@
+"""What leaves a gateway for the systems that watch it: metrics in Prometheus' format."""

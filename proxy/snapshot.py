@@ -1,0 +1,231 @@
+"""What a worker tells about itself in one value, and the sums over all workers.
+
+Everything is either a counter, which only grows and is added up, or a gauge, which belongs to the worker that told it.
+They are apart in the type, so that whoever merges cannot mistake one for the other.
+
+No total ever goes back. `Totals` has one set of counters and only ever adds to it what a worker has counted since it
+spoke last, so a worker that is gone takes its gauges along and leaves its counters. For the same reason a name that
+came above the bound is `other` for ever.
+
+Not here: reading it off a worker (observe.py), the format of Prometheus (control/telemetry/).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from .stats import DURATION_BOUNDS, MAX_SERIES, OTHER, TTFT_BOUNDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+K = TypeVar("K")
+
+Life = tuple[str, int, float]
+"""Name, pid and start of a worker: which one, and which life of it."""
+
+
+class Distribution(msgspec.Struct):
+    """A histogram: counts per bucket, the last one unbounded, and the sum of what was observed."""
+
+    counts: list[int]
+    total: float = 0.0
+
+    def grow(self, new: Distribution, old: Distribution) -> None:
+        """Add what `new` has above `old`; all three have the same bounds."""
+        self.counts = [
+            mine + max(0, after - before)
+            for mine, after, before in zip(self.counts, new.counts, old.counts, strict=True)
+        ]
+        self.total += max(0.0, new.total - old.total)
+
+
+class ModelCounters(msgspec.Struct):
+    """What one model at one provider has used. `answers` are those with usage, on which the tokens stand."""
+
+    answers: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: float = 0.0
+    unknown_cost: int = 0
+    """Answers with usage whose price nobody knows: they are missing in `cost_usd`."""
+    duration: Distribution = msgspec.field(default_factory=lambda: Distribution([0] * (len(DURATION_BOUNDS) + 1)))
+    """Seconds from request to end; `stats.DURATION_BOUNDS`."""
+    ttft: Distribution = msgspec.field(default_factory=lambda: Distribution([0] * (len(TTFT_BOUNDS) + 1)))
+    """Seconds from request to first token; `stats.TTFT_BOUNDS`."""
+
+    def grow(self, new: ModelCounters, old: ModelCounters) -> None:
+        """Add what `new` has above `old`."""
+        self.answers += max(0, new.answers - old.answers)
+        self.tokens_in += max(0, new.tokens_in - old.tokens_in)
+        self.tokens_out += max(0, new.tokens_out - old.tokens_out)
+        self.cost_usd += max(0.0, new.cost_usd - old.cost_usd)
+        self.unknown_cost += max(0, new.unknown_cost - old.unknown_cost)
+        self.duration.grow(new.duration, old.duration)
+        self.ttft.grow(new.ttft, old.ttft)
+
+
+NOTHING = ModelCounters()
+
+
+class Counters(msgspec.Struct):
+    """All that only grows."""
+
+    exchanges: dict[tuple[str, str, int], int] = {}
+    """(endpoint, outcome, status) -> exchanges that are over."""
+    models: dict[tuple[str, str, str], ModelCounters] = {}
+    """By (endpoint, provider, upstream model)."""
+    clusters: dict[str, dict[str, int]] = {}
+    """By provider: rq_total, rq_success, rq_error, rq_retry."""
+    endpoints: dict[tuple[str, str], dict[str, int]] = {}
+    """By (provider, address): the counters of `UpstreamStats`."""
+    filters: dict[str, dict[str, int]] = {}
+    """By filter: its public integers."""
+    edge: dict[str, int] = {}
+    """The counters of `EdgeStats`."""
+    engine: dict[str, int] = {}
+    """refused_by_auth, retries, internal_errors, rows."""
+    spool: dict[str, int] = {}
+    """dropped, errors."""
+
+    def grow(self, new: Counters, old: Counters) -> None:
+        """Add what `new` has above `old`; models above the bound count as `other`."""
+        grow(self.exchanges, new.exchanges, old.exchanges)
+        for key, model in new.models.items():
+            self._model(key).grow(model, old.models.get(key, NOTHING))
+        _grow_tables(self.clusters, new.clusters, old.clusters)
+        _grow_tables(self.endpoints, new.endpoints, old.endpoints)
+        _grow_tables(self.filters, new.filters, old.filters)
+        grow(self.edge, new.edge, old.edge)
+        grow(self.engine, new.engine, old.engine)
+        grow(self.spool, new.spool, old.spool)
+
+    def _model(self, key: tuple[str, str, str]) -> ModelCounters:
+        found = self.models.get(key)
+        if found is None:
+            if len(self.models) >= MAX_SERIES:
+                key = (key[0], OTHER, OTHER)
+            found = self.models.setdefault(key, ModelCounters())
+        return found
+
+
+class Snapshot(msgspec.Struct):
+    """One worker at one moment, or all of them. Plain values, made to be sent: see `encode`."""
+
+    worker: str
+    pid: int
+    started: float
+    """Unix seconds."""
+    config: str
+    """Version of the configuration that new exchanges get."""
+    ready: bool = False
+    draining: bool = False
+    live: int = 0
+    """Exchanges under way."""
+    connections: int = 0
+    """Open connections of clients."""
+    rss_bytes: int = 0
+    loop_lag: float | None = None
+    """Seconds the event loop came late when it was last looked at; None where nobody looks."""
+    spool_full: bool = False
+    upstreams: dict[tuple[str, str], dict[str, int]] = {}
+    """By (provider, address): cx_active, rq_active, rq_pending_active."""
+    counters: Counters = msgspec.field(default_factory=Counters)
+
+    @property
+    def life(self) -> Life:
+        """Which worker, and which life of it."""
+        return self.worker, self.pid, self.started
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """MessagePack: keys are tuples, which JSON has not."""
+    return msgspec.msgpack.encode(snapshot)
+
+
+def decode(data: bytes) -> Snapshot:
+    """Raises msgspec.DecodeError."""
+    return msgspec.msgpack.decode(data, type=Snapshot)
+
+
+class Totals:
+    """The sums over all workers, living and dead.
+
+    `tell` what a worker told, and `gone` once its process has ended; both in the order in which they happened.
+    """
+
+    __slots__ = ("_counters", "_told")
+
+    def __init__(self) -> None:
+        self._counters = Counters()
+        self._told: dict[Life, Snapshot] = {}
+
+    def tell(self, snapshot: Snapshot) -> None:
+        """A worker's newest snapshot replaces its last, and what it counted in between is added."""
+        last = self._told.get(snapshot.life)
+        self._counters.grow(snapshot.counters, last.counters if last is not None else Counters())
+        self._told[snapshot.life] = snapshot
+
+    def gone(self, life: Life) -> None:
+        """A worker has ended: its gauges are no more, what it counted stays. Harmless when it never told anything."""
+        self._told.pop(life, None)
+
+    def workers(self) -> list[Snapshot]:
+        """The last word of the living, by name and then by age."""
+        return sorted(self._told.values(), key=lambda one: (one.worker, one.started))
+
+    def merged(self, *, worker: str = "*", pid: int = 0) -> Snapshot:
+        """All as one: counters of the living and the dead, gauges of the living added up.
+
+        Ready while one worker is, draining when all are. `started` is the earliest, `loop_lag` the worst, `config` that
+        of the youngest.
+        """
+        living = sorted(self._told.values(), key=lambda one: one.started)
+        lags = [one.loop_lag for one in living if one.loop_lag is not None]
+        upstreams: dict[tuple[str, str], dict[str, int]] = {}
+        for one in living:
+            _grow_tables(upstreams, one.upstreams, {})
+        return Snapshot(
+            worker,
+            pid,
+            living[0].started if living else 0.0,
+            living[-1].config if living else "",
+            ready=any(one.ready for one in living),
+            draining=bool(living) and all(one.draining for one in living),
+            live=sum(one.live for one in living),
+            connections=sum(one.connections for one in living),
+            rss_bytes=sum(one.rss_bytes for one in living),
+            loop_lag=max(lags, default=None),
+            spool_full=any(one.spool_full for one in living),
+            upstreams=upstreams,
+            counters=msgspec.msgpack.decode(msgspec.msgpack.encode(self._counters), type=Counters),
+        )
+
+
+def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Several workers as one, at one moment; over time `Totals` does it."""
+    totals = Totals()
+    for snapshot in snapshots:
+        totals.tell(snapshot)
+    return totals.merged()
+
+
+def add(counts: dict[K, int], more: Mapping[K, int]) -> None:
+    """Add `more` to `counts`."""
+    for key, value in more.items():
+        counts[key] = counts.get(key, 0) + value
+
+
+def grow(counts: dict[K, int], new: Mapping[K, int], old: Mapping[K, int]) -> None:
+    """Add to `counts` what `new` has above `old`."""
+    for key, value in new.items():
+        counts[key] = counts.get(key, 0) + max(0, value - old.get(key, 0))
+
+
+def _grow_tables(
+    tables: dict[K, dict[str, int]], new: Mapping[K, Mapping[str, int]], old: Mapping[K, Mapping[str, int]]
+) -> None:
+    for key, counts in new.items():
+        grow(tables.setdefault(key, {}), counts, old.get(key, {}))
