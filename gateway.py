@@ -307,6 +307,18 @@ class Gateway:
         return Chain(filters[:length]), Route("default", Chain(filters, length)), routes
 
 
+def check_startable(config: GatewayConfig) -> None:
+    """What a supervisor checks before it starts workers: filters can be built, and there is a price table.
+
+    Raises ConfigError, PriceTableError.
+    """
+    if config.files:
+        _make_importable(config.files[0].resolve().parent)
+    for entry in config.filters:
+        make_filter(entry.config)
+    load_price_table(wall=lambda: 0.0)
+
+
 def check_reload(old: GatewayConfig, new: GatewayConfig) -> None:
     """Refuse what only a restart can change, by name."""
     fixed = (

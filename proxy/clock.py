@@ -61,6 +61,11 @@ class LoopClock:
         await asyncio.sleep(seconds)
 
 
+def wall_time() -> float:
+    """Unix seconds, for a command that has no loop."""
+    return time.time()
+
+
 class DeadlineHolder(Protocol):
     """Something with one moving deadline: `deadline` is in monotonic seconds, `inf` for none."""
 

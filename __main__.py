@@ -1,0 +1,341 @@
+"""The `headgate` command: reads its arguments and hands over. Every command's `-h` is enough to use it.
+
+What a command needs is imported when it runs: `headgate version` must not load a server, and no command loads a client
+library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from .config import GatewayConfig
+    from .control.process.source import ConfigSource
+
+DEFAULT_FILE = "gateway.yaml"
+LEVELS = ("debug", "info", "warning", "error")
+OK, FAILED, USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, 1 when something failed, 2 when what was asked for is wrong."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headgate",
+        description="A gateway for LLM traffic: point an OpenAI SDK's base_url at it and nothing else changes.",
+        epilog="Start with: headgate serve",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    serve = _command(commands, "serve", _serve, "run the gateway", "headgate serve gateway.yaml --workers 2")
+    _add_file(serve)
+    serve.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes that serve traffic; overrides the file"
+    )
+    _add_log_level(serve)
+
+    check = _command(commands, "check", _check, "check a config file", "headgate check gateway.yaml")
+    _add_file(check)
+
+    _command(
+        commands, "schema", _schema, "print the JSON Schema of the config", "headgate schema > gateway.schema.json"
+    )
+
+    usage = _command(
+        commands, "usage", _usage, "what was used and what it cost", "headgate usage --by model --since 7d"
+    )
+    usage.add_argument(
+        "--by",
+        choices=("key", "model", "day", "team", "provider", "endpoint"),
+        default="key",
+        help="what to sum over (default: key)",
+    )
+    usage.add_argument("--since", metavar="AGE", help="only what is younger: 90m, 12h, 7d (default: everything)")
+    usage.add_argument("--json", action="store_true", help="JSON instead of a table")
+    usage.add_argument(
+        "--config", metavar="FILE", help=f"config that names the ledger (default: ./{DEFAULT_FILE}, if any)"
+    )
+
+    mock = _command(
+        commands,
+        "mock",
+        _mock,
+        "serve a mock provider that speaks the OpenAI API",
+        "headgate mock --port 8071 --delay 20",
+    )
+    mock.add_argument("--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    mock.add_argument("--port", type=int, default=8071, help="port to listen on, 0 for a free one (default: 8071)")
+    mock.add_argument("--delay", type=float, default=0.0, metavar="MS", help="pause before each event (default: 0)")
+    _add_log_level(mock)
+
+    _command(commands, "version", _version, "print the version", "headgate version")
+
+    worker = argparse.ArgumentParser(add_help=False)
+    worker = commands.add_parser("_worker", add_help=False)
+    worker.add_argument("file", nargs="?")
+    worker.add_argument("--name", required=True)
+    worker.add_argument("--parent", type=int, required=True)
+    worker.add_argument("--control-fd", type=int, required=True)
+    worker.add_argument("--data-fd", type=int, required=True)
+    worker.add_argument("--workers", type=int)
+    worker.add_argument("--log-level", default="info")
+    worker.set_defaults(run=_worker)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    what: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=what, description=what[0].upper() + what[1:] + ".", epilog=f"Example: {example}"
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file", nargs="?", help=f"config file (default: ./{DEFAULT_FILE} if there is one, else defaults)"
+    )
+
+
+def _add_log_level(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--log-level",
+        choices=LEVELS,
+        default=os.environ.get("HEADGATE_LOG", "info"),
+        help="least severe event to log on stderr (default: info, or HEADGATE_LOG)",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number from 1")
+    return int(text)
+
+
+def _file(named: str | None) -> str | None:
+    return named if named is not None else DEFAULT_FILE if Path(DEFAULT_FILE).exists() else None
+
+
+def _version_text() -> str:
+    from importlib.metadata import version
+
+    return version("headgate")
+
+
+def _fail(message: object, code: int = FAILED) -> int:
+    print(f"headgate: {message}", file=sys.stderr)
+    return code
+
+
+# -- commands
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from .config import ConfigError
+    from .control.logs import configure
+    from .control.process.source import ConfigSource
+
+    configure(arguments.log_level)
+    source = ConfigSource(_file(arguments.file), arguments.workers)
+    try:
+        text = source.read()
+        config = source.parse(text)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return _fail("the config is refused", USAGE)
+    _raise_file_limit()
+    if config.workers == 1:
+        return _run(_serve_single(source, config))
+    return _run(_serve_many(source, config, text))
+
+
+async def _serve_single(source: ConfigSource, config: GatewayConfig) -> None:
+    from .control.process.single import run_single
+    from .gateway import Gateway
+
+    await run_single(Gateway(config), source.load, _version_text(), _announce)
+
+
+async def _serve_many(source: ConfigSource, config: GatewayConfig, text: str) -> None:
+    from .control.process.supervisor import Supervisor
+    from .gateway import check_startable
+    from .proxy.clock import Deadlines, LoopClock
+
+    check_startable(config)
+    clock = LoopClock()
+    await Supervisor(source, config, text, _version_text(), clock, Deadlines(clock)).run(_announce)
+
+
+def _worker(arguments: argparse.Namespace) -> int:
+    import socket
+
+    from .control.logs import configure
+    from .control.process.orphans import die_with
+    from .control.process.source import ConfigSource
+    from .control.process.worker import run_worker
+    from .gateway import Gateway
+
+    die_with(arguments.parent)
+    configure(arguments.log_level)
+    _raise_file_limit()
+    control = socket.socket(fileno=arguments.control_fd)
+    data = socket.socket(fileno=arguments.data_fd)
+    source = ConfigSource(arguments.file, arguments.workers)
+
+    def make(config: GatewayConfig) -> Gateway:
+        return Gateway(config, worker=arguments.name)
+
+    return _run(run_worker(make, source, _version_text(), control, data))
+
+
+def _run(work: Coroutine[object, object, None]) -> int:
+    """Run to the end; what an operator can mend becomes one clear line."""
+    import uvloop
+
+    from .config import ConfigError
+    from .control.process.errors import BootError
+
+    try:
+        uvloop.run(work)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return _fail("the config is refused", USAGE)
+    except BootError as error:
+        return _fail(error)
+    return OK
+
+
+def _announce(config: GatewayConfig, data_port: int, admin_port: int) -> None:
+    """The one human line, once everything answers."""
+    data, admin = config.listeners.data, config.listeners.admin
+    providers = ", ".join(
+        name + (" (no key)" if provider.unconfigured else "") for name, provider in config.providers.items()
+    )
+    guard = "open to every process of this machine" if config.auth_is_open else "keys required"
+    print(
+        f"headgate {_version_text()} serves http://{_host(data.address)}:{data_port}/v1 ({guard}); "
+        f"providers: {providers}; admin http://{_host(admin.address)}:{admin_port}/",
+        flush=True,
+    )
+
+
+def _host(address: object) -> str:
+    text = str(address)
+    return f"[{text}]" if ":" in text else text
+
+
+def _raise_file_limit() -> None:
+    """Every exchange needs two descriptors: take what the system allows."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .config import ConfigError
+    from .control.process.source import ConfigSource
+
+    name = _file(arguments.file)
+    try:
+        config = ConfigSource(name).load()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        count = len(error.problems)
+        return _fail(f"{count} problem{'s' if count != 1 else ''}", USAGE)
+    print(f"{name or 'defaults'}: good (version {config.digest})")
+    for provider_name, provider in config.providers.items():
+        origin = provider.api_key.origin if provider.api_key is not None else None
+        state = f"not configured: set {origin or 'its api_key'}" if provider.unconfigured else "configured"
+        print(f"  provider {provider_name}: {provider.base_url} ({state})")
+    for model_name, model in config.models.items():
+        print(f"  model {model_name}: {', '.join(target.provider for target in model.targets)}")
+    print(f"  chain: {' -> '.join(entry.name for entry in config.filters) or 'empty'}")
+    for warning in config.warnings:
+        print(f"  warning: {warning}")
+    return OK
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from .config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return OK
+
+
+def _usage(arguments: argparse.Namespace) -> int:
+    from .config import ConfigError
+    from .control.events.report import as_json, as_table, usage
+    from .control.process.source import ConfigSource
+    from .proxy.clock import wall_time
+
+    try:
+        path = ConfigSource(_file(arguments.config)).load().events.path
+        since = wall_time() - _age(arguments.since) if arguments.since else None
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except ValueError as error:
+        return _fail(error, USAGE)
+    try:
+        rows = usage(path, arguments.by, since)
+    except FileNotFoundError:
+        return _fail(f"no ledger at {path} yet: it is made when a gateway first runs there")
+    if arguments.json:
+        sys.stdout.write(as_json(rows, arguments.by).decode() + "\n")
+    else:
+        print(as_table(rows, arguments.by))
+    return OK
+
+
+def _age(text: str) -> float:
+    units = {"m": 60.0, "h": 3600.0, "d": 86400.0}
+    if text[-1:] not in units or not text[:-1].isdigit():
+        raise ValueError(f"--since {text}: expected a number and m, h or d, like 90m, 12h or 7d")
+    return float(text[:-1]) * units[text[-1]]
+
+
+def _mock(arguments: argparse.Namespace) -> int:
+    from .control.logs import configure
+    from .control.process.mock_server import run_mock
+
+    configure(arguments.log_level)
+
+    def announce(port: int) -> None:
+        url = f"http://{_host(arguments.address)}:{port}/v1"
+        print(f"headgate mock: an OpenAI API at {url}, any key, any model; stop it with Ctrl-C", flush=True)
+
+    return _run(run_mock(arguments.address, arguments.port, arguments.delay / 1000, announce))
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(f"headgate {_version_text()}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
