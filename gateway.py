@@ -15,8 +15,6 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-import structlog
-
 from .config import AuthConfig, ConfigError, GatewayConfig, Problem, RetryConfig, UseConfig, load_config
 from .dialects.mock import MockEndpoint
 from .dialects.openai import OpenAI
@@ -200,7 +198,6 @@ class Gateway:
         self._keeps_records = spool
         self._clock = clock
         self._rng = rng or Random()  # noqa: S311 - jitter, not secrets
-        self._log = structlog.get_logger("headgate")
         self.clock: Clock
         self.deadlines: Deadlines
         self.resources: Resources
@@ -231,8 +228,6 @@ class Gateway:
             rng=self._rng,
             ledger=Ledger(self.spool, Estimator(), self.worker),
         )
-        for warning in self.config.warnings:
-            self._log.warning("config", message=warning)
         self.ready = True
 
     async def reload(self, config: GatewayConfig) -> None:

@@ -76,6 +76,7 @@ class ControlHalf:
             guard=Guard(open_to_all=self.config.auth_is_open),
             limits=EdgeLimits(connections=ADMIN_CONNECTIONS),
         )
+        self._warn()
         tailing = asyncio.get_running_loop().create_task(self._tail())
         server = await serve(admin_app(view), context, [admin])
         try:
@@ -102,10 +103,13 @@ class ControlHalf:
             return False
         self.config = config
         self.stats.reloads += 1
-        for warning in config.warnings:
-            log.warning("config", message=warning)
+        self._warn()
         log.info("reloaded", config=config.digest)
         return True
+
+    def _warn(self) -> None:
+        for warning in self.config.warnings:
+            log.warning("config", message=warning)
 
     def not_ready(self) -> list[str]:
         """What of the control half should keep traffic away."""

@@ -153,11 +153,13 @@ class Supervisor:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self.draining = True
+                log.info("draining", workers=len(self.workers))
                 for task in (reloader, announcer, stopping):
                     task.cancel()
                 await self._drain(keepers)
                 await asyncio.gather(reloader, announcer, stopping, return_exceptions=True)
                 self._data.close()
+        log.info("stopped")
         if self._failed.done():
             self._failed.result()
 
