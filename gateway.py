@@ -275,6 +275,8 @@ class Gateway:
         make = self.resources.filter
         filters = [make(entry, entry.config, entry.name) for entry in config.filters]
         kinds = [entry.kind for entry in config.filters]
+        if "auth" in kinds[1:]:
+            raise _refused(f"filters[{kinds.index('auth')}]: 'auth' must come first")
         for at, later in misplaced(kinds, [link.after for link in filters]):
             raise _refused(f"filters[{at}]: '{kinds[at]}' must come after '{later}'")
         overridden = frozenset(name for route in config.routes for name in route.filters)

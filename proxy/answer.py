@@ -17,7 +17,7 @@ import msgspec
 from .accounting.prices import format_usd
 from .errors import BrokenAnswerError, GatewayError
 from .headers import to_downstream
-from .replies import error_reply
+from .replies import NO_RETRY
 from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class Answer:
         self._attempt = attempt
         self._reader = reader
         self._settled = False
+        if reader is not None:
+            # Set before the first byte is read: a whole stream may come in one piece.
+            reader.before_terminal = self._comment if self._wants_comment() else None
+            reader.rewrite = self._rewrite if run.chain.events else None
 
     # -- whole
 
@@ -53,8 +57,8 @@ class Answer:
         head = self._head(whole.head)
         head.headers += self._usage_fields()
         head.headers += self._timing_fields()
-        if status >= 429 and ex.error is not None:
-            head.headers += [field for field in error_reply(ex.error).headers if field[0] == b"x-should-retry"]
+        if ex.error is not None and len(ex.attempts) > 1:
+            head.headers.append(NO_RETRY)
         if run.dispatch is not None:
             run.dispatch.end_attempt(self._attempt, self._attempt.error)
         if not run.respond(head):
@@ -79,10 +83,6 @@ class Answer:
             announced = upstream.header(b"content-length")
             length = int(announced) if announced is not None else None
         else:
-            reader.before_terminal = self._comment if self._wants_comment() else None
-            if run.chain.events:
-                reader.rewrite = self._rewrite
-                taken = self._rewrite(taken) if taken else taken
             cost = run.engine.ledger.estimate_cost(run.ex)
             if cost is not None:
                 head.headers.append((b"x-headgate-cost-estimate-usd", format_usd(cost).encode()))

@@ -29,11 +29,23 @@ class RequestStep(NamedTuple):
 class Chain:
     """The filters of one route from top to bottom. `first` is where `requests` begin: what is above has already run."""
 
-    __slots__ = ("attempt_ends", "attempts", "done", "events", "filters", "observers", "requests", "responses")
+    __slots__ = (
+        "admission",
+        "attempt_ends",
+        "attempts",
+        "done",
+        "events",
+        "filters",
+        "observers",
+        "requests",
+        "responses",
+    )
 
     def __init__(self, filters: Sequence[Filter], first: int = 0) -> None:
         self.filters = tuple(filters)
         placed = list(enumerate(self.filters))
+        self.admission = next((at for at, f in placed if f.admits), -1)
+        """Position of the filter that decides whether there is an exchange at all; what it refuses leaves no record."""
         self.requests = tuple(
             RequestStep(at, f.on_request, iscoroutinefunction(f.on_request))
             for at, f in placed

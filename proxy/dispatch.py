@@ -64,6 +64,7 @@ class Attempt(CallReceiver):
     (monotonic seconds)."""
 
     __slots__ = (
+        "_answer",
         "_call",
         "_dispatch",
         "_reader",
@@ -102,6 +103,7 @@ class Attempt(CallReceiver):
         self.total_at = inf
         self._call: Call | None = None
         self._reader: StreamReader | None = None
+        self._answer: Answer | None = None
         self._state = _WAITING
         self._taken: list[bytes] = []
         self._size = 0
@@ -177,6 +179,7 @@ class Attempt(CallReceiver):
         facts = self._dispatch.run.ex.facts
         if facts is not None and head.status < 300 and kind.startswith(b"text/event-stream"):
             self._reader = self._dispatch.operation.open_stream(facts)
+            self._answer = Answer(self._dispatch.run, self, self._reader)
             self._state = _HOLDING
             self.deadline = min(self.deadline, now + HELD_SECONDS)
         elif head.status >= 300 or not kind or b"json" in kind or kind.startswith(b"text/"):
@@ -191,9 +194,8 @@ class Attempt(CallReceiver):
         try:
             if state == _RELAYING:
                 self._rest_until(self._now())
-                answer = self._dispatch.answer
-                if answer is not None:
-                    answer.on_data(data)
+                if self._answer is not None:
+                    self._answer.on_data(data)
             elif state == _HOLDING:
                 self._hold(data)
             elif state == _COLLECTING:
@@ -230,25 +232,24 @@ class Attempt(CallReceiver):
         if reader is not None and reader.committed and run.ex.first_token_at is None:
             run.ex.first_token_at = now
         self._rest_until(now)
-        self._dispatch.commit(self, reader, taken)
+        if self._answer is None:
+            self._answer = Answer(run, self, None)
+        self._dispatch.answer = self._answer
+        self._answer.begin(taken)
 
     def on_end(self, call: Call, clean: bool) -> None:
         """The message ended."""
         state, self._state = self._state, _OVER
+        self._dispatch.run.engine.deadlines.discard(self)
         try:
-            if state == _RELAYING:
-                answer = self._dispatch.answer
-                if answer is not None:
-                    answer.on_end(clean)
+            if state == _RELAYING and self._answer is not None:
+                self._answer.on_end(clean)
             elif state == _HOLDING:
-                self._state = state
                 self._end_held(clean)
             elif state == _COLLECTING:
                 self._end_collected(clean)
             elif state == _WAITING:
                 self._fail(BrokenAnswerError("The provider closed the connection without an answer."))
-            else:
-                self._dispatch.run.engine.deadlines.discard(self)
         except Exception as error:
             self._dispatch.run.crash(error)
 
@@ -265,12 +266,11 @@ class Attempt(CallReceiver):
             return
         self._commit()
         self._state = _OVER
-        if self._dispatch.answer is not None and not self._dispatch.run.done:
-            self._dispatch.answer.complete()
+        if self._answer is not None and not self._dispatch.run.done:
+            self._answer.complete()
 
     def _end_collected(self, clean: bool) -> None:
         body, self._taken = b"".join(self._taken), []
-        self._dispatch.run.engine.deadlines.discard(self)
         head = self.head
         assert head is not None  # noqa: S101 - collecting begins with a head
         if not clean and not is_object(body):
@@ -281,16 +281,12 @@ class Attempt(CallReceiver):
 
     def on_error(self, call: Call, error: GatewayError) -> None:
         """It will not be whole."""
-        state = self._state
+        state, self._state = self._state, _OVER
+        self._dispatch.run.engine.deadlines.discard(self)
         try:
-            if state == _RELAYING:
-                self._state = _OVER
-                answer = self._dispatch.answer
-                if answer is not None:
-                    answer.on_error(error)
-            elif state == _OVER:
-                self._dispatch.run.engine.deadlines.discard(self)
-            else:
+            if state == _RELAYING and self._answer is not None:
+                self._answer.on_error(error)
+            elif state != _OVER:
                 self._fail(error)
         except Exception as crash:
             self._dispatch.run.crash(crash)
@@ -310,13 +306,8 @@ class Attempt(CallReceiver):
         else:
             what = "finish" if now >= self.total_at else "send a first token" if self._quiet(reader) else "go on"
             error = UpstreamTimeoutError(f"The provider did not {what} in time.")
-            if self._state == _RELAYING:
-                answer = self._dispatch.answer
-                if self._call is not None:
-                    self._call.cancel()
-                self._state = _OVER
-                if answer is not None:
-                    answer.on_error(error)
+            if self._state == _RELAYING and self._answer is not None:
+                self._answer.on_error(error)
             else:
                 self._fail(error)
 
@@ -405,11 +396,6 @@ class Dispatch:
 
     # -- from the attempt
 
-    def commit(self, attempt: Attempt, reader: StreamReader | None, taken: bytes) -> None:
-        """The attempt is the answer."""
-        self.answer = Answer(self.run, attempt, reader)
-        self.answer.begin(taken)
-
     def collected(self, whole: WholeAnswer) -> None:
         """A whole answer: good, or an error that another target may make good."""
         run, attempt = self.run, whole.attempt
@@ -469,8 +455,12 @@ class Dispatch:
             self._plan, self._tried, error, remaining=self._remaining(), rng=run.engine.rng, vetoed=self._vetoed
         )
         now = run.engine.clock.monotonic()
-        if step is None or not step.target.cluster.retry_budget.take(
-            now, percent=policy.budget_percent, min_per_second=policy.budget_min_per_second
+        if (
+            step is None
+            or self._remaining() <= step.delay
+            or not step.target.cluster.retry_budget.take(
+                now, percent=policy.budget_percent, min_per_second=policy.budget_min_per_second
+            )
         ):
             self._give_up(error)
             return

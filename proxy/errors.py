@@ -20,6 +20,8 @@ class GatewayError(Exception):
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
     condition: ClassVar[str | None] = None
+    hopeless: ClassVar[bool] = False
+    """The same request will fail until somebody changes the gateway's config: no client should retry it."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None, detail: str | None = None
@@ -191,6 +193,7 @@ class ProviderNotConfiguredError(OverloadError):
     """The only candidates are providers without a credential."""
 
     code = "provider_not_configured"
+    hopeless = True
 
 
 class UpstreamRateLimitedError(OverloadError):
@@ -265,6 +268,7 @@ class UpstreamAuthError(UpstreamError):
     """The provider refused *our* credential."""
 
     code = "upstream_auth_failed"
+    hopeless = True
 
 
 class UpstreamTimeoutError(UpstreamError):

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import GatewayError, MethodNotAllowedError, UpstreamError
+from .errors import GatewayError, MethodNotAllowedError
 
 if TYPE_CHECKING:
     from .edge.downstream import Headers
 
 JSON = (b"content-type", b"application/json")
+NO_RETRY = (b"x-should-retry", b"false")
+"""Tells an SDK not to multiply our attempts by its own (openai-python and -node obey it above any status)."""
 _encode = msgspec.json.encode
 
 
@@ -48,8 +50,8 @@ def error_body(error: GatewayError, request_id: str | None = None) -> bytes:
     return _encode({"error": content})
 
 
-def error_reply(error: GatewayError, request_id: str | None = None) -> Reply:
-    """The answer to an exchange that cannot go on.
+def error_reply(error: GatewayError, request_id: str | None = None, *, attempts: int = 0) -> Reply:
+    """The answer to an exchange that cannot go on, after `attempts` at providers.
 
     429 and 503 carry `retry-after` (whole seconds, at least 1, at most 60: SDKs ignore more). `x-should-retry:
     false` tells an SDK not to multiply our own attempts where they were made and spent.
@@ -57,8 +59,8 @@ def error_reply(error: GatewayError, request_id: str | None = None) -> Reply:
     headers: Headers = [JSON]
     if error.status in (429, 503):
         headers.append((b"retry-after", b"%d" % min(60, max(1, ceil(error.retry_after or 1)))))
-    if isinstance(error, UpstreamError):
-        headers.append((b"x-should-retry", b"false"))
+    if attempts > 1 or error.hopeless:
+        headers.append(NO_RETRY)
     if isinstance(error, MethodNotAllowedError) and error.allow:
         headers.append((b"allow", error.allow.encode()))
     return Reply(error.status, error_body(error, request_id), headers)

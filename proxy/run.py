@@ -224,25 +224,20 @@ class Run:
         ex = self.ex
         ex.error = error
         face = ex.face
-        if face.metered and not ex.admitted and not self._refused_by_admission():
+        if face.metered and not ex.admitted and (self.chain.admission < 0 or ex.reached > self.chain.admission):
             try:
                 self.engine.ledger.admit(ex)
             except OverloadError as full:
                 error = ex.error = full
         if error.detail is not None:
             self.engine.log.info("refused", id=ex.id, code=error.code, detail=error.detail)
-        reply = error_reply(error, ex.id)
+        reply = error_reply(error, ex.id, attempts=len(ex.attempts))
         outcome: Outcome = (
             "failed"
             if isinstance(error, UpstreamError) or not isinstance(error, DownstreamError | OverloadError)
             else "refused"
         )
         self.reply(reply, outcome)
-
-    def _refused_by_admission(self) -> bool:
-        """The last filter reached is the one that decides whether there is an exchange at all."""
-        reached = self.ex.reached
-        return 0 <= reached < len(self.chain.filters) and self.chain.filters[reached].admits
 
     def crash(self, error: Exception) -> None:
         """A bug: traceback to the log, 500 to the client, or a cut connection where an answer is under way."""
@@ -323,7 +318,7 @@ class Run:
         if ex.admitted:
             engine.stats.count(ex, now)
             engine.ledger.close(ex, now)
-        elif ex.face.metered:
+        elif ex.face.metered and ex.reached == self.chain.admission >= 0:
             engine.stats.refused_by_auth += 1
         engine.over(self)
 

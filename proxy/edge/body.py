@@ -169,7 +169,7 @@ class Chunks:
                 continue
             line = _CHUNK_LINE.match(data, at, at + _CHUNK_LINE_MAX)
             if line is None:
-                if end - at >= _CHUNK_LINE_MAX or b"\n" in data[at:]:
+                if end - at >= _CHUNK_LINE_MAX or b"\n" in data[at:] or b"\r" in data[at:-1]:
                     raise InvalidRequestError("A chunk's length is malformed.")
                 break
             size = int(line[1], 16)
