@@ -7,6 +7,7 @@ and remembered, so that pydantic's complaint about the gap is not reported a sec
 Not here: ranges and formats (the models) and names that refer to each other (checks.py).
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -22,6 +23,9 @@ from .secret import ExpandedText, Secret
 from .suggest import did_you_mean
 from .versions import LATER_KEYS, LATER_VALUES, not_yet
 from .yaml_nodes import Items, Node, Scalar, Table, has_forbidden, resolve
+
+# `$NAME` would be a key that whoever reads the file's documentation can guess.
+_UNEXPANDED: Final = re.compile(r"^[$%<]|[{}]")
 
 GAP: Final = object()
 """Nothing usable was written here, and that has been reported."""
@@ -107,6 +111,8 @@ class Binder:
         if origin is not None and has_forbidden(text):
             return self._gap(node, f"{origin} holds a control character")
         if annotation is Secret:
+            if origin is None and _UNEXPANDED.search(node.text):
+                return self._gap(node, "looks like an expansion, but is none; write ${NAME}")
             return Secret(text, origin)
         if origin is not None and not text:
             return None

@@ -228,6 +228,8 @@ class _Composer:
             key = name.text
             if len(key) > MAX_KEY:
                 self._stop(event, f"a key is longer than {MAX_KEY} characters")
+            if "${" in key:
+                self._report.add(Place(*_place(event), table.below(key)), "nothing is expanded in a key")
             value = self._node(next(self._events), table, key, depth + 1)
             if key in table.entries:
                 first = table.keys[key][0]

@@ -93,6 +93,11 @@ def test_more_than_a_hundred_problems_are_cut_and_counted() -> None:
     assert problems[-1] == "gateway.yaml: and 50 more problems"
 
 
+def test_check_finds_nothing_in_a_good_file(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("workers: 2")
+    assert check(tmp_path / "good.yaml", env={}) == []
+
+
 def test_check_lists_the_problems_of_a_file(tmp_path: Path) -> None:
     problems = check(f"{tmp_path}/none.yaml", env={})
     assert [str(problem) for problem in problems] == [f"{tmp_path}/none.yaml: no such file or directory"]

@@ -368,3 +368,17 @@ def test_values_made_in_code_are_checked_as_well() -> None:
         FilterEntry.model_validate({"kind": "retry", "name": "r", "config": {"attempts": 0}})
     with pytest.raises(ValidationError):
         FilterEntry.model_validate("retry")
+
+
+def test_expansions_and_routes_that_repeat_too_much_are_refused() -> None:
+    long = "filters: [{use: 'a:B', config: {a: [" + "'${A}'," * 20 + "]}}]"
+    (problem,) = problems(long, A="x" * 100_000)
+    assert "the expansions of this file are larger than 1 MiB" in problem
+    routes = ", ".join(f"{{name: r{number}, filters: {{B: {{}}}}}}" for number in range(30))
+    (problem,) = problems(f"filters: [{{use: 'a:B', config: {{a: [{'1,' * 1000}]}}}}]\nroutes: [{routes}]")
+    assert "the routes repeat more than 20000 values of the chain" in problem
+
+
+def test_a_chain_has_at_most_64_filters() -> None:
+    names = ", ".join(f"{{retry: {{name: r{number}}}}}" for number in range(65))
+    assert problems(f"filters: [{names}]") == ("gateway.yaml:1:10: filters: must have at most 64 items",)

@@ -135,12 +135,13 @@ def test_the_parser_in_python_reads_the_same(monkeypatch: pytest.MonkeyPatch) ->
 PLAIN = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Cf", "Zl", "Zp", "Zs")), max_size=12
 )
+KEYS = PLAIN.filter(lambda key: "${" not in key)
 TREES = st.recursive(
-    PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(PLAIN, inner, max_size=4), max_leaves=20
+    PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=20
 )
 
 
-@given(st.dictionaries(PLAIN, TREES, max_size=5), st.booleans())
+@given(st.dictionaries(KEYS, TREES, max_size=5), st.booleans())
 def test_whatever_yaml_can_write_is_read_back(wanted: dict[str, object], flow: bool) -> None:
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: object) -> bool:
@@ -154,3 +155,38 @@ def test_whatever_yaml_can_write_is_read_back(wanted: dict[str, object], flow: b
 def test_any_text_is_read_or_refused(text: str) -> None:
     with suppress(ConfigError):
         assert isinstance(tree(text), Table)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a", "1:1: the file must be a mapping (key: value)"),
+        ("a: 1\n---\nb: 2", "2:1: a second document"),
+        ("%TAG !a! b:\n---\na: 1", "1:1: a directive; directives and tags are not read"),
+        ("a: &x 1", "1:4: an anchor; anchors and aliases are not read"),
+        ("a: *x", "1:4: an alias; anchors and aliases are not read"),
+        ("a: !!str 1", "1:4: a tag; tags are not read"),
+        ('a: "\\0"', "1:4: a control character"),
+        ("[a]: 1", "1:1: a key must be text"),
+        ("k" * 257 + ": 1", "1:1: a key is longer than 256 characters"),
+        ("a: " + "[" * 65 + "]" * 65, "1:67: nested deeper than 64 levels"),
+        ("a: [" + "1," * 20_000 + "]", "1:39999: more than 20000 values"),
+        ("# é\n" + "#" * (1 << 20), "larger than 1 MiB"),
+        ("a: \x07", "1:4: control character U+0007"),
+    ],
+)
+def test_what_is_refused_says_where_and_why(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tree(text)
+    (problem,) = caught.value.problems
+    assert str(problem).removeprefix("f:").strip() == message
+
+
+def test_unreadable_text_without_a_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loader(yaml.SafeLoader):
+        def get_event(self) -> yaml.Event:
+            raise yaml.YAMLError
+
+    monkeypatch.setattr(yaml_nodes, "_LOADER", Loader)
+    with pytest.raises(ConfigError, match=r"^f: not YAML$"):
+        tree("a: 1")
