@@ -105,31 +105,31 @@ async def _first_to_connect(addresses: Sequence[Address], loop: asyncio.Abstract
     if len(addresses) == 1:
         return await _connect(addresses[0], loop)
     left = list(addresses)
+    started: list[asyncio.Task[socket.socket]] = []
     racing: set[asyncio.Task[socket.socket]] = set()
-    winner: socket.socket | None = None
-    failure: OSError = OSError("the name has no address")
+    winner: asyncio.Task[socket.socket] | None = None
+    failure: BaseException = OSError("the name has no address")
     try:
         while winner is None and (left or racing):
             if left:
-                racing.add(loop.create_task(_connect(left.pop(0), loop)))
-            done, racing = await asyncio.wait(
-                racing, timeout=HEAD_START_SECONDS if left else None, return_when=asyncio.FIRST_COMPLETED
-            )
+                started.append(loop.create_task(_connect(left.pop(0), loop)))
+                racing.add(started[-1])
+            head_start = HEAD_START_SECONDS if left else None
+            done, racing = await asyncio.wait(racing, timeout=head_start, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 error = task.exception()
-                if isinstance(error, OSError):
-                    failure = error
-                elif winner is None:
-                    winner = task.result()
+                if error is None:
+                    winner = task
                 else:
-                    task.result().close()
+                    failure = error
+        if winner is None:
+            raise failure
+        return winner.result()
     finally:
-        for task in racing:
-            task.add_done_callback(_close_late)
-            task.cancel()
-    if winner is None:
-        raise failure
-    return winner
+        for task in started:
+            if task is not winner:
+                task.add_done_callback(_close_late)
+                task.cancel()
 
 
 def _close_late(task: asyncio.Task[socket.socket]) -> None:

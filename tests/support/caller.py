@@ -123,8 +123,8 @@ class Recorder:
 async def eventually(ready: Callable[[], object], within: float = WITHIN) -> None:
     """Wait for what no callback tells, such as a gauge."""
     async with asyncio.timeout(within):
-        while not ready():
-            await asyncio.sleep(0.002)  # noqa: ASYNC110 - a gauge tells nobody
+        while not ready():  # noqa: ASYNC110 - a gauge tells nobody
+            await asyncio.sleep(0.002)
 
 
 class Caller:

@@ -211,9 +211,10 @@ class Connection(asyncio.Protocol):
 
     async def _end(self, how: End) -> None:
         self._ending = True
-        self._transport.set_write_buffer_limits(high=0)
-        await self._may_write.wait()
         if how is RST:
+            if self.server.tls is None:  # uvloop's TLS transport never says that such a buffer is empty
+                self._transport.set_write_buffer_limits(high=0)
+                await self._may_write.wait()
             sock = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
