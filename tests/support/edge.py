@@ -73,6 +73,10 @@ class Recorder:
         self.gone += 1
         self.changed.set()
 
+    def forget_resumes(self) -> None:
+        """Count `on_resume` from 0 again."""
+        self.resumed = 0
+
     async def until(self, done: Callable[[Recorder], object]) -> None:
         """Wait until `done(self)`."""
         async with asyncio.timeout(WAIT):
@@ -140,6 +144,63 @@ class Edge:
                 return
             await asyncio.sleep(WAIT / 1000)
         raise AssertionError(f"left: {self.context.connections}")
+
+
+class FakeTransport(asyncio.Transport):
+    """A transport whose client takes everything at once, or nothing while `stuck`; keeps what was written."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1)})
+        self.written = b""
+        self.writes = 0
+        self.stuck = False
+        self.unsent = 0
+        self.reading = True
+        self.ended = self.closed = self.aborted = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Ignored."""
+
+    def get_write_buffer_size(self) -> int:
+        """What waits while `stuck`."""
+        return self.unsent
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep."""
+        assert not self.closed
+        self.written += data
+        self.writes += 1
+        self.unsent += len(data) if self.stuck else 0
+
+    def can_write_eof(self) -> bool:
+        """As TCP."""
+        return True
+
+    def write_eof(self) -> None:
+        """FIN."""
+        self.ended = True
+
+    def is_closing(self) -> bool:
+        """Closed or aborted."""
+        return self.closed
+
+    def close(self) -> None:
+        """Close."""
+        self.closed = True
+
+    def abort(self) -> None:
+        """Reset."""
+        self.closed = self.aborted = True
+
+    def pause_reading(self) -> None:
+        """Close the tap."""
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        """Open the tap."""
+        assert not self.reading
+        self.reading = True
 
 
 async def plain_app(scope: Any, receive: Any, send: Any) -> None:
