@@ -104,7 +104,7 @@ class Ingest:
         spools = list_spools(self._directory)
         for gone in store.open_spools() - {spool.name for spool in spools}:
             self._lose(store, gone)
-        store.forget_segments({segment.name for spool in spools for segment in spool.segments})
+        store.forget_segments(store.segments() - {segment.name for spool in spools for segment in spool.segments})
 
     def _take(self, store: Store, spool: SpoolFiles) -> bool:
         lock = take_lock(spool.lock)
@@ -131,7 +131,7 @@ class Ingest:
                 return True
             if sealed:
                 segment.unlink(missing_ok=True)
-                store.forget_segments({other.name for other in spool.segments[place:]})
+                store.forget_segments({segment.name})
         return False
 
     def _lose(self, store: Store, spool: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,7 @@ from .schema import migrate
 from .totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 BUSY_SECONDS: Final = 2.0
 WAL_BYTES: Final = 16 * 1024 * 1024
@@ -118,11 +119,14 @@ class Store:
         """Spools with open exchanges."""
         return {spool for (spool,) in self._db.execute("SELECT DISTINCT spool FROM open_exchanges")}
 
-    def forget_segments(self, kept: set[str]) -> None:
+    def segments(self) -> set[str]:
+        """Segments that have been read."""
+        return {segment for (segment,) in self._db.execute("SELECT segment FROM offsets")}
+
+    def forget_segments(self, gone: set[str]) -> None:
         """Drop the offsets of segments that are no more."""
-        found = [segment for (segment,) in self._db.execute("SELECT segment FROM offsets") if segment not in kept]
         with self._transaction():
-            self._db.executemany("DELETE FROM offsets WHERE segment = ?", [(segment,) for segment in found])
+            self._db.executemany("DELETE FROM offsets WHERE segment = ?", [(segment,) for segment in gone])
 
     def trim(self, retention: float, max_size: int) -> int:
         """Delete rows older than `retention` seconds, then the oldest until the file fits; returns how many."""
@@ -142,9 +146,9 @@ class Store:
                 "DELETE FROM dead_letters WHERE rowid <= (SELECT MAX(rowid) FROM dead_letters) - ?",
                 (MOST_DEAD_LETTERS,),
             )
-        # The pragma frees a page for each step of its cursor: it does nothing unless it is fetched to the end. What is
-        # left over is reused meanwhile, and goes at the next trim.
-        self._db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        # The pragma frees one page for each step, and of the ways to run a statement only this one steps to the end.
+        # Pages beyond the number are reused meanwhile, and go at the next trim.
+        self._db.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
         return deleted
 
     def _bury(self, spool: str, letters: list[tuple[str, bytes]]) -> None:
@@ -201,35 +205,18 @@ class Store:
             return str(error), msgspec.json.encode(row)
         return None
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db, self._totals)
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK."""
-
-    def __init__(self, db: sqlite3.Connection, totals: Totals) -> None:
-        self._db = db
-        self._totals = totals
-
-    def __enter__(self) -> None:
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            try:
-                self._db.execute("COMMIT")
-                return
-            except sqlite3.Error:
-                self._roll_back()
-                raise
-        self._roll_back()
-
-    def _roll_back(self) -> None:
-        self._totals.forget()
-        # SQLite rolls back by itself when the disk is full or failing.
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._totals.forget()
+            # SQLite rolls back by itself when the disk is full or failing.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
 
 def lost(opened: Opened) -> Done:
