@@ -1,0 +1,91 @@
+"""auth: a known key passes and names its owner; whatever else is presented is a 401, never a 500."""
+
+from __future__ import annotations
+
+import pickle
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headgate.config import parse_config
+from headgate.filters.auth import Auth
+from headgate.proxy.edge.downstream import RequestHead
+from headgate.proxy.errors import UnauthorizedError
+from headgate.proxy.exchange import ANONYMOUS
+
+if TYPE_CHECKING:
+    from headgate.config import AuthConfig
+    from headgate.proxy.exchange import Exchange
+
+KEY = "hg-4f1c9a7be2d05863"
+
+
+def _auth(text: str) -> Auth:
+    config = parse_config(f"filters: [{{auth: {text}}}]").auth
+    assert config is not None
+    return Auth(cast("AuthConfig", config))
+
+
+def _exchange(*headers: tuple[bytes, bytes]) -> Exchange:
+    head = RequestHead("POST", "/v1/chat/completions", list(headers))
+    return cast("Exchange", SimpleNamespace(head=head, principal=ANONYMOUS))
+
+
+@pytest.fixture
+def auth() -> Auth:
+    return _auth(f"{{keys: [{{name: app, key: {KEY}, team: red, owner: ann, roles: [viewer]}}]}}")
+
+
+@pytest.mark.parametrize("value", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER  {KEY} ", KEY])
+def test_a_known_key_names_its_principal(auth: Auth, value: str) -> None:
+    ex = _exchange((b"authorization", value.encode()))
+    auth.on_request(ex)
+    assert (ex.principal.name, ex.principal.team, ex.principal.owner) == ("app", "red", "ann")
+    assert ex.principal.roles == {"viewer"}
+    assert (auth.admitted, auth.refused) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "Bearer", "Bearer ", "Basic abc", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", KEY.upper()]
+)
+def test_anything_else_is_refused(auth: Auth, value: str) -> None:
+    with pytest.raises(UnauthorizedError):
+        auth.on_request(_exchange((b"authorization", value.encode())))
+    assert (auth.admitted, auth.refused) == (0, 1)
+
+
+def test_no_key_at_all_says_where_to_put_it(auth: Auth) -> None:
+    with pytest.raises(UnauthorizedError, match="Authorization: Bearer YOUR_KEY"):
+        auth.on_request(_exchange())
+
+
+def test_another_header_may_carry_the_key() -> None:
+    auth = _auth(f"{{header: x-headgate-key, keys: [{{name: app, key: {KEY}}}]}}")
+    auth.on_request(_exchange((b"x-headgate-key", KEY.encode())))
+    with pytest.raises(UnauthorizedError, match="x-headgate-key"):
+        auth.on_request(_exchange((b"authorization", KEY.encode())))
+
+
+def test_without_any_key_everybody_is_anonymous() -> None:
+    auth = _auth("{keys: []}")
+    ex = _exchange()
+    auth.on_request(ex)
+    assert auth.is_open
+    assert ex.principal is ANONYMOUS
+
+
+@given(st.binary(max_size=64) | st.binary(min_size=8000, max_size=9000))
+def test_whatever_bytes_are_presented_are_refused_and_nothing_breaks(value: bytes) -> None:
+    auth = _auth(f"{{keys: [{{name: app, key: {KEY}}}]}}")
+    with pytest.raises(UnauthorizedError):
+        auth.on_request(_exchange((b"authorization", value)))
+
+
+def test_neither_the_key_nor_its_plain_digest_is_kept(auth: Auth) -> None:
+    kept = pickle.dumps(
+        {name: getattr(auth, name) for name in ("_principals", "_pepper", "header", "name")}, protocol=5
+    )
+    assert KEY.encode() not in kept

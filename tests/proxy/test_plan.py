@@ -1,0 +1,167 @@
+"""plan: strict tiers, vetoes with their reasons, and a next step that never asks the same place twice in vain."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headgate.dialects.openai import OpenAI
+from headgate.proxy.errors import (
+    BadStatusError,
+    BusyStatusError,
+    ConnectError,
+    GatewayError,
+    ModelNotAllowedError,
+    NoTargetError,
+    ProviderNotConfiguredError,
+    ResetError,
+)
+from headgate.proxy.exchange import Veto
+from headgate.proxy.plan import (
+    BACKOFF_MAX,
+    POLICY,
+    Plan,
+    RetryPolicy,
+    Target,
+    backoff,
+    build_plan,
+    next_step,
+    rejection,
+)
+from headgate.proxy.upstream.cluster import Cluster
+
+
+def _target(name: str, *, priority: int = 0, unconfigured: bool = False, stand_in: bool = False) -> Target:
+    cluster = Cluster(
+        name, OpenAI(), (), unconfigured=unconfigured, credential_origin=f"{name.upper()}_KEY", stand_in=stand_in
+    )
+    return Target(cluster, "m", priority=priority)
+
+
+def _names(plan: Plan) -> list[str]:
+    return [target.cluster.name for target in plan.targets]
+
+
+class ByName:
+    """Ranks by the cluster's name, backwards."""
+
+    name = "by-name"
+
+    def score(self, target: Target) -> float:
+        return -ord(target.cluster.name[0])
+
+
+def test_config_order_is_kept_inside_a_tier_and_tiers_are_strict() -> None:
+    plan = build_plan([_target("b", priority=1), _target("a"), _target("c")], [], None)
+    assert _names(plan) == ["a", "c", "b"]
+
+
+def test_a_scorer_ranks_inside_its_tier_only() -> None:
+    plan = build_plan([_target("a", priority=1), _target("b"), _target("c")], [], ByName())
+    assert _names(plan) == ["c", "b", "a"]
+
+
+def test_a_veto_takes_a_target_out_and_its_reason_is_kept() -> None:
+    targets = [_target("a"), _target("b")]
+    veto = Veto(lambda target: "tired" if target is targets[0] else None, soft=True)
+    plan = build_plan(targets, [veto], None)
+    assert _names(plan) == ["b"]
+    assert plan.vetoed == ((targets[0], "tired"),)
+
+
+def test_the_stand_in_answers_while_nobody_else_is_configured() -> None:
+    plan = build_plan([_target("a", unconfigured=True), _target("mock", stand_in=True, priority=1)], [], None)
+    assert _names(plan) == ["mock"]
+
+
+def test_the_stand_in_never_replaces_a_provider_that_is_configured() -> None:
+    targets = [_target("a"), _target("mock", stand_in=True, priority=1)]
+    vetoed = build_plan(targets, [Veto(lambda target: "down" if target is targets[0] else None, soft=True)], None)
+    assert _names(vetoed) == []
+    error = rejection("m", vetoed.vetoed)
+    assert isinstance(error, NoTargetError)
+    assert "a: down" in error.message
+    assert "mock" not in error.message
+
+
+def test_missing_credentials_are_named() -> None:
+    plan = build_plan([_target("a", unconfigured=True), _target("b", unconfigured=True)], [], None)
+    error = rejection("m", plan.vetoed)
+    assert isinstance(error, ProviderNotConfiguredError)
+    assert "A_KEY, B_KEY" in error.message
+    assert error.hopeless
+
+
+def test_policy_alone_is_a_403() -> None:
+    plan = build_plan([_target("a")], [Veto(lambda _: POLICY, soft=False)], None)
+    assert isinstance(rejection("m", plan.vetoed), ModelNotAllowedError)
+
+
+def _step(plan: Plan, tried: list[Target], error: GatewayError, *, remaining: float = 100.0) -> Target | None:
+    step = next_step(plan, tried, error, remaining=remaining, rng=Random(1), vetoed=lambda _: False)
+    return step.target if step is not None else None
+
+
+@pytest.mark.parametrize("error", [BadStatusError("x"), ResetError("x"), ConnectError("x"), BusyStatusError("x")])
+def test_the_next_untried_target_comes_first(error: GatewayError) -> None:
+    a, b = _target("a"), _target("b")
+    assert _step(Plan((a, b), ()), [a], error) is b
+
+
+def test_the_same_target_again_only_when_it_cannot_have_heard_of_it() -> None:
+    a = _target("a")
+    plan = Plan((a,), ())
+    assert _step(plan, [a], ConnectError("x")) is a
+    assert _step(plan, [a], ResetError("x")) is None
+    assert _step(plan, [a], BadStatusError("x")) is None
+
+
+def test_a_lone_429_is_waited_for_when_it_fits() -> None:
+    a = _target("a")
+    plan = Plan((a,), ())
+    busy = BusyStatusError("x", retry_after=5.0)
+    step = next_step(plan, [a], busy, remaining=100.0, rng=Random(1), vetoed=lambda _: False)
+    assert step is not None
+    assert step.delay == 5.0
+    assert _step(plan, [a], busy, remaining=4.0) is None
+    assert _step(plan, [a], BusyStatusError("x", retry_after=61.0)) is None
+    assert _step(plan, [a], BusyStatusError("x")) is None
+
+
+def test_a_target_vetoed_meanwhile_is_not_tried() -> None:
+    a, b = _target("a"), _target("b")
+    step = next_step(
+        Plan((a, b), ()), [a], ConnectError("x"), remaining=9.0, rng=Random(1), vetoed=lambda target: target is b
+    )
+    assert step is not None
+    assert step.target is a
+    assert (
+        next_step(Plan((a,), ()), [a], ConnectError("x"), remaining=9.0, rng=Random(1), vetoed=lambda _: True) is None
+    )
+
+
+def test_the_policy_counts_attempts_and_asks_what_failed() -> None:
+    policy = RetryPolicy(2, frozenset({"5xx"}))
+    assert policy.allows(BadStatusError("x"), 1)
+    assert not policy.allows(BadStatusError("x"), 2)
+    assert not policy.allows(ResetError("x"), 1)
+    assert not policy.allows(GatewayError("x"), 1)
+
+
+@given(made=st.integers(1, 40), seed=st.integers())
+def test_backoff_is_full_jitter_under_a_doubling_bound(made: int, seed: int) -> None:
+    delay = backoff(made, Random(seed))
+    assert 0 <= delay <= min(BACKOFF_MAX, 0.025 * 2 ** (made - 1))
+
+
+class _Top(Random):
+    def random(self) -> float:
+        return 1.0
+
+
+def test_backoff_doubles_from_25_to_250_ms() -> None:
+    assert [backoff(made, cast("Random", _Top())) for made in range(1, 6)] == [0.025, 0.05, 0.1, 0.2, 0.25]
