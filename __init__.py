@@ -7,14 +7,34 @@ this file under the checkout's own name, and whatever it imported would then exi
 TYPE_CHECKING = False  # the form that type checkers know and that costs no import
 if TYPE_CHECKING:
     from .config import ConfigError, GatewayConfig, load_config
+    from .gateway import Gateway
     from .proxy.errors import GatewayError
+    from .proxy.exchange import Exchange
+    from .proxy.filter import Filter, SkipTarget
+    from .proxy.replies import Reply
 
-__all__ = ["ConfigError", "GatewayConfig", "GatewayError", "__version__", "load_config"]
+__all__ = [
+    "ConfigError",
+    "Exchange",
+    "Filter",
+    "Gateway",
+    "GatewayConfig",
+    "GatewayError",
+    "Reply",
+    "SkipTarget",
+    "__version__",
+    "load_config",
+]
 
 _MODULES = {
     "ConfigError": ".config",
+    "Exchange": ".proxy.exchange",
+    "Filter": ".proxy.filter",
+    "Gateway": ".gateway",
     "GatewayConfig": ".config",
     "GatewayError": ".proxy.errors",
+    "Reply": ".proxy.replies",
+    "SkipTarget": ".proxy.filter",
     "load_config": ".config",
 }
 
