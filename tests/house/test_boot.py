@@ -31,7 +31,7 @@ ALLOWED = {
     *("annotated_types", "click", "h11", "idna", "pydantic_core", "typing_extensions", "typing_inspection"),
 }
 CLIENT_LIBRARIES = {"genai_prices", "h2", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "redis"}
-# structlog and anyio take them where they are installed: the checks need them, the lock of the gateway has none of them.
+# structlog and anyio take them where they are installed: the checks need them, the gateway's own lock has none.
 OF_THE_CHECKS = {"rich", "pygments", "markdown_it", "mdurl", "sniffio"}
 MAIN = """
 import atexit, sys
