@@ -19,10 +19,11 @@ from pydantic.fields import FieldInfo
 from .errors import Report
 from .expand import Expander, ExpandError, ExpansionLimitError
 from .fields import internal
+from .nodes import Items, Node, Scalar, Table, resolve
 from .secret import ExpandedText, Secret
 from .suggest import did_you_mean
 from .versions import LATER_KEYS, LATER_VALUES, not_yet
-from .yaml_nodes import Items, Node, Scalar, Table, has_forbidden, resolve
+from .yaml_nodes import has_forbidden
 
 # `$NAME` would be a key that whoever reads the file's documentation can guess.
 _UNEXPANDED: Final = re.compile(r"^[$%<]|[{}]")

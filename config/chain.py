@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from .fields import Name, Named, Rate, Section, Text, Written
+from .fields import Filled, Name, Named, Rate, Section, Text
 from .secret import MASK, ExpandedText, Secret
 
 MIN_KEY: Final = 16
@@ -80,7 +80,7 @@ class Key(Section):
 class AuthConfig(Section):
     """Who may call. Without any key everybody on this machine may, and nobody else is let in."""
 
-    kind: Written[Literal["auth"]] = "auth"
+    kind: Filled[Literal["auth"]] = "auth"
 
     keys: tuple[Key, ...] = ()
     """The keys that are let in. Default: none."""
@@ -107,7 +107,7 @@ class RetryBudget(Section):
 class RetryConfig(Section):
     """What is tried again, and how often."""
 
-    kind: Written[Literal["retry"]] = "retry"
+    kind: Filled[Literal["retry"]] = "retry"
 
     attempts: int = Field(default=3, strict=True, ge=1, le=10)
     """Tries in total, the first and all fallbacks included. Default 3."""
@@ -124,7 +124,7 @@ class RetryConfig(Section):
 class UseConfig(Section):
     """A filter of the operator's own."""
 
-    kind: Written[Literal["use"]] = "use"
+    kind: Filled[Literal["use"]] = "use"
 
     target: Annotated[str, AfterValidator(_target)]
     """The class, as `package.module:Class`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from .errors import Place, Placed
-from .yaml_nodes import Items, Node, Table
+from .nodes import Items, Node, Table
 
 _MESSAGES: Final[Mapping[str, str]] = {
     "missing": "is required",

@@ -108,7 +108,8 @@ ModelName = Annotated[str, AfterValidator(_model_name)]
 """A model as clients name it, or a beginning of such names and `*`."""
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 
-Written = Annotated[V, Field(exclude=True), Internal()]
+Filled = Annotated[V, Field(exclude=True), Internal()]
+"""What code fills in; it is neither written in a file nor shown."""
 
 
 def internal(info: Any) -> bool:

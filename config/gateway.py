@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from .chain import AuthConfig, FilterEntry
 from .effective import digest
 from .events import Events
-from .fields import ModelName, Name, Named, Section, Written
+from .fields import Filled, ModelName, Name, Named, Section
 from .listeners import Limits, Listeners
 from .models import Model
 from .providers import Provider
@@ -72,10 +72,10 @@ class GatewayConfig(Section):
     routing: Routing = Routing()
     """How a request finds its provider. Default direct."""
 
-    warnings: Written[tuple[str, ...]] = ()
+    warnings: Filled[tuple[str, ...]] = ()
     """What an operator should read at boot; none of it is an error."""
 
-    files: Written[tuple[Path, ...]] = ()
+    files: Filled[tuple[Path, ...]] = ()
     """The files this value came from; a change to one of them is a reason to reload."""
 
     @property

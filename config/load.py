@@ -20,9 +20,10 @@ from .errors import ConfigError, Problem, Report
 from .expand import Expander, read_text, reason
 from .from_env import implicit_providers
 from .gateway import GatewayConfig
+from .nodes import Table
 from .warnings import warnings_of
 from .written import rewrite
-from .yaml_nodes import MAX_BYTES, Table, parse
+from .yaml_nodes import MAX_BYTES, parse
 
 
 def load_config(path: str | Path | None = None, *, env: Mapping[str, str] | None = None) -> GatewayConfig:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
-from .fields import Count, Flag, Section, Text, Wait, Written
+from .fields import Count, Filled, Flag, Section, Text, Wait
 from .secret import Secret
 
 MOCK_URL = "mock:"
@@ -91,7 +91,7 @@ class Provider(Section):
     price_as: Text | None = None
     """Vendor whose price list is meant, where the host does not tell. Default: by the host."""
 
-    implicit: Written[bool] = False
+    implicit: Filled[bool] = False
     """It comes from the environment and not from the file."""
 
     @property

@@ -9,9 +9,10 @@ and an entry that cannot be understood is reported and left out.
 from typing import Final
 
 from .errors import Report
+from .nodes import Items, Node, Scalar, Table, size_of
 from .suggest import hint, shown
 from .versions import LATER_FILTERS, not_yet
-from .yaml_nodes import MAX_NODES, Items, Node, Scalar, Table, size_of
+from .yaml_nodes import MAX_NODES
 
 KINDS: Final = ("auth", "retry", "use")
 MAX_FILTERS: Final = 64

@@ -11,8 +11,9 @@ import pytest
 from headgate.config import GatewayConfig, Provider, json_schema
 from headgate.config.errors import Report
 from headgate.config.fields import Section, internal
+from headgate.config.nodes import Items, Node, Table, resolve
 from headgate.config.schema import field_docs
-from headgate.config.yaml_nodes import Items, Node, Table, parse, resolve
+from headgate.config.yaml_nodes import parse
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from headgate.config import ConfigError, yaml_nodes
 from headgate.config.errors import Report
-from headgate.config.yaml_nodes import Items, Node, Scalar, Table, parse, resolve, size_of
+from headgate.config.nodes import Items, Node, Scalar, Table, resolve, size_of
+from headgate.config.yaml_nodes import parse
 
 
 def tree(text: str) -> Table:
