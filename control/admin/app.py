@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -18,10 +19,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ...config.effective import dump
+from ..telemetry.exposition import CONTENT_TYPE
 from .access import Access
 from .clusters import clusters_json, clusters_text
-from .gate import Endpoint, Gate
-from .state import LIVE, readiness, server_info
+from .gate import Endpoint, Gate, permitted
+from .metrics import Metrics
+from .page import page
+from .state import LIVE, readiness, server_info, state
+from .usage import usage_report
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -42,10 +47,14 @@ def endpoints(view: AdminView) -> list[Endpoint]:
     """All there is."""
     pages = Pages(view)
     return [
+        Endpoint("GET", "/", Access.OPEN, pages.status),
         Endpoint("GET", "/ready", Access.EVERYBODY, pages.ready),
+        Endpoint("GET", "/metrics", Access.OPEN, pages.metrics),
+        Endpoint("GET", "/stats", Access.OPEN, pages.stats),
         Endpoint("GET", "/clusters", Access.OPEN, pages.clusters),
         Endpoint("GET", "/server_info", Access.OPEN, pages.server_info),
         Endpoint("GET", "/config_dump", Access.VIEWER, pages.config_dump),
+        Endpoint("GET", "/admin/usage", Access.VIEWER, pages.usage),
         Endpoint("POST", "/drain", Access.ADMIN, pages.drain),
     ]
 
@@ -56,14 +65,30 @@ class Pages:
     def __init__(self, view: AdminView) -> None:
         self._view = view
         self._version = version("headgate")
+        self._metrics = Metrics(view, self._version)
+        self._page, self._policy = page()
+        self._readers = anyio.CapacityLimiter(2)
+
+    async def status(self, request: Request) -> Response:
+        """The page for eyes."""
+        return Response(self._page, 200, {"content-security-policy": self._policy}, media_type="text/html")
 
     async def ready(self, request: Request) -> Response:
-        """LIVE, or why not."""
-        body = readiness(self._view)
-        status = 200 if body["state"] == LIVE else 503
+        """LIVE, or not; and why, for those who may know more than that."""
+        word = state(self._view)
+        status = 200 if word == LIVE else 503
         if _wants_text(request):
-            return PlainTextResponse(body["state"] + "\n", status)
-        return _json(body, status)
+            return PlainTextResponse(word + "\n", status)
+        trusted = permitted(self._view, Access.OPEN, request.scope)
+        return _json(readiness(self._view) if trusted else {"state": word}, status)
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        return Response(await self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def stats(self, request: Request) -> Response:
+        """The same samples as JSON; `?filter=` keeps those that hold a text, which is no pattern."""
+        return _json(await self._metrics.stats(request.query_params.get("filter", "")))
 
     async def clusters(self, request: Request) -> Response:
         """Every upstream with what it counted."""
@@ -80,6 +105,12 @@ class Pages:
         """The configuration in force without its secrets, and what it was compiled to."""
         config = self._view.config
         return _json({"version": config.digest, "config": dump(config), "chains": self._view.chains()})
+
+    async def usage(self, request: Request) -> Response:
+        """Sums of the ledger."""
+        store = self._view.config.events.path
+        body = await usage_report(store, request.query_params, self._view.clock.wall(), self._readers)
+        return Response(body, media_type="application/json")
 
     async def drain(self, request: Request) -> Response:
         """Take no new work; the process stays."""

@@ -7,17 +7,24 @@ without one cannot be reached. What is unknown (404, 405) is told only to those 
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
 from ...config.listeners import is_loopback
-from ...proxy.errors import GatewayError, MethodNotAllowedError, UnauthorizedError, UnknownPathError
+from ...proxy.edge.guard import Guard
+from ...proxy.errors import (
+    DownstreamError,
+    GatewayError,
+    MethodNotAllowedError,
+    UnauthorizedError,
+    UnknownPathError,
+)
 from ...proxy.replies import error_reply, internal_error
 from .access import Access, authorize
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
     from .view import AdminView
 
 BEARER = b"authorization"
+THIS_MACHINE = Guard(open_to_all=True)
 SAFE = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -96,33 +104,50 @@ class Gate:
     def _admit(self, scope: Scope) -> None:
         methods = self._paths.get(scope["path"])
         if methods is None:
-            self._authorize(Access.OPEN, scope)
+            check(self._view, Access.OPEN, scope)
             raise UnknownPathError("Unknown path. GET / lists what there is.")
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         access = methods.get(method)
         if access is None:
-            self._authorize(Access.OPEN, scope)
+            check(self._view, Access.OPEN, scope)
             raise MethodNotAllowedError(f"This path takes {', '.join(sorted(methods))}.")
-        self._authorize(access, scope)
-
-    def _authorize(self, access: Access, scope: Scope) -> None:
-        authorize(
-            access,
-            loopback=is_loopback(self._view.config.listeners.admin.address),
-            keyless=self._view.config.auth_is_open,
-            identify=lambda: identify(self._view, scope),
-        )
+        check(self._view, access, scope)
 
     def _allow(self, path: str) -> bytes:
         methods = set(self._paths[path])
         return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))).encode()
 
 
-def identify(view: AdminView, scope: Mapping[str, Any]) -> Principal:
+def check(view: AdminView, access: Access, scope: Scope) -> None:
+    """Raises UnauthorizedError or PermissionDeniedError where the caller of this request may not."""
+    authorize(
+        access,
+        loopback=_is_local(view, scope),
+        keyless=view.config.auth_is_open,
+        identify=lambda: _identify(view, scope),
+    )
+
+
+def permitted(view: AdminView, access: Access, scope: Scope) -> bool:
+    """Whether the caller may."""
+    try:
+        check(view, access, scope)
+    except DownstreamError:
+        return False
+    return True
+
+
+def _is_local(view: AdminView, scope: Scope) -> bool:
+    """Only this machine reaches the listener, and no web page that had its name re-bound to it."""
+    host = next((value for name, value in scope["headers"] if name == b"host"), None)
+    return is_loopback(view.config.listeners.admin.address) and THIS_MACHINE.check(host, None) is None
+
+
+def _identify(view: AdminView, scope: Scope) -> Principal:
     """Whose key the request carries: in the header of `auth`, or as the bearer token that scrapers can send."""
     auth = view.config.auth
     own = auth.header.encode() if auth is not None else BEARER
     fields: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        fields.setdefault(name.lower(), value)
-    return view.identify(fields.get(own) or fields.get(BEARER))
+        fields.setdefault(name, value)
+    return view.identify(fields.get(own, fields.get(BEARER)))
