@@ -83,6 +83,8 @@ class Answer:
             announced = upstream.header(b"content-length")
             length = int(announced) if announced is not None else None
         else:
+            if upstream.header(b"cache-control") is None:
+                head.headers.append((b"cache-control", b"no-cache"))
             cost = run.engine.ledger.estimate_cost(run.ex)
             if cost is not None:
                 head.headers.append((b"x-headgate-cost-estimate-usd", format_usd(cost).encode()))

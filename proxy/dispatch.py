@@ -177,12 +177,15 @@ class Attempt(CallReceiver):
             self.on_sent(self._call)
         kind = (head.header(b"content-type") or b"").lower()
         facts = self._dispatch.run.ex.facts
-        if facts is not None and head.status < 300 and kind.startswith(b"text/event-stream"):
+        streams = kind.startswith(b"text/event-stream")
+        # We ask for identity. A stream that is encoded all the same passes unread: its framing alone says if it is whole.
+        readable = head.header(b"content-encoding") in (None, b"identity")
+        if facts is not None and head.status < 300 and streams and readable:
             self._reader = self._dispatch.operation.open_stream(facts)
             self._answer = Answer(self._dispatch.run, self, self._reader)
             self._state = _HOLDING
             self.deadline = min(self.deadline, now + HELD_SECONDS)
-        elif head.status >= 300 or not kind or b"json" in kind or kind.startswith(b"text/"):
+        elif head.status >= 300 or not kind or b"json" in kind or (kind.startswith(b"text/") and not streams):
             self._state = _COLLECTING
             self.deadline = self.total_at
         else:
