@@ -14,7 +14,7 @@ import json
 import socket
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -105,11 +105,19 @@ class RawClient:
         if reset:
             sock = self._writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._writer.transport.abort()
+        self._transport.abort()
+
+    @property
+    def _transport(self) -> asyncio.Transport:
+        return cast("asyncio.Transport", self._writer.transport)
 
     def pause(self) -> None:
         """Stop reading from the socket."""
-        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+        self._transport.pause_reading()
+
+    def unpause(self) -> None:
+        """Read on."""
+        self._transport.resume_reading()
 
     async def closed(self) -> bool:
         """Whether the other side closes, with nothing more said, in time."""
@@ -120,10 +128,15 @@ class RawClient:
         answer = await self.head()
         if bodiless:
             answer.whole = True
-        while not answer.whole and await self.piece():
+        return await self.rest()
+
+    async def rest(self) -> Answer:
+        """What is left of the answer whose head was read."""
+        assert self._answer is not None
+        while not self._answer.whole and await self.piece():
             pass
-        answer.raw = bytes(self._taken)
-        return answer
+        self._answer.raw = bytes(self._taken)
+        return self._answer
 
     async def head(self) -> Answer:
         """The next head that is not 1xx; its body is then read by `piece`."""

@@ -65,7 +65,7 @@ def chat_rows() -> tuple[Row, ...]:
 def _is_chat(row: dict[str, Any]) -> bool:
     if row["request"] is None:
         return bool('"object":"chat.completion.chunk"' in row["response"]["body"])
-    return urlsplit(row["request"]["url"]).path.endswith("/chat/completions")
+    return bool(urlsplit(row["request"]["url"]).path.endswith("/chat/completions"))
 
 
 def _row(row: dict[str, Any]) -> Row:
