@@ -67,6 +67,7 @@ class Attempt(CallReceiver):
         "_answer",
         "_call",
         "_dispatch",
+        "_paused",
         "_reader",
         "_size",
         "_state",
@@ -105,6 +106,7 @@ class Attempt(CallReceiver):
         self._reader: StreamReader | None = None
         self._answer: Answer | None = None
         self._state = _WAITING
+        self._paused = False
         self._taken: list[bytes] = []
         self._size = 0
 
@@ -138,12 +140,14 @@ class Attempt(CallReceiver):
 
     def pause(self) -> None:
         """The client is behind. Its own deadline is the edge's; silence of the provider is not counted meanwhile."""
+        self._paused = True
         if self._call is not None:
             self._call.pause()
         self.deadline = self.total_at
 
     def resume(self) -> None:
         """The client reads again."""
+        self._paused = False
         if self._state == _RELAYING:
             self._rest_until(self._now())
             if self._call is not None:
@@ -178,7 +182,7 @@ class Attempt(CallReceiver):
         kind = (head.header(b"content-type") or b"").lower()
         facts = self._dispatch.run.ex.facts
         streams = kind.startswith(b"text/event-stream")
-        # We ask for identity. A stream that is encoded all the same passes unread: its framing alone says if it is whole.
+        # We ask for identity. A stream that is encoded all the same passes unread: only its framing says if it is whole.
         readable = head.header(b"content-encoding") in (None, b"identity")
         if facts is not None and head.status < 300 and streams and readable:
             self._reader = self._dispatch.operation.open_stream(facts)
@@ -196,7 +200,8 @@ class Attempt(CallReceiver):
         state = self._state
         try:
             if state == _RELAYING:
-                self._rest_until(self._now())
+                if not self._paused:
+                    self._rest_until(self._dispatch.run.engine.deadlines.soon)
                 if self._answer is not None:
                     self._answer.on_data(data)
             elif state == _HOLDING:
