@@ -148,8 +148,9 @@ class PriceTable:
         """The price of `model` at a provider, now; None when it is unknown.
 
         `provider_host` is its host or its base URL (some vendors share a host and differ by path). `price_as` is a
-        model id, with its vendor in front (`vendor/model`) or without. `self_hosted`: a provider with `endpoints:`,
-        whose models share names with priced ones and cost something else.
+        vendor, whose price of the same model is meant, or a model, with its vendor in front (`vendor/model`) or
+        without. `self_hosted`: a provider with `endpoints:`, whose models share names with priced ones and cost
+        something else.
         """
         key = (provider_host, model, dialect, price_as, self_hosted)
         known = self._cache.get(key)
@@ -171,7 +172,7 @@ class PriceTable:
             return price, inf
         home = self._vendors.get(HOME_VENDORS.get(dialect, dialect))
         if price_as is not None:
-            found = next((pair for pair in self._candidates(price_as, home)), None)
+            found = next(self._candidates(price_as, model, home), None)
             return self._price(*found, "price_as") if found else (None, inf)
         if vendor is not None:
             found_model = self._model(vendor, model)
@@ -190,8 +191,13 @@ class PriceTable:
             )
         return self._hosts[host]
 
-    def _candidates(self, price_as: str, home: Vendor | None) -> Iterator[tuple[Vendor, Model]]:
-        """Readings of a `price_as`, best first: vendor/model, one of the home vendor, one that tells its vendor."""
+    def _candidates(self, price_as: str, model: str, home: Vendor | None) -> Iterator[tuple[Vendor, Model]]:
+        """Readings of a `price_as`, best first: a vendor, vendor/model, a model of home, a model that tells its
+        vendor."""
+        if (vendor := self._vendors.get(price_as.lower())) is not None:
+            if (found := self._model(vendor, model)) is not None:
+                yield vendor, found
+            return
         head, slash, tail = price_as.partition("/")
         if slash and (vendor := self._vendor_named(head)) is not None and (found := self._model(vendor, tail)):
             yield vendor, found

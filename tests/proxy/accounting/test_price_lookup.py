@@ -100,6 +100,12 @@ def test_price_as_wins_over_the_host_or_ends_the_search(
     assert found(table, "https://api.openai.com/v1", "gpt-4o", price_as=price_as) == expected
 
 
+def test_price_as_may_name_the_vendor_whose_list_is_meant(table: PriceTable) -> None:
+    assert found(table, "proxy.example", "llama", price_as="groq") == ("price_as", "groq/llama", 0.5)
+    assert found(table, "api.groq.com", "gpt-4o", price_as="OpenAI") == ("price_as", "openai/gpt-4o", 2.5)
+    assert found(table, "https://api.openai.com/v1", "gpt-4o", price_as="groq") is None
+
+
 def test_price_as_may_name_a_model_that_tells_its_vendor(table: PriceTable) -> None:
     assert found(table, "x", "m", dialect="anthropic", price_as="gpt-4o") == ("price_as", "openai/gpt-4o", 2.5)
 
