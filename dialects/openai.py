@@ -199,6 +199,16 @@ def _usage(chunk: _Chunk) -> Usage | None:
 def _text_bytes(delta: _Delta) -> int:
     """Bytes of generated text, rounded up where it is not plain text: the base of an estimate that never
     undercharges."""
+    content = delta.content
+    if (
+        isinstance(content, str)
+        and delta.tool_calls is None
+        and delta.reasoning is None
+        and delta.reasoning_content is None
+        and delta.refusal is None
+        and delta.function_call is None
+    ):
+        return len(content) if content.isascii() else len(content.encode())
     total = 0
     for part in (delta.content, delta.reasoning or delta.reasoning_content, delta.refusal):
         if part:
@@ -232,9 +242,15 @@ class ChatStream(StreamReader):
 
     def feed(self, data: bytes) -> bytes:
         """Complete events; the hidden usage event left out, our comment put before `[DONE]`, nothing after it."""
-        events = self._splitter.feed(data)
-        if len(events) == 1 and not self.finished and self.rewrite is None:
-            return self._event(events[0])
+        splitter = self._splitter
+        if (
+            data.startswith(b"data: {")
+            and data.find(b"\n") == len(data) - 2
+            and not (splitter.tail or splitter.mid_event or self.finished or self.rewrite is not None)
+        ):
+            # One event of one line and nothing before it: what nearly every read of a stream is.
+            return self._chunk(data, None, data[6:])
+        events = splitter.feed(data)
         relayed = []
         for event in events:
             if self.finished:
@@ -265,6 +281,10 @@ class ChatStream(StreamReader):
             if self.before_terminal is not None and not self._ids:
                 return self.before_terminal() + event
             return event
+        return self._chunk(event, kind, data)
+
+    def _chunk(self, event: bytes, kind: bytes | None, data: bytes) -> bytes:
+        """Take in an event with data; what of it may be relayed."""
         try:
             chunk = _decode_chunk(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -272,24 +292,21 @@ class ChatStream(StreamReader):
         if chunk.error or kind == b"error":
             self.failed = True
             return event
-        if (usage := _usage(chunk)) is not None:
+        usage = None if chunk.usage == _ABSENT and chunk.x_groq is None else _usage(chunk)
+        if usage is not None:
             self.usage = usage
         choices = chunk.choices
         if not choices:
-            return (
-                b""
-                if choices is not None and self.usage is not None and usage is not None and self._hide_usage
-                else event
-            )
+            return b"" if choices is not None and usage is not None and self._hide_usage else event
         for choice in choices:
             delta = choice.delta
-            if delta is not None and (text := _text_bytes(delta)):
-                self.text_bytes += text
-                self.committed = True
-            elif delta is not None and delta.audio not in _NO_TEXT:
-                self.committed = True
+            if delta is not None:
+                text = _text_bytes(delta)
+                if text or delta.audio not in _NO_TEXT:
+                    self.text_bytes += text
+                    self.committed = True
             self._seen.add(choice.index)
-            if isinstance(choice.finish_reason, str) and choice.finish_reason:
+            if choice.finish_reason is not None and isinstance(choice.finish_reason, str) and choice.finish_reason:
                 self._ended.add(choice.index)
                 self.committed = True
         return event

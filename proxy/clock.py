@@ -82,13 +82,15 @@ class Deadlines:
     itself included, from `on_deadline`.
     """
 
-    __slots__ = ("_clock", "_holders", "_period", "_timer")
+    __slots__ = ("_clock", "_holders", "_period", "_timer", "soon")
 
     def __init__(self, clock: Clock, period: float = SWEEP_SECONDS) -> None:
         self._clock = clock
         self._period = period
         self._holders: set[DeadlineHolder] = set()
         self._timer: Timer | None = None
+        self.soon = clock.monotonic()
+        """When the next sweep is due while somebody is watched: `soon + seconds` is never early and asks no clock."""
 
     def __len__(self) -> int:
         return len(self._holders)
@@ -104,7 +106,8 @@ class Deadlines:
         self._holders.discard(holder)
 
     def _schedule(self) -> None:
-        self._timer = self._clock.call_at(self._clock.monotonic() + self._period, self._sweep)
+        self.soon = self._clock.monotonic() + self._period
+        self._timer = self._clock.call_at(self.soon, self._sweep)
 
     def _sweep(self) -> None:
         self._timer = None

@@ -182,7 +182,7 @@ class Attempt(CallReceiver):
         kind = (head.header(b"content-type") or b"").lower()
         facts = self._dispatch.run.ex.facts
         streams = kind.startswith(b"text/event-stream")
-        # We ask for identity. A stream that is encoded all the same passes unread: only its framing says if it is whole.
+        # We ask for identity. A stream that is encoded all the same passes unread; its framing says if it is whole.
         readable = head.header(b"content-encoding") in (None, b"identity")
         if facts is not None and head.status < 300 and streams and readable:
             self._reader = self._dispatch.operation.open_stream(facts)
