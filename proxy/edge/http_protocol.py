@@ -7,7 +7,7 @@ it.
 
 It is a bare asyncio protocol that calls the acceptor straight from `data_received`: a task, a future and a timer for
 each request would cost as much as all the rest. Paths that the acceptor does not take go, as the same `Downstream`,
-to the ASGI app (app.py); so every rule here holds for both.
+to the ASGI app (asgi_app.py); so every rule here holds for both.
 
 A client that half-closes has left: it cannot be told from one that is gone, and nobody should pay for an answer to
 nobody.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from .app import AsgiApp
+from .asgi_app import AsgiApp
 from .http_protocol import HttpProtocol
 
 if TYPE_CHECKING:
