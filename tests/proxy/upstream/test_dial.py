@@ -167,10 +167,11 @@ async def test_losers_that_connect_all_the_same_are_closed(
     dialer: Dialer, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()
-    connect, gate = loop.sock_connect, asyncio.Event()
+    connect, gate, at_the_gate = loop.sock_connect, asyncio.Event(), asyncio.Semaphore(0)
 
     async def connect_and_wait(sock: socket.socket, address: Place) -> None:
         await connect(sock, address)
+        at_the_gate.release()
         await gate.wait()
 
     monkeypatch.setattr(loop, "sock_connect", connect_and_wait)
@@ -179,17 +180,15 @@ async def test_losers_that_connect_all_the_same_are_closed(
         for cancelled in (False, True):
             gate.clear()
             dial = asyncio.ensure_future(reached(dialer))
-            await other.wait_until(lambda: other.connections, "both to be connected")
-            await asyncio.sleep(0)
+            await at_the_gate.acquire()
+            await at_the_gate.acquire()
             gate.set()
-            await asyncio.sleep(0)
             if cancelled:
                 dial.cancel()
             await asyncio.wait([dial])
             assert dial.cancelled() == cancelled
-            await other.wait_until(lambda: not (one.open_connections or other.open_connections), "all to be closed")
-            one.connections.clear()
-            other.connections.clear()
+            await one.wait_until(lambda: not one.open_connections, "the one to be closed")
+            await other.wait_until(lambda: not other.open_connections, "the other to be closed")
 
 
 async def test_families_take_turns(dialer: Dialer, names: Names, refusing: Place) -> None:
