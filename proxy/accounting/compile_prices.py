@@ -22,7 +22,7 @@ import msgspec
 from genai_prices import types as genai
 from genai_prices.data import providers
 
-from .price_lookup import FlatTable, Match, Model, Tariff, Vendor
+from .price_lookup import FlatTable, Match, Model, Tariff, Vendor, pack_models
 from .price_table import FORMAT
 from .prices import Rates, Steps
 
@@ -40,7 +40,9 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def main() -> None:
-    """Compile into the file named by the first argument."""
+    """Compile into the file named by the one argument."""
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: {sys.argv[0]} OUT")
     write(Path(sys.argv[1]), compile_table())
 
 
@@ -66,7 +68,7 @@ def _vendor(provider: genai.Provider) -> Vendor:
     return Vendor(
         id=provider.id,
         pattern=provider.api_pattern,
-        models=tuple(_model(model) for model in provider.models),
+        models=pack_models(_model(model) for model in provider.models),
         match=_match(provider.provider_match) if provider.provider_match else None,
         model_match=_match(provider.model_match) if provider.model_match else None,
         sells_for=tuple(provider.fallback_model_providers or ()),

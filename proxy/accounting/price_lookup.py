@@ -24,7 +24,7 @@ import msgspec
 from .prices import Price, Rates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from .price_file import PriceFile
 
@@ -101,15 +101,24 @@ class Model(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True):
 class Vendor(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True):
     """Who sells models: known by id or `match`, and by the URLs its `pattern` matches.
 
-    `sells_for` are vendors whose models it sells at their prices, without their service tiers.
+    `models` are packed: of some fifty vendors a gateway asks two or three. `sells_for` are vendors whose models it
+    sells at their prices, without their service tiers.
     """
 
     id: str
     pattern: str
-    models: tuple[Model, ...]
+    models: msgspec.Raw
     match: Match | None = None
     model_match: Match | None = None
     sells_for: tuple[str, ...] = ()
+
+
+def pack_models(models: Iterable[Model]) -> msgspec.Raw:
+    """Models as a vendor holds them."""
+    return msgspec.Raw(msgspec.msgpack.encode(tuple(models)))
+
+
+_unpack_models = msgspec.msgpack.Decoder(tuple[Model, ...]).decode
 
 
 class FlatTable(msgspec.Struct, array_like=True, frozen=True):
@@ -126,13 +135,14 @@ class PriceTable:
     `wall` is in Unix seconds. `file` is what the operator wrote in `prices.file`; it comes first.
     """
 
-    __slots__ = ("_cache", "_file", "_hosts", "_vendors", "_wall", "version")
+    __slots__ = ("_cache", "_file", "_hosts", "_models", "_vendors", "_wall", "version")
 
     def __init__(self, table: FlatTable, *, wall: Callable[[], float], file: PriceFile | None = None) -> None:
         self.version = table.version
         self._wall = wall
         self._file = file
         self._vendors = {vendor.id: vendor for vendor in table.vendors}
+        self._models: dict[str, tuple[Model, ...]] = {}
         self._hosts: dict[str, Vendor | None] = {}
         self._cache: dict[tuple[str, str, str, str | None, bool], tuple[Price | None, float]] = {}
 
@@ -223,17 +233,22 @@ class PriceTable:
 
     def _exactly(self, vendor: Vendor, name: str) -> Model | None:
         for seller in (vendor, *(self._vendors[other] for other in vendor.sells_for if other in self._vendors)):
-            for model in seller.models:
+            for model in self._models_of(seller):
                 if model.match(name):
                     return model
         return None
+
+    def _models_of(self, vendor: Vendor) -> tuple[Model, ...]:
+        if vendor.id not in self._models:
+            self._models[vendor.id] = _unpack_models(vendor.models)
+        return self._models[vendor.id]
 
     def _price(self, vendor: Vendor, model: Model, source: str) -> tuple[Price | None, float]:
         now = self._wall()
         until = min((tariff.changes(now) for tariff in model.tariffs), default=inf)
         standard: Rates | None = None
         tiers: dict[str, Rates] = {}
-        own = any(model is other for other in vendor.models)
+        own = any(model is other for other in self._models_of(vendor))
         for tariff in model.tariffs:
             if tariff.tier:
                 if own and tariff.holds(now):

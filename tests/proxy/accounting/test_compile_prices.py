@@ -6,9 +6,10 @@ Where the two differ, the difference is one of four that are meant, and each is 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import genai_prices
 import msgspec
@@ -16,9 +17,12 @@ import pytest
 from genai_prices import types as genai
 from genai_prices.data import providers
 
-from headgate.proxy.accounting.compile_prices import _hours, _match, compile_table
+from headgate.proxy.accounting.compile_prices import _hours, _match, compile_table, main
 from headgate.proxy.accounting.price_lookup import FlatTable, PriceTable
 from headgate.proxy.accounting.usage import Usage
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TIMES = [
     datetime(2024, 1, 1, 12, tzinfo=UTC),
@@ -88,7 +92,7 @@ def test_every_model_costs_the_same_at_every_time(flat: FlatTable) -> None:
     table = PriceTable(flat, wall=lambda: at.timestamp())
     compared, differences = 0, Counter[str]()
     for at, (vendor, provider) in itertools.product(TIMES, zip(flat.vendors, providers, strict=True)):
-        for entry, model in zip(vendor.models, provider.models, strict=True):
+        for entry, model in zip(table._models_of(vendor), provider.models, strict=True):
             price, _ = table._price(vendor, entry, "host")
             for usage in USAGES:
                 want = theirs(provider, model, usage, at)
@@ -183,3 +187,14 @@ def test_hours_are_seconds_of_the_utc_day() -> None:
     assert _hours(utc) == (16 * 3600 + 1800, 1800)
     abroad = timezone(timedelta(hours=8))
     assert _hours(genai.TimeOfDateConstraint(time(2, tzinfo=abroad), time(9))) == (18 * 3600, 9 * 3600)
+
+
+def test_the_command_writes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "prices.msgpack"
+    monkeypatch.setattr(sys, "argv", ["compile_prices", str(out)])
+    main()
+    assert out.stat().st_size > 100_000
+    assert list(tmp_path.iterdir()) == [out]
+    monkeypatch.setattr(sys, "argv", ["compile_prices"])
+    with pytest.raises(SystemExit, match="usage: compile_prices OUT"):
+        main()

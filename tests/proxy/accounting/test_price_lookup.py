@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from headgate.proxy.accounting.price_file import PriceFile, parse_price_file
-from headgate.proxy.accounting.price_lookup import CACHE_ENTRIES, FlatTable, Match, Model, PriceTable, Tariff, Vendor
+from headgate.proxy.accounting.price_lookup import (
+    CACHE_ENTRIES,
+    FlatTable,
+    Match,
+    Model,
+    PriceTable,
+    Tariff,
+    Vendor,
+    pack_models,
+)
 from headgate.proxy.accounting.prices import Rates
 from tests_support.clock import FakeClock
 
@@ -23,13 +32,19 @@ def model(name: str, usd: float, *tariffs: Tariff) -> Model:
 OPENAI = Vendor(
     "openai",
     r"https://api\.openai\.com",
-    (model("gpt-4o", 2.5, Tariff(rates(1.25), "flex")), model("o3", 4.0), model("gpt-5.2-2025-12-11", 5.0)),
+    pack_models(
+        [model("gpt-4o", 2.5, Tariff(rates(1.25), "flex")), model("o3", 4.0), model("gpt-5.2-2025-12-11", 5.0)]
+    ),
     model_match=Match(starts=("gpt-",)),
 )
-GROQ = Vendor("groq", r"https://api\.groq\.com(?:/|$)", (model("llama", 0.5), model("free-lunch", 0.0)))
-AZURE = Vendor("azure", r"https://[^.]+\.openai\.azure\.com", (model("phi", 0.1),), sells_for=("openai", "nobody"))
-ANTHROPIC = Vendor("anthropic", r"https://api\.anthropic\.com", (model("claude", 3.0),), Match(contains=("anthropic",)))
-GOOGLE = Vendor("google", r"https://generativelanguage\.googleapis\.com", (model("gemini", 1.0),))
+GROQ = Vendor("groq", r"https://api\.groq\.com(?:/|$)", pack_models([model("llama", 0.5), model("free-lunch", 0.0)]))
+AZURE = Vendor(
+    "azure", r"https://[^.]+\.openai\.azure\.com", pack_models([model("phi", 0.1)]), sells_for=("openai", "nobody")
+)
+ANTHROPIC = Vendor(
+    "anthropic", r"https://api\.anthropic\.com", pack_models([model("claude", 3.0)]), Match(contains=("anthropic",))
+)
+GOOGLE = Vendor("google", r"https://generativelanguage\.googleapis\.com", pack_models([model("gemini", 1.0)]))
 TABLE = FlatTable(1, "0", (OPENAI, GROQ, AZURE, ANTHROPIC, GOOGLE))
 
 
@@ -127,7 +142,7 @@ def test_a_date_written_without_dashes_is_the_same_model(table: PriceTable) -> N
 def test_a_price_changes_on_its_day(clock: FakeClock) -> None:
     now = clock.wall()
     changing = model("m", 1.0, Tariff(rates(2.0), "", int(now) + 100), Tariff(rates(0.2), "flex", int(now) + 200))
-    table = PriceTable(FlatTable(1, "0", (Vendor("openai", "x", (changing,)),)), wall=clock.wall)
+    table = PriceTable(FlatTable(1, "0", (Vendor("openai", "x", pack_models([changing])),)), wall=clock.wall)
     assert found(table, "", "m") == ("vendor", "openai/m", 1.0)
     clock.advance(99)
     assert found(table, "", "m") == ("vendor", "openai/m", 1.0)
@@ -143,7 +158,9 @@ def test_a_price_changes_on_its_day(clock: FakeClock) -> None:
 def test_a_price_may_hold_for_some_hours_of_the_day(hours: tuple[int, int]) -> None:
     clock = FakeClock(wall=100 * DAY)
     table = PriceTable(
-        FlatTable(1, "0", (Vendor("openai", "x", (model("m", 1.0, Tariff(rates(0.5), "", None, hours)),)),)),
+        FlatTable(
+            1, "0", (Vendor("openai", "x", pack_models([model("m", 1.0, Tariff(rates(0.5), "", None, hours))])),)
+        ),
         wall=clock.wall,
     )
     begin, end = hours
@@ -156,7 +173,7 @@ def test_a_price_may_hold_for_some_hours_of_the_day(hours: tuple[int, int]) -> N
 
 def test_a_model_without_a_tariff_has_no_price(clock: FakeClock) -> None:
     empty = Model("m", Match(equals=frozenset({"m"})))
-    table = PriceTable(FlatTable(1, "0", (Vendor("openai", "x", (empty,)),)), wall=clock.wall)
+    table = PriceTable(FlatTable(1, "0", (Vendor("openai", "x", pack_models([empty])),)), wall=clock.wall)
     assert table.lookup("", "m") is None
 
 
