@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from headgate.control.events.spools import BITE_BYTES, list_spools, read_batch, take_lock
+from headgate.control.events.store import Store
 from headgate.proxy.accounting.record import Done, Opened, encode
 from headgate.proxy.accounting.spool import Spool
 
@@ -149,6 +152,20 @@ def test_poison_is_a_dead_letter_and_its_neighbours_are_rows(tmp_path: Path, lin
     ((reason, kept),) = batch.dead
     assert reason
     assert kept == line
+
+
+def test_of_five_hundred_lines_with_one_poisoned_all_others_are_stored(tmp_path: Path) -> None:
+    store = Store(tmp_path / "events.db", wall=lambda: 1.0)
+    for kind, poison in enumerate(POISON):
+        lines = [encode(Done(id=f"{kind}-{number}", at=1.0)) for number in range(499)]
+        lines.insert(250, poison + b"\n")
+        batch = read_batch("w0", segment(tmp_path, b"".join(lines)), 0, final=False)
+        assert batch is not None
+        assert store.apply(batch) == 1
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "events.db")) as db:
+        assert db.execute("SELECT COUNT(*) FROM usage").fetchone() == (499 * len(POISON),)
+        assert db.execute("SELECT COUNT(*) FROM dead_letters WHERE reason != ''").fetchone() == (len(POISON),)
 
 
 def test_spools_are_listed_with_their_segments_in_order(tmp_path: Path) -> None:
