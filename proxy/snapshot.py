@@ -106,7 +106,7 @@ class Counters(msgspec.Struct):
         found = self.models.get(key)
         if found is None:
             if len(self.models) >= MAX_SERIES:
-                key = (key[0], OTHER, OTHER)
+                key = (key[0], key[1], OTHER)
             found = self.models.setdefault(key, ModelCounters())
         return found
 

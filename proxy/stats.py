@@ -97,7 +97,7 @@ class Stats:
         key = (ex.face.name, target.cluster.name, target.model)
         series = self.series.get(key)
         if series is None:
-            series = self._new_series(key)
+            series = self._new_series(key, ex)
         series.duration.observe(now - ex.started)
         if ex.first_token_at is not None:
             series.ttft.observe(ex.first_token_at - ex.started)
@@ -111,7 +111,10 @@ class Stats:
             else:
                 series.unknown_cost += 1
 
-    def _new_series(self, key: tuple[str, str, str]) -> Series:
-        if len(self.series) >= MAX_SERIES:
-            key = (key[0], OTHER, OTHER)
+    def _new_series(self, key: tuple[str, str, str], ex: Exchange) -> Series:
+        """A name that clients made up gets a series of its own with its first answer: no flood of them fills the
+        table."""
+        answered = ex.usage is not None and ex.usage.source != "none"
+        if len(self.series) >= MAX_SERIES or not (answered or ex.model in ex.graph.models.names()):
+            key = (key[0], key[1], OTHER)
         return self.series.setdefault(key, Series())

@@ -63,7 +63,8 @@ def _answer(body: dict[str, str], status: int = 200) -> Response:
 
 async def _refuse(request: Request, refusal: Exception) -> Response:
     """The router knows two refusals: no such path, and no such method there."""
-    allow = dict(getattr(refusal, "headers", None) or {}).get("Allow", "")
+    methods = dict(getattr(refusal, "headers", None) or {}).get("Allow", "")
+    allow = ", ".join(sorted(methods.split(", ")))
     path = request.scope["path"][:128]
     error = MethodNotAllowedError(f"'{path}' takes {allow}.") if allow else UnknownPathError(f"Unknown path '{path}'.")
     request_id = secrets.token_hex(16)
