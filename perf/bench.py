@@ -90,7 +90,7 @@ def measure(contestant: Contestant, home: Path, load: Load, plan: Plan, cores: C
         began = time.monotonic()
         with running(launch.argv, {**os.environ, **launch.env}, work, cores.gateway) as process:
             subject = Subject(port, launch.headers, process.cpu, process.pss)
-            ready = _wait_ready(load, process, subject) - began
+            ready = wait_ready(load, process, subject) - began
             _verify(load, subject)
             return _press(load, subject, plan, cores, ready)
 
@@ -141,7 +141,7 @@ def _event_cost(short: Sample, long: Sample) -> tuple[float, float]:
     return event, stream
 
 
-def _wait_ready(load: Load, process: Process, subject: Subject) -> float:
+def wait_ready(load: Load, process: Process, subject: Subject) -> float:
     deadline = time.monotonic() + READY_TIMEOUT
     while time.monotonic() < deadline:
         process.check()

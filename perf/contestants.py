@@ -153,7 +153,7 @@ def _envoy(home: Path, work: Path, port: int, provider_port: int) -> Launch:
     )
 
 
-def _headgate(home: Path, work: Path, port: int, provider_port: int) -> Launch:
+def headgate(home: Path, work: Path, port: int, provider_port: int) -> Launch:
     """The root gateway.yaml as it stands, but for the ports and the provider's address."""
     del home
     text = (ROOT / "gateway.yaml").read_text()
@@ -241,7 +241,7 @@ ALL = (
         importlib.metadata.version("headgate"),
         "the chain of the root gateway.yaml: auth with a key, retry, ledger",
         None,
-        _headgate,
+        headgate,
     ),
     Contestant(
         "relay", "0.23.0", "bytes copied by uvloop, nothing parsed: the floor in Python", _pip("uvloop==0.23.0"), _relay

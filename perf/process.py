@@ -22,7 +22,9 @@ class StartError(Exception):
 class Process:
     """A running gateway: `cpu()`, `pss()`, `end()`."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, core: int) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, core: int, pass_fds: Sequence[int] = ()
+    ) -> None:
         self.log = cwd / "output.log"
         rest = os.sched_getaffinity(0)
         os.sched_setaffinity(
@@ -38,6 +40,7 @@ class Process:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    pass_fds=pass_fds,
                 )
         finally:
             os.sched_setaffinity(0, rest)
@@ -60,12 +63,16 @@ class Process:
         """Bytes of memory, shared pages divided among those who share them."""
         return sum(_pss(pid) for pid in self.pids())
 
-    def end(self) -> None:
-        """SIGTERM to the gateway, SIGKILL to what is left of its session after the grace."""
+    def stop(self, grace: float | None = None) -> None:
+        """SIGTERM to the gateway; returns when it has ended, or after the grace."""
         if self._popen.poll() is None:
             self._popen.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(STOP_GRACE)
+                self._popen.wait(STOP_GRACE if grace is None else grace)
+
+    def end(self) -> None:
+        """`stop`, then SIGKILL to what is left of its session."""
+        self.stop()
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -73,9 +80,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(argv: Sequence[str], env: Mapping[str, str], cwd: Path, core: int) -> Iterator[Process]:
+def running(
+    argv: Sequence[str], env: Mapping[str, str], cwd: Path, core: int, pass_fds: Sequence[int] = ()
+) -> Iterator[Process]:
     """A process for the length of a block, however the block ends."""
-    process = Process(argv, env, cwd, core)
+    process = Process(argv, env, cwd, core, pass_fds)
     try:
         yield process
     finally:
