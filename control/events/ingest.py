@@ -7,20 +7,23 @@ A segment goes when it is sealed and its last byte is in the store. A spool goes
 first, then its open exchanges become `lost`, then its lock file. The lock is held meanwhile, and the files are listed
 again under it: a worker may have begun another segment before it died.
 
-Several gateways may share one store and one spool directory. Whoever holds the store's lock file tails for all of them.
+Several gateways may share one store and one spool directory. Whoever holds the lock files of both tails for all of
+them. The directory has one of its own because two stores fed from one directory would each get a part of its records.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .spools import SpoolFiles, list_spools, read_batch, take_lock
 from .store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+TAILER_LOCK: Final = ".tailer.lock"
 
 
 class Ingest:
@@ -34,7 +37,7 @@ class Ingest:
         self._wall = wall
         self._store: Store | None = None
         self._inode = 0
-        self._lock = -1
+        self._locks: list[int] = []
         self.rows = 0
         self.lost = 0
         self.dead_letters = 0
@@ -42,7 +45,7 @@ class Ingest:
     @property
     def holder(self) -> bool:
         """Whether this gateway tails, and no other that shares the store."""
-        return self._lock >= 0
+        return bool(self._locks)
 
     def step(self) -> bool:
         """Take at most one bite of each spool; True when there may be more.
@@ -65,20 +68,14 @@ class Ingest:
         return self._store.trim(retention, max_size) if self._store is not None else 0
 
     def close(self) -> None:
-        """Let go of the store and of its lock."""
+        """Let go of the store and of the locks."""
         self._let_go_of_store()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._let_go_of_locks()
 
     def _open(self) -> Store | None:
-        """The store; None while another gateway holds its lock."""
-        if self._lock < 0:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lock = take_lock(self._path.with_name(f"{self._path.name}.lock"))
-            if lock is None:
-                return None
-            self._lock = lock
+        """The store; None while another gateway holds one of the locks."""
+        if not self._locks and not self._take_locks():
+            return None
         if self._store is not None and not self._is_the_file():
             # Moved or deleted: what is written to it now, nobody will find.
             self._let_go_of_store()
@@ -87,6 +84,24 @@ class Ingest:
             self._inode = self._path.stat().st_ino
             self._settle(self._store)
         return self._store
+
+    def _take_locks(self) -> bool:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            for path in (self._path.with_name(f"{self._path.name}.lock"), self._directory / TAILER_LOCK):
+                if (lock := take_lock(path)) is None:
+                    self._let_go_of_locks()
+                    return False
+                self._locks.append(lock)
+        except OSError:
+            self._let_go_of_locks()
+            raise
+        return True
+
+    def _let_go_of_locks(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())
 
     def _is_the_file(self) -> bool:
         try:

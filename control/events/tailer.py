@@ -116,7 +116,7 @@ class Tailer:
         return self.holder
 
     def close(self) -> None:
-        """Let go of the store and its lock, when `run` is over."""
+        """Let go of the store and the locks, when `run` is over."""
         self._ingest.close()
 
     async def _step(self) -> bool:

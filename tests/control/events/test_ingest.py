@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headgate.control.events.ingest import Ingest
+from headgate.control.events.ingest import TAILER_LOCK, Ingest
 from headgate.control.events.spools import take_lock
 from headgate.proxy.accounting.record import Done, Opened, encode
 from headgate.proxy.accounting.spool import Spool
@@ -62,7 +63,7 @@ def rows(root: Path) -> dict[str, str]:
 
 
 def spool_files(root: Path) -> list[str]:
-    return sorted(path.name for path in (root / "spool").iterdir())
+    return sorted(path.name for path in (root / "spool").iterdir() if path.name != TAILER_LOCK)
 
 
 @pytest.fixture
@@ -182,6 +183,32 @@ def test_only_the_holder_of_the_lock_tails(tmp_path: Path, ingest: Ingest) -> No
     spool.close()
 
 
+def test_two_stores_never_share_out_one_spool_directory(tmp_path: Path, ingest: Ingest) -> None:
+    spool = make_spool(tmp_path)
+    spool.append(done("a"))
+    drain(ingest)
+    other = Ingest(tmp_path / "other.db", tmp_path / "spool", wall=lambda: AT)
+    spool.append(done("b"))
+    assert not other.step()
+    assert not other.holder
+    ingest.close()
+    third = make_ingest(tmp_path)  # the lock of the first store was not kept by the one that failed
+    drain(third)
+    assert rows(tmp_path) == {"a": "ok", "b": "ok"}
+    third.close()
+    spool.close()
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_and_holds_nothing(tmp_path: Path, ingest: Ingest) -> None:
+    (tmp_path / "spool" / TAILER_LOCK).mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        ingest.step()
+    assert not ingest.holder
+    (tmp_path / "spool" / TAILER_LOCK).rmdir()
+    assert not ingest.step()
+    assert ingest.holder
+
+
 def test_a_store_that_was_deleted_is_made_again(tmp_path: Path, ingest: Ingest) -> None:
     spool = make_spool(tmp_path)
     spool.append(done("a"))
@@ -201,8 +228,7 @@ def test_a_spool_that_somebody_deleted_leaves_its_open_exchanges_lost(tmp_path: 
     drain(ingest)
     ingest.close()
     spool.close()
-    for path in (tmp_path / "spool").iterdir():
-        path.unlink()
+    shutil.rmtree(tmp_path / "spool")
     again = make_ingest(tmp_path)
     drain(again)
     assert rows(tmp_path) == {"a": "lost"}
