@@ -289,12 +289,12 @@ class ChatStream(StreamReader):
             chunk = _decode_chunk(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return event
-        if chunk.error or kind == b"error":
-            self.failed = True
-            return event
         usage = None if chunk.usage == _ABSENT and chunk.x_groq is None else _usage(chunk)
         if usage is not None:
             self.usage = usage
+        if chunk.error or kind == b"error":
+            self.failed = True
+            return event
         choices = chunk.choices
         if not choices:
             return b"" if choices is not None and usage is not None and self._hide_usage else event
