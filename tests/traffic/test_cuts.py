@@ -1,8 +1,8 @@
 """Recorded answers, cut at every byte: a cut is never passed off as a whole answer.
 
 Each recorded chat row goes through the engine without sockets, framed as HTTP/1.1, and is cut after byte k of what is
-on the wire, for every k, by the provider's FIN, by its RST, and by silence. What must come out is worked out here, apart
-from the product, from the events that were complete at the cut. (Faults G12, G13; §3.3 invariants 2-4.)
+on the wire, for every k, by the provider's FIN, by its RST, and by silence. What must come out is worked out here and
+apart from the product, from the events that were complete at the cut. (Faults G12, G13; §3.3 invariants 2-4.)
 
 By default the long rows are cut at every byte of their first and last events and at a seeded sample of the others; the
 slow suite cuts them at every byte.
