@@ -7,10 +7,6 @@ What makes it correct: a message is over for the receiver only after the parser 
 Only then is it known whether bytes followed the end (such a connection is dirty and is closed), and only then may a
 receiver that starts its next call find this connection free. Nothing that was read for one call can reach another.
 
-httptools is strict about most of RFC 9112; the rest is refused here: a transfer-coding other than `chunked`, HTTP/1.0
-with chunks, 101 that nobody asked for, heads without bound. It has no word for the end of the input, so that is
-decided here too.
-
 Not here: which call gets the connection (pool.py), time limits on the answer (the dispatcher's).
 """
 
@@ -20,22 +16,15 @@ import asyncio
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Protocol, cast
 
-import httptools
-
 from ..clock import NEVER
-from ..errors import BrokenAnswerError, GatewayError, ProtocolError, ResetError
-from .call import Call, ResponseHead
+from ..errors import GatewayError, ProtocolError
+from .call import Call
+from .h1_answer import AnswerReader
 
 if TYPE_CHECKING:
     from ..clock import Clock
-    from ..edge.downstream import Headers
-    from .call import CallReceiver, UpstreamRequest
+    from .call import CallReceiver
 
-MAX_HEAD = 64 * 1024
-"""Bytes of an answer that are not content: the head, or the chunk extensions or trailers in a row."""
-
-MAX_FIELDS = 200
-MAX_INTERIM = 10
 HEAD_SECONDS = 10.0
 """A head that has begun must be whole in this time."""
 
@@ -43,11 +32,7 @@ JOINED = 16 * 1024
 """A body up to this size leaves in one piece with the head: copying it is cheaper than a second buffer."""
 
 PIECE = 256 * 1024
-
-_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
-_NO_CONTENT = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS"))
-_BROKEN = "The provider's answer broke off."
-_NOT_HTTP = "The provider's answer is not valid HTTP."
+"""What of a larger body is handed to the transport at a time."""
 
 
 class H1Call(Call):
@@ -85,37 +70,12 @@ class ConnectionOwner(Protocol):
         """Closed."""
 
 
-def encode_head(request: UpstreamRequest, base: bytes, fixed: bytes) -> bytes:
-    """Request line and fields. `fixed` is ` HTTP/1.1` and the endpoint's own field lines, without the last line end.
-
-    Raises GatewayError when a line break or NUL hides in any part: there must be exactly the line ends that are put
-    here.
-    """
-    headers = request.headers
-    length = len(request.body)
-    lines = b"\r\n".join([fixed, *map(b": ".join, headers)])
-    breaks = fixed.count(b"\n") + len(headers) + 2
-    if length or request.method not in _NO_CONTENT:
-        breaks += 1
-        ending = b"\r\ncontent-length: %d\r\n\r\n" % length
-    else:
-        ending = b"\r\n\r\n"
-    head = b"".join((request.method, b" ", base, request.target, lines, ending))
-    if head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head or b" " in request.target:
-        raise GatewayError(
-            "The request holds a field that cannot be sent.",
-            detail="a line break or NUL in a field, or a space in the target",
-        )
-    return head
-
-
 class H1Connection(asyncio.Protocol):
     """Carries one call at a time. `deadline` is the idle one between calls, and that of a head that has begun."""
 
     __slots__ = (
-        "_call", "_closed", "_connected", "_head_seen", "_headers", "_interim", "_keep_alive", "_loop", "_monotonic",
-        "_owner", "_parser", "_paused", "_transport", "_unproductive", "_unsent", "_until_close", "_whole",
-        "_write_paused", "deadline", "reused", "sent_at",
+        "_answer", "_call", "_closed", "_connected", "_loop", "_monotonic", "_owner", "_paused", "_transport",
+        "_unsent", "_write_paused", "deadline", "reused", "sent_at",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -124,18 +84,15 @@ class H1Connection(asyncio.Protocol):
     def __init__(self, owner: ConnectionOwner, clock: Clock) -> None:
         self._owner = owner
         self._monotonic = clock.monotonic
-        self._parser = httptools.HttpResponseParser(self)
+        self._answer = AnswerReader()
         self._call: H1Call | None = None
-        self._headers: Headers = []
         self._unsent: memoryview | None = None
-        self._head_seen = self._whole = self._until_close = False
-        self._keep_alive = True
-        self._interim = self._unproductive = 0
         self._connected = False
         self._closed = False
         self._paused = False
         self._write_paused = False
         self.reused = False
+        """It has carried a call before."""
         self.sent_at = 0.0
         self.deadline = NEVER
 
@@ -153,9 +110,7 @@ class H1Connection(asyncio.Protocol):
     def send(self, call: H1Call) -> None:
         """Send its request; from here on its receiver hears of it, first from the next turn of the loop."""
         self._call = call
-        self._head_seen = self._whole = self._until_close = False
-        self._keep_alive = True
-        self._interim = self._unproductive = 0
+        self._answer.start(call, call.receiver, call.content_expected)
         self.deadline = NEVER
         self.sent_at = self._monotonic()
         body = call.body
@@ -186,6 +141,7 @@ class H1Connection(asyncio.Protocol):
             return
         self._closed = True
         self._call = self._unsent = None
+        self._answer.stop()
         if self._connected:
             self._transport.abort()
         self._owner.drop(self)
@@ -195,7 +151,8 @@ class H1Connection(asyncio.Protocol):
         if self._call is None:
             self._owner.expire(self)
         else:
-            self._fail(ProtocolError(_NOT_HTTP, detail=f"the head was not whole after {HEAD_SECONDS:g} s"))
+            detail = f"the head was not whole after {HEAD_SECONDS:g} s"
+            self._fail(ProtocolError("The provider's answer did not begin properly.", detail=detail))
 
     # The transport.
 
@@ -205,20 +162,22 @@ class H1Connection(asyncio.Protocol):
         self._connected = True
 
     def data_received(self, data: bytes) -> None:
-        if self._call is None:
+        call = self._call
+        if call is None:
             self.close()  # nobody asked: whatever it is, it must not meet the next call
             return
-        self._unproductive += len(data)
+        answer = self._answer
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._stopped(error)
+            answer.feed(data)
+        except Exception as error:
+            self._fail(error if isinstance(error, GatewayError) else self._bug(error))
             return
-        if self._whole:
-            self._finish()
-        elif self._unproductive > MAX_HEAD:
-            self._fail(ProtocolError(_NOT_HTTP, detail=f"{self._unproductive} bytes without content"))
-        elif not self._head_seen and self.deadline == NEVER:
+        if answer.whole:
+            self._finish(call)
+        elif answer.head_seen or not answer.overhead:
+            self.deadline = NEVER
+            call.body = b""  # it cannot be needed again, and may be large
+        elif self.deadline == NEVER:
             self.deadline = self._monotonic() + HEAD_SECONDS
 
     def eof_received(self) -> None:
@@ -235,62 +194,7 @@ class H1Connection(asyncio.Protocol):
         if self._call is not None and self._unsent is not None:
             self._send_on(self._call)
 
-    # The parser.
-
-    def on_message_begin(self) -> None:
-        if self._whole:
-            raise ProtocolError(_NOT_HTTP, detail="bytes after the end of the answer")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        headers = self._headers
-        self._headers = []
-        call = self._call
-        if call is None:
-            return
-        if len(headers) > MAX_FIELDS or (self._unproductive > MAX_HEAD and _size(headers) > MAX_HEAD):
-            raise ProtocolError(_NOT_HTTP, detail=f"a head of {len(headers)} fields, {_size(headers)} bytes")
-        self._unproductive = 0
-        self.deadline = NEVER
-        status = self._parser.get_status_code()
-        if not 200 <= status <= 599:
-            self._interim += 1
-            if not 100 <= status <= 199 or status == 101 or self._interim > MAX_INTERIM:
-                raise ProtocolError(_NOT_HTTP, detail=f"status {status}, interim answer {self._interim}")
-            return
-        framing = [field for field in headers if field[0] in _FRAMING]
-        if not framing:
-            self._until_close = status not in (204, 304)
-        elif framing[0][0] == b"transfer-encoding":
-            self._check_coding(framing)
-        self._head_seen = True
-        call.body = b""  # it cannot be needed again, and may be large
-        call.receiver.on_head(call, ResponseHead(status, headers))
-        if not call.content_expected:
-            self._whole = self._call is not None
-            self._keep_alive = False
-            raise _HeadOnlyError
-
-    def on_body(self, data: bytes) -> None:
-        call = self._call
-        if call is not None:
-            self._unproductive = 0
-            call.receiver.on_data(call, data)
-
-    def on_message_complete(self) -> None:
-        self._headers.clear()  # trailers: dropped, and never the first fields of the next answer
-        if self._head_seen and self._call is not None:
-            self._whole = True
-            self._keep_alive = self._parser.should_keep_alive()
-
     # Inside.
-
-    def _check_coding(self, framing: Headers) -> None:
-        """httptools would take `gzip, chunked`, an unknown coding until the connection ends, and chunks in HTTP/1.0."""
-        if len(framing) > 1 or framing[0][1].strip().lower() != b"chunked" or self._parser.get_http_version() != "1.1":
-            raise ProtocolError(_NOT_HTTP, detail=f"transfer-encoding {framing!r}")
 
     def _send_on(self, call: H1Call) -> None:
         """The rest of a large body, as fast as the provider takes it."""
@@ -304,17 +208,15 @@ class H1Connection(asyncio.Protocol):
             self._announce(call)
 
     def _announce(self, call: H1Call) -> None:
-        if self._call is call and not self._head_seen and not call.announced:
+        if self._call is call and not self._answer.head_seen and not call.announced:
             call.announced = True
             call.receiver.on_sent(call)
 
-    def _finish(self) -> None:
+    def _finish(self, call: H1Call) -> None:
         """The answer is whole, and the parser has seen all that came with it."""
-        call = self._call
-        if call is None:
-            return
         self._call = None
-        if self._keep_alive and self._unsent is None:
+        self._answer.stop()
+        if self._answer.keep_alive and self._unsent is None:
             self.resume()
             self.reused = True
             self._owner.give_back(self)
@@ -322,25 +224,6 @@ class H1Connection(asyncio.Protocol):
             self.close()
         call.on_over()
         call.receiver.on_end(call, True)
-
-    def _stopped(self, error: httptools.HttpParserError) -> None:
-        """The parser went no further: bad bytes, an answer refused in a callback, or a receiver that raised."""
-        call = self._call
-        if call is None:
-            return
-        if self._whole:
-            self._keep_alive = False
-            self._finish()
-            return
-        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
-        if cause is None:
-            self._fail(ProtocolError(_NOT_HTTP, detail=str(error)))
-        elif isinstance(cause, ProtocolError):
-            self._fail(cause)
-        else:
-            context = {"message": "a receiver of an answer raised", "exception": cause, "protocol": self}
-            self._loop.call_exception_handler(context)
-            self._fail(GatewayError("Internal error.", detail=repr(cause)))
 
     def _fail(self, error: GatewayError) -> None:
         call = self._call
@@ -350,22 +233,19 @@ class H1Connection(asyncio.Protocol):
 
     def _lost(self, exc: Exception | None) -> None:
         """The other side ended the connection, or it broke."""
-        if self._call is None:
-            self.close()
-        elif not (self._head_seen or self._unproductive or self._interim):
-            self._fail(ResetError("The provider closed the connection without an answer.", detail=repr(exc)))
-        elif self._until_close and exc is None:
-            call = self._call
-            self.close()
+        call = self._call
+        error = self._answer.ended_by(exc)
+        self.close()
+        if call is None:
+            return
+        if error is not None:
+            call.on_failed(error, self)
+        else:
             call.on_over()
             call.receiver.on_end(call, False)
-        else:
-            self._fail(BrokenAnswerError(_BROKEN, detail=repr(exc) if exc else "closed too early"))
 
-
-class _HeadOnlyError(Exception):
-    """The answer to HEAD ends with its head; stops a parser that waits for more."""
-
-
-def _size(headers: Headers) -> int:
-    return sum(len(name) + len(value) + 4 for name, value in headers)
+    def _bug(self, error: Exception) -> GatewayError:
+        """A receiver raised: its exchange must hear of an end all the same, and so must the log."""
+        context = {"message": "the receiver of an answer raised", "exception": error, "protocol": self}
+        self._loop.call_exception_handler(context)
+        return GatewayError("Internal error.", detail=repr(error))

@@ -18,7 +18,8 @@ from ..clock import NEVER
 from ..errors import GatewayError, ProtocolError, ResetError
 from .call import Endpoint
 from .dial import Dialer
-from .h1 import H1Call, H1Connection, encode_head
+from .h1 import H1Call, H1Connection
+from .h1_request import encode_head
 from .pool import DEFAULT_LIMITS, IdleQuota, Pool, PoolLimits
 from .stats import UpstreamStats
 from .tls import client_context

@@ -151,9 +151,7 @@ class Pool:
         self._enqueue(waiter)
 
     def wait_first(self, waiter: Waiter) -> None:
-        """Ahead of the queue and past its bound, for a fresh connection: an idle one is given up for it if need be."""
-        if self._idle and self._size >= self.limits.max_connections:
-            self._idle[0].close()
+        """Ahead of the queue and past its bound: a call that comes back from a connection that was just dropped."""
         self._enqueue(waiter)
         self._queue.move_to_end(waiter, last=False)
 
@@ -209,14 +207,11 @@ class Pool:
     # For the endpoint.
 
     def update(self, limits: PoolLimits) -> None:
-        """New bounds: they hold for what comes; what is over them goes as it becomes idle."""
+        """New bounds: idle connections above them are closed now, busy ones after their call."""
         self.limits = limits
+        while self._idle and self._size > limits.max_connections:
+            self._idle[0].close()
         self._replenish()
-
-    @property
-    def idle(self) -> int:
-        """Connections without a call."""
-        return len(self._idle)
 
     async def aclose(self) -> None:
         """Close what is idle and give up attempts nobody waits for; connections in use close after their call."""

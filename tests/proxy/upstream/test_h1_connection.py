@@ -242,7 +242,7 @@ async def test_cancelling_from_inside_a_callback_silences_the_rest_of_the_read(e
 
 
 async def test_cancelling_at_the_last_byte_and_before_garbage_is_silent_too() -> None:
-    for rest in (b"", b"garbage"):
+    for rest in (b"", b"garbage", LENGTH + b"HELLO"):
         bench = Bench()
         heard = Recorder({"data": lambda _: heard.cancel()})  # noqa: B023 - called within this turn
         bench.send(heard)
@@ -300,6 +300,15 @@ async def test_a_head_that_has_begun_must_be_whole_in_ten_seconds() -> None:
     assert bench.connection.deadline == bench.clock.monotonic() - 1 + HEAD_SECONDS
     bench.connection.on_deadline()
     assert heard.outcome == "ProtocolError"
+
+
+async def test_after_an_interim_answer_the_head_may_take_its_time() -> None:
+    bench = Bench()
+    bench.send()
+    bench.feed(b"HTTP/1.1 100 Con")
+    assert bench.connection.deadline < bench.clock.monotonic() + 1e9
+    bench.feed(b"tinue\r\n\r\n")
+    assert bench.connection.deadline > bench.clock.monotonic() + 1e9
 
 
 async def test_a_head_that_came_whole_or_is_not_read_has_no_deadline() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from headgate.proxy.errors import GatewayError
 from headgate.proxy.upstream.call import UpstreamRequest
-from headgate.proxy.upstream.h1 import encode_head
+from headgate.proxy.upstream.h1_request import encode_head
 
 if TYPE_CHECKING:
     from headgate.proxy.edge.downstream import Headers

@@ -6,7 +6,7 @@ import pytest
 
 from tests_support.answers import json_response, response
 from tests_support.caller import Caller
-from tests_support.upstream import FakeUpstream
+from tests_support.upstream import FakeUpstream, Pause
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -28,6 +28,47 @@ async def test_a_request_leaves_with_the_endpoints_own_fields_first_and_the_answ
             b"POST /v1/chat/completions?a=b HTTP/1.1\r\nhost: 127.0.0.1:%d\r\nauthorization: Bearer k\r\n"
             b"x-a: 1\r\nx-a: 2\r\ncontent-length: 7\r\n\r\n" % upstream.port + b'{"m":1}'
         )
+
+
+async def test_a_field_that_would_break_the_line_is_an_error_of_ours_and_nothing_is_sent() -> None:
+    async with FakeUpstream(response(200, b"x")) as upstream, Caller(upstream.base_url) as caller:
+        heard = caller.ask(headers=[(b"x-a", b"b\r\nauthorization: stolen")])
+        assert heard.events == []
+        assert await heard.over() == "GatewayError"
+        assert upstream.connections == []
+
+
+async def test_the_host_field_names_the_port_only_where_it_is_not_the_usual_one() -> None:
+    for url, host, name in (
+        ("http://a.example", b"a.example", "http://a.example:80"),
+        ("https://a.example/v1/", b"a.example", "https://a.example:443"),
+        ("https://a.example:8443", b"a.example:8443", "https://a.example:8443"),
+        ("http://[::1]:80", b"[::1]", "http://[::1]:80"),
+    ):
+        async with Caller(url, credential=[(b"authorization", b"secret")]) as caller:
+            assert caller.endpoint.name == name
+            assert caller.endpoint._fixed == b" HTTP/1.1\r\nhost: " + host + b"\r\nauthorization: secret"
+            assert repr(caller.endpoint) == f"<HttpEndpoint {name}>"
+
+
+@pytest.mark.parametrize("url", ["ftp://a", "//a", "http://", "http://u:p@a", "http://a?b", "http://a#b", "a.example"])
+async def test_a_base_url_that_says_too_much_or_too_little_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="base_url"):
+        await Caller(url).__aenter__()
+
+
+async def test_calls_and_counters_say_where_they_stand() -> None:
+    hold = Pause()
+    async with FakeUpstream([hold, response(200, b"x")]) as upstream, Caller(upstream.base_url) as caller:
+        heard = caller.ask()
+        assert repr(heard.call) == "<HttpCall waiting>"
+        await heard.heard("sent")
+        assert repr(heard.call) == "<HttpCall sent>"
+        hold.go()
+        await heard.over()
+        assert repr(heard.call) == "<HttpCall over>"
+        assert repr(caller.stats) == "<UpstreamStats cx_active=1, cx_total=1, rq_total=1>"
+        assert caller.stats.as_dict()["rq_total"] == 1
 
 
 async def test_a_connection_serves_one_call_after_the_other() -> None:

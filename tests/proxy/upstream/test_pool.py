@@ -151,6 +151,29 @@ async def test_a_name_that_does_not_resolve_is_a_connect_failure() -> None:
         assert await caller.ask().over() == "ConnectError"
 
 
+async def test_a_connect_that_fails_in_no_known_way_is_reported_and_is_a_connect_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    reported: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+
+    async def broken(*_: object, **__: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(loop, "getaddrinfo", broken)
+    async with Caller("http://a.example") as caller:
+        assert await caller.ask().over() == "ConnectError"
+    assert isinstance(reported[0]["exception"], KeyError)
+
+
+async def test_a_connection_that_closes_before_it_is_used_is_a_connect_failure() -> None:
+    async with FakeUpstream(greeting=[HELLO]) as upstream, Caller(upstream.base_url) as caller:
+        heard = caller.ask()
+        assert await heard.over() == "ConnectError"
+        assert heard.events == ["error"]
+
+
 async def test_whoever_leaves_the_queue_leaves_the_attempt_to_the_next() -> None:
     async with FakeUpstream(HELLO) as upstream, Caller(upstream.base_url) as caller:
         caller.ask().cancel()
@@ -248,6 +271,18 @@ async def test_new_limits_hold_for_what_comes_and_connections_stay() -> None:
         assert caller.endpoint.limits.max_connections == 1
         hold.go()
         assert [await one.over() for one in heard] == ["clean"] * 3
+        assert caller.stats.cx_active == 1
+
+
+async def test_lower_limits_close_idle_connections_at_once() -> None:
+    hold = Pause()
+    async with FakeUpstream([hold, HELLO]) as upstream, Caller(upstream.base_url) as caller:
+        heard = [caller.ask() for _ in range(3)]
+        await upstream.wait_request(3)
+        hold.go()
+        assert [await one.over() for one in heard] == ["clean"] * 3
+        assert caller.stats.cx_active == 3
+        caller.endpoint.update(PoolLimits(max_connections=1))
         assert caller.stats.cx_active == 1
 
 

@@ -1,0 +1,160 @@
+"""From the bytes of HTTP/1.1 answers to the callbacks of a receiver.
+
+httptools is strict about most of RFC 9112. Refused here is what it lets pass: a transfer-coding other than `chunked`,
+chunks in HTTP/1.0, 101 that nobody asked for, interim answers and heads without end, megabytes of chunk extensions or
+trailers. It has no word for the end of the input, so what that means is decided here too.
+
+Not here: the connection and what becomes of it (h1.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httptools
+
+from ..errors import BrokenAnswerError, ProtocolError, ResetError
+from .call import ResponseHead
+
+if TYPE_CHECKING:
+    from ..edge.downstream import Headers
+    from ..errors import GatewayError
+    from .call import Call, CallReceiver
+
+MAX_OVERHEAD = 64 * 1024
+"""Bytes in a row without content: a head, or chunk extensions, or trailers."""
+
+MAX_FIELDS = 200
+MAX_INTERIM = 10
+
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_NOT_HTTP = "The provider's answer is not valid HTTP."
+
+
+class AnswerReader:
+    """Reads one answer after the other; `start` before each.
+
+    `whole` is only to be looked at after `feed` has returned: then it is known whether bytes followed the end.
+    """
+
+    __slots__ = (
+        "_call", "_content_expected", "_headers", "_interim", "_parser", "_receiver", "_until_close", "head_seen",
+        "keep_alive", "overhead", "whole",
+    )  # fmt: skip
+
+    _call: Call
+    _content_expected: bool
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._receiver: CallReceiver | None = None
+        self._headers: Headers = []
+        self._interim = 0
+        self._until_close = False
+        self.overhead = 0
+        """Bytes since the last content or finished head."""
+        self.head_seen = False
+        self.whole = False
+        self.keep_alive = False
+        """Once it is whole: nothing followed it, and the provider lets the connection live."""
+
+    def start(self, call: Call, receiver: CallReceiver, content_expected: bool) -> None:
+        """An answer for this receiver; `content_expected` False for HEAD."""
+        self._call = call
+        self._receiver = receiver
+        self._content_expected = content_expected
+        self.overhead = self._interim = 0
+        self._until_close = self.head_seen = self.keep_alive = self.whole = False
+
+    def stop(self) -> None:
+        """Nobody listens any more, not even to the rest of what is being fed."""
+        self._receiver = None
+
+    def feed(self, data: bytes) -> None:
+        """Read on. Raises ProtocolError, and whatever the receiver raises."""
+        self.overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if self.whole:
+                self.keep_alive = False
+            elif self._receiver is not None:
+                raise _reason(error) from error
+        else:
+            if self.overhead > MAX_OVERHEAD and not self.whole:
+                raise ProtocolError(_NOT_HTTP, detail=f"{self.overhead} bytes without content")
+
+    def ended_by(self, exc: Exception | None) -> GatewayError | None:
+        """What the end of the connection means for an unfinished answer; None: that is how the message ends."""
+        if not (self.head_seen or self.overhead or self._interim):
+            return ResetError("The provider closed the connection without an answer.", detail=repr(exc))
+        if self._until_close and exc is None:
+            return None
+        return BrokenAnswerError("The provider's answer broke off.", detail=repr(exc) if exc else "closed too early")
+
+    # The parser calls these from inside `feed`.
+
+    def on_message_begin(self) -> None:
+        if self.whole:
+            raise ProtocolError(_NOT_HTTP, detail="bytes after the end of the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        headers = self._headers
+        self._headers = []
+        receiver = self._receiver
+        if receiver is None:
+            return
+        if len(headers) > MAX_FIELDS or (self.overhead > MAX_OVERHEAD and _size(headers) > MAX_OVERHEAD):
+            raise ProtocolError(_NOT_HTTP, detail=f"a head of {len(headers)} fields, {_size(headers)} bytes")
+        self.overhead = 0
+        status = self._parser.get_status_code()
+        if not 200 <= status <= 599:
+            self._interim += 1
+            if not 100 <= status <= 199 or status == 101 or self._interim > MAX_INTERIM:
+                raise ProtocolError(_NOT_HTTP, detail=f"status {status}, interim answer {self._interim}")
+            return
+        framing = [field for field in headers if field[0] in _FRAMING]
+        if not framing:
+            self._until_close = status not in (204, 304)
+        elif framing[0][0] == b"transfer-encoding":
+            self._check_coding(framing)
+        self.head_seen = True
+        receiver.on_head(self._call, ResponseHead(status, headers))
+        if not self._content_expected:
+            self.whole = self._receiver is not None
+            raise _HeadOnlyError
+
+    def on_body(self, data: bytes) -> None:
+        receiver = self._receiver
+        if receiver is not None:
+            self.overhead = 0
+            receiver.on_data(self._call, data)
+
+    def on_message_complete(self) -> None:
+        self._headers.clear()  # trailers: dropped, and never the first fields of the next answer
+        if self.head_seen and self._receiver is not None:
+            self.whole = True
+            self.keep_alive = self._parser.should_keep_alive()
+
+    def _check_coding(self, framing: Headers) -> None:
+        """httptools takes `gzip, chunked`, an unknown coding until the connection ends, and chunks in HTTP/1.0."""
+        if len(framing) > 1 or framing[0][1].strip().lower() != b"chunked" or self._parser.get_http_version() != "1.1":
+            raise ProtocolError(_NOT_HTTP, detail=f"transfer-encoding {framing!r}")
+
+
+class _HeadOnlyError(Exception):
+    """The answer to HEAD ends with its head; stops a parser that waits for more."""
+
+
+def _reason(error: httptools.HttpParserError) -> Exception:
+    """Bad bytes, an answer refused in a callback, or a receiver that raised."""
+    if isinstance(error, httptools.HttpParserCallbackError) and isinstance(error.__context__, Exception):
+        return error.__context__
+    return ProtocolError(_NOT_HTTP, detail=str(error))
+
+
+def _size(headers: Headers) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers)
