@@ -68,13 +68,19 @@ def build_plan(candidates: Sequence[Target], vetoes: Iterable[Veto], scorer: Sco
     Two rules are always there: a provider without its credential is not asked, and a stand-in (the mock) answers
     only while every other target of the model is unconfigured, never as a fallback from a failure.
     """
-    real = any(not target.cluster.stand_in and not target.cluster.unconfigured for target in candidates)
+    real = False
+    for target in candidates:
+        if not (target.cluster.stand_in or target.cluster.unconfigured):
+            real = True
+            break
     allowed: list[Target] = []
     vetoed: list[tuple[Target, str]] = []
     for target in candidates:
-        reason = _standing_veto(target, real) or next(
-            (reason for veto in vetoes if (reason := veto.check(target)) is not None), None
-        )
+        reason = _standing_veto(target, real)
+        for veto in vetoes:
+            if reason is not None:
+                break
+            reason = veto.check(target)
         if reason is None:
             allowed.append(target)
         else:

@@ -326,8 +326,9 @@ class Run:
 def _check_media_type(ex: Exchange) -> None:
     """A JSON endpoint reads JSON whatever the content type says (`curl -d`), but neither forms with files nor
     encoded bodies."""
-    for name, value in ex.head.headers:
-        if name == b"content-encoding" and value.strip().lower() != b"identity":
-            raise UnsupportedMediaTypeError("Send the body without content-encoding.")
-        if name == b"content-type" and value.lower().startswith(b"multipart/"):
-            raise UnsupportedMediaTypeError("This endpoint takes a JSON body.")
+    encoding = ex.head.header(b"content-encoding")
+    if encoding is not None and encoding.strip().lower() != b"identity":
+        raise UnsupportedMediaTypeError("Send the body without content-encoding.")
+    kind = ex.head.header(b"content-type")
+    if kind is not None and kind.lower().startswith(b"multipart/"):
+        raise UnsupportedMediaTypeError("This endpoint takes a JSON body.")
