@@ -110,7 +110,7 @@ class H1Connection(asyncio.Protocol):
     def send(self, call: H1Call) -> None:
         """Send its request; from here on its receiver hears of it, first from the next turn of the loop."""
         self._call = call
-        self._answer.start(call, call.receiver, call.content_expected)
+        self._answer.start(call)
         self.deadline = NEVER
         self.sent_at = self._monotonic()
         body = call.body

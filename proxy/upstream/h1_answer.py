@@ -19,7 +19,7 @@ from .call import ResponseHead
 if TYPE_CHECKING:
     from ..edge.downstream import Headers
     from ..errors import GatewayError
-    from .call import Call, CallReceiver
+    from .h1 import H1Call
 
 MAX_OVERHEAD = 64 * 1024
 """Bytes in a row without content: a head, or chunk extensions, or trailers."""
@@ -38,16 +38,12 @@ class AnswerReader:
     """
 
     __slots__ = (
-        "_call", "_content_expected", "_headers", "_interim", "_parser", "_receiver", "_until_close", "head_seen",
-        "keep_alive", "overhead", "whole",
+        "_call", "_headers", "_interim", "_parser", "_until_close", "head_seen", "keep_alive", "overhead", "whole",
     )  # fmt: skip
-
-    _call: Call
-    _content_expected: bool
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._receiver: CallReceiver | None = None
+        self._call: H1Call | None = None
         self._headers: Headers = []
         self._interim = 0
         self._until_close = False
@@ -58,17 +54,15 @@ class AnswerReader:
         self.keep_alive = False
         """Once it is whole: nothing followed it, and the provider lets the connection live."""
 
-    def start(self, call: Call, receiver: CallReceiver, content_expected: bool) -> None:
-        """An answer for this receiver; `content_expected` False for HEAD."""
+    def start(self, call: H1Call) -> None:
+        """What comes is for this call's receiver."""
         self._call = call
-        self._receiver = receiver
-        self._content_expected = content_expected
         self.overhead = self._interim = 0
         self._until_close = self.head_seen = self.keep_alive = self.whole = False
 
     def stop(self) -> None:
-        """Nobody listens any more, not even to the rest of what is being fed."""
-        self._receiver = None
+        """Nobody listens any more, not even to the rest of what is being fed; nothing of the call is kept."""
+        self._call = None
 
     def feed(self, data: bytes) -> None:
         """Read on. Raises ProtocolError, and whatever the receiver raises."""
@@ -78,7 +72,7 @@ class AnswerReader:
         except httptools.HttpParserError as error:
             if self.whole:
                 self.keep_alive = False
-            elif self._receiver is not None:
+            elif self._call is not None:
                 raise _reason(error) from error
         else:
             if self.overhead > MAX_OVERHEAD and not self.whole:
@@ -104,8 +98,8 @@ class AnswerReader:
     def on_headers_complete(self) -> None:
         headers = self._headers
         self._headers = []
-        receiver = self._receiver
-        if receiver is None:
+        call = self._call
+        if call is None:
             return
         if len(headers) > MAX_FIELDS or (self.overhead > MAX_OVERHEAD and _size(headers) > MAX_OVERHEAD):
             raise ProtocolError(_NOT_HTTP, detail=f"a head of {len(headers)} fields, {_size(headers)} bytes")
@@ -122,20 +116,20 @@ class AnswerReader:
         elif framing[0][0] == b"transfer-encoding":
             self._check_coding(framing)
         self.head_seen = True
-        receiver.on_head(self._call, ResponseHead(status, headers))
-        if not self._content_expected:
-            self.whole = self._receiver is not None
+        call.receiver.on_head(call, ResponseHead(status, headers))
+        if not call.content_expected:
+            self.whole = self._call is not None
             raise _HeadOnlyError
 
     def on_body(self, data: bytes) -> None:
-        receiver = self._receiver
-        if receiver is not None:
+        call = self._call
+        if call is not None:
             self.overhead = 0
-            receiver.on_data(self._call, data)
+            call.receiver.on_data(call, data)
 
     def on_message_complete(self) -> None:
         self._headers.clear()  # trailers: dropped, and never the first fields of the next answer
-        if self.head_seen and self._receiver is not None:
+        if self.head_seen and self._call is not None:
             self.whole = True
             self.keep_alive = self._parser.should_keep_alive()
 

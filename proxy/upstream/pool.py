@@ -33,7 +33,11 @@ SURPLUS_SECONDS = 1.0
 
 
 class PoolLimits(NamedTuple):
-    """Bounds of one endpoint; times in seconds. `connect_timeout` bounds an attempt and the wait in the queue alike."""
+    """Bounds of one endpoint; times in seconds.
+
+    A call without a connection is pending, whether it waits for a busy one or for one that is being opened;
+    `connect_timeout` bounds either wait, and each attempt to connect.
+    """
 
     max_connections: int = 1024
     max_pending: int = 1024

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tracemalloc
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -234,6 +236,16 @@ async def test_an_idle_connection_that_the_provider_closes_leaves_the_pool() -> 
         closing.go()
         await eventually(lambda: caller.stats.cx_active == 0)
         assert caller.stats.rq_retry == 0
+
+
+async def test_an_idle_connection_keeps_nothing_of_the_call_it_carried() -> None:
+    async with FakeUpstream(HELLO) as upstream, Caller(upstream.base_url) as caller:
+        heard = caller.ask()
+        assert await heard.over() == "clean"
+        kept = weakref.ref(heard)
+        del heard
+        gc.collect()
+        assert kept() is None
 
 
 async def test_an_answer_nobody_asked_for_is_never_heard() -> None:

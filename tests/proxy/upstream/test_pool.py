@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -167,8 +167,17 @@ async def test_a_connect_that_fails_in_no_known_way_is_reported_and_is_a_connect
     assert isinstance(reported[0]["exception"], KeyError)
 
 
-async def test_a_connection_that_closes_before_it_is_used_is_a_connect_failure() -> None:
-    async with FakeUpstream(greeting=[HELLO]) as upstream, Caller(upstream.base_url) as caller:
+async def test_a_connection_that_closes_before_it_is_used_is_a_connect_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+
+    async def connect_and_close(*args: Any, **options: Any) -> tuple[Any, Any]:
+        transport, protocol = await connect(*args, **options)
+        protocol.eof_received()
+        return transport, protocol
+
+    monkeypatch.setattr(loop, "create_connection", connect_and_close)
+    async with FakeUpstream(HELLO) as upstream, Caller(upstream.base_url) as caller:
         heard = caller.ask()
         assert await heard.over() == "ConnectError"
         assert heard.events == ["error"]
