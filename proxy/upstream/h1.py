@@ -216,7 +216,7 @@ class H1Connection(asyncio.Protocol):
         """The answer is whole, and the parser has seen all that came with it."""
         self._call = None
         self._answer.stop()
-        if self._answer.keep_alive and self._unsent is None:
+        if self._answer.keep_alive and self._unsent is None and not self._write_paused:
             self.resume()
             self.reused = True
             self._owner.give_back(self)

@@ -66,6 +66,8 @@ class HttpEndpoint(Endpoint):
         authority = host if port == _PORTS[url.scheme] else f"{host}:{port}"
         own = [(b"host", authority.encode("ascii")), *credential]
         self._fixed = b"\r\n".join([b" HTTP/1.1", *map(b": ".join, own)])
+        if self._fixed.count(b"\r") != len(own) or self._fixed.count(b"\n") != len(own) or b"\0" in self._fixed:
+            raise ValueError("the credential must not hold a line break or NUL")
         self._pool = Pool(
             Dialer(url.hostname, port, tls),
             limits,

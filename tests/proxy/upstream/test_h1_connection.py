@@ -221,6 +221,16 @@ async def test_an_answer_that_ends_before_the_request_is_sent_closes_the_connect
     bench.connection.resume_writing()
 
 
+async def test_an_answer_that_ends_while_the_request_still_leaves_the_machine_closes_the_connection() -> None:
+    bench = Bench()
+    heard = bench.send(body=b"x" * 1_000_000)
+    await asyncio.sleep(0)
+    bench.connection.pause_writing()
+    bench.feed(LENGTH + b"hello")
+    assert heard.events == ["sent", "head", "data", "end"]
+    assert (bench.wire.aborted, bench.owner.given_back) == (True, 0)
+
+
 async def test_an_answer_that_outruns_the_announcement_makes_it_needless() -> None:
     bench = Bench()
     heard = bench.send()

@@ -57,6 +57,12 @@ async def test_a_base_url_that_says_too_much_or_too_little_is_refused(url: str) 
         await Caller(url).__aenter__()
 
 
+@pytest.mark.parametrize("key", [b"k\n", b"k\r\nx-a: b", b"k\0", b"k\r"])
+async def test_a_credential_that_would_break_the_line_is_refused(key: bytes) -> None:
+    with pytest.raises(ValueError, match="credential"):
+        await Caller("http://a.example", credential=[(b"authorization", key)]).__aenter__()
+
+
 async def test_calls_and_counters_say_where_they_stand() -> None:
     hold = Pause()
     async with FakeUpstream([hold, response(200, b"x")]) as upstream, Caller(upstream.base_url) as caller:
