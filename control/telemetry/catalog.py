@@ -97,7 +97,7 @@ EDGE: Final = _counters(
         "body_timeouts": "Clients too slow with a request's body.",
         "write_stalls": "Clients that stopped reading their answer.",
         "idle_closed": "Idle connections closed.",
-        "bytes_out": "Bytes written to clients.",
+        "gone": "Clients that left before their answer was whole.",
     },
 )
 AUTH: Final = _counters(

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headgate.proxy.snapshot import Counters, ModelCounters, Snapshot, Totals, decode, encode, merge
@@ -170,6 +170,7 @@ def test_what_was_merged_does_not_change_afterwards() -> None:
     assert before.counters.edge == {"requests": 5}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["tell", "tell", "die"]), st.integers(0, 2), growths()), min_size=1, max_size=20)
 )
@@ -196,6 +197,7 @@ def test_no_total_ever_goes_back_and_none_counts_twice(story: list[tuple[str, in
     assert plain(totals.merged().counters) == pytest.approx(plain(everything))
 
 
+@settings(deadline=None)
 @given(AMOUNTS, AMOUNTS)
 def test_a_counter_that_goes_back_in_one_life_adds_nothing(first: int, second: int) -> None:
     totals = Totals()
