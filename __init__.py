@@ -6,6 +6,8 @@ this file under the checkout's own name, and whatever it imported would then exi
 
 TYPE_CHECKING = False  # the form that type checkers know and that costs no import
 if TYPE_CHECKING:
+    from .clients.middleware import GatewayMiddleware
+    from .clients.transport import GatewayTransport
     from .config import ConfigError, GatewayConfig, load_config
     from .gateway import Gateway
     from .proxy.errors import GatewayError
@@ -20,6 +22,8 @@ __all__ = [
     "Gateway",
     "GatewayConfig",
     "GatewayError",
+    "GatewayMiddleware",
+    "GatewayTransport",
     "Reply",
     "SkipTarget",
     "__version__",
@@ -33,6 +37,8 @@ _MODULES = {
     "Gateway": ".gateway",
     "GatewayConfig": ".config",
     "GatewayError": ".proxy.errors",
+    "GatewayMiddleware": ".clients.middleware",
+    "GatewayTransport": ".clients.transport",
     "Reply": ".proxy.replies",
     "SkipTarget": ".proxy.filter",
     "load_config": ".config",
