@@ -112,6 +112,8 @@ class Chat(Operation):
     def read(self, body: bytes, *, max_depth: int) -> ChatFacts:
         """Check what must be checked here: JSON, depth, one `model`. All else is the provider's to judge."""
         try:
+            if not body.isascii():
+                body.decode()  # the decoder does not look into strings it skips
             request = _decode_request(body)
         except RecursionError:
             raise JsonTooDeepError(f"The body is nested deeper than {max_depth} levels.") from None
