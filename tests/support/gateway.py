@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from .upstream import Source
 
-CLIENT_KEY = "hg-client-canary-7Qm2xV9sLd4TzKpR"
-PROVIDER_KEY = "sk-provider-canary-3Wn8cB6yHg1JfXeU"
+CLIENT_KEY = "kQ7m2xV9sLd4TzKpR8wN1cYb"
+PROVIDER_KEY = "Zf3Wn8cB6yHg1JtXeU5vRq0D"
 CHAT_BODY = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hello"}]}'
 NOBODY = "http://127.0.0.1:9/v1"
 
