@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from ..proxy.edge.downstream import Headers
-    from .answer_stream import AnswerStream
 
 
 class HttpClasses:
@@ -50,10 +49,10 @@ class HttpClasses:
         self._sync_body = SyncBody
 
     def async_response(
-        self, request: Any, status: int, headers: Headers, pieces: AsyncIterator[bytes], stream: AnswerStream
+        self, request: Any, status: int, headers: Headers, pieces: AsyncIterator[bytes], leave: Callable[[], None]
     ) -> Any:
-        """A response whose body is read with `await`."""
-        body = self._async_body(pieces, stream.leave)
+        """A response whose body is read with `await`; `leave` is called when nobody wants the rest."""
+        body = self._async_body(pieces, leave)
         return self._package.Response(status, headers=headers, stream=body, request=request)
 
     def sync_response(
@@ -70,7 +69,11 @@ class HttpClasses:
 
     def broken(self, request: Any) -> Exception:
         """The answer was cut."""
-        error: Exception = self._package.RemoteProtocolError("The answer was cut short.", request=request)
+        return self.failed(request, "The answer was cut short.", "RemoteProtocolError")
+
+    def failed(self, request: Any, message: str, kind: str) -> Exception:
+        """The client's own error of that name."""
+        error: Exception = getattr(self._package, kind)(message, request=request)
         return error
 
 

@@ -54,7 +54,7 @@ class GatewayTransport:
         stream = AnswerStream(_head(request), await request.aread())
         await self._answer(classes, request, stream)
         return classes.async_response(
-            request, stream.status, stream.headers, _async_body(classes, request, stream), stream
+            request, stream.status, stream.headers, _async_body(classes, request, stream), stream.leave
         )
 
     async def _answer(self, classes: HttpClasses, request: Any, stream: AnswerStream) -> None:
