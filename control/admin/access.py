@@ -34,24 +34,25 @@ class Access(Enum):
     ADMIN = "admin"
 
 
-def authorize(access: Access, *, loopback: bool, keyless: bool, identify: Callable[[], Principal]) -> None:
-    """Return where the caller may; raises UnauthorizedError (from `identify`) or PermissionDeniedError.
+def authorize(access: Access, *, loopback: bool, keyless: bool, identify: Callable[[], Principal]) -> Principal | None:
+    """Who the caller is, where that was asked; raises UnauthorizedError (from `identify`) or PermissionDeniedError.
 
     `loopback`: only this machine reaches the listener. `keyless`: no key is configured. `identify` is asked only where
     it matters.
     """
     if access is Access.EVERYBODY:
-        return
+        return None
     if keyless:
         if access is Access.ADMIN or not loopback:
             raise AdminKeyRequiredError(
                 "This needs a key with the role 'admin', and no key is configured: add one under filters: auth: keys."
             )
-        return
+        return None
     if access is Access.OPEN and loopback:
-        return
-    roles = identify().roles
-    if access is Access.ADMIN and "admin" not in roles:
+        return None
+    principal = identify()
+    if access is Access.ADMIN and "admin" not in principal.roles:
         raise AdminKeyRequiredError("This needs a key with the role 'admin'.")
-    if not roles & ROLES:
+    if not principal.roles & ROLES:
         raise PermissionDeniedError("This needs a key with the role 'viewer' or 'admin'.")
+    return principal

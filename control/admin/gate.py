@@ -87,6 +87,8 @@ class Gate:
             return
         except GatewayError as refusal:
             error = refusal
+            if error.detail is not None:
+                log.warning("admin_refused", request_id=request_id, path=scope["path"], detail=error.detail)
             if isinstance(error, UnauthorizedError):
                 extra.append((b"www-authenticate", b"Bearer"))
             if isinstance(error, MethodNotAllowedError):
@@ -111,16 +113,18 @@ class Gate:
         if access is None:
             check(self._view, Access.OPEN, scope)
             raise MethodNotAllowedError(f"This path takes {', '.join(sorted(methods))}.")
-        check(self._view, access, scope)
+        principal = check(self._view, access, scope)
+        if access is Access.ADMIN and principal is not None:
+            log.info("admin_change", method=method, path=scope["path"], key=principal.name, client=scope["client"])
 
     def _allow(self, path: str) -> bytes:
         methods = set(self._paths[path])
         return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))).encode()
 
 
-def check(view: AdminView, access: Access, scope: Scope) -> None:
-    """Raises UnauthorizedError or PermissionDeniedError where the caller of this request may not."""
-    authorize(
+def check(view: AdminView, access: Access, scope: Scope) -> Principal | None:
+    """Who asks, where that matters; raises UnauthorizedError or PermissionDeniedError where he may not."""
+    return authorize(
         access,
         loopback=_is_local(view, scope),
         keyless=view.config.auth_is_open,

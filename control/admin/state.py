@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .view import AdminView
 
-LIVE, DRAINING, INITIALIZING = "LIVE", "DRAINING", "INITIALIZING"
+LIVE = "LIVE"
+WORDS = {"draining": "DRAINING", "starting": "INITIALIZING"}
+OTHERWISE = "UNAVAILABLE"
 
 
 def state(view: AdminView) -> str:
@@ -16,7 +18,7 @@ def state(view: AdminView) -> str:
     reasons = view.readiness()
     if not reasons:
         return LIVE
-    return DRAINING if any("drain" in reason for reason in reasons) else INITIALIZING
+    return next((word for reason, word in WORDS.items() if reason in reasons), OTHERWISE)
 
 
 def readiness(view: AdminView) -> dict[str, Any]:

@@ -53,7 +53,24 @@ async def test_ready_says_why_not_and_only_to_those_who_may_know() -> None:
     assert operator.json()["reasons"] == ["starting"]
 
 
-async def test_drain_turns_readiness_off_and_the_process_stays() -> None:
+@pytest.mark.parametrize(
+    ("reasons", "word"),
+    [
+        (["starting"], "INITIALIZING"),
+        (["the ledger keeps crashing", "draining"], "DRAINING"),
+        (["the ledger keeps crashing"], "UNAVAILABLE"),
+    ],
+)
+async def test_one_word_says_what_keeps_traffic_away(
+    reasons: list[str], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_admin() as admin:
+        monkeypatch.setattr(admin.view, "readiness", lambda: reasons)
+        answer = await admin.get("/ready")
+    assert (answer.status, answer.json()["state"], answer.json()["reasons"]) == (503, word, reasons)
+
+
+async def test_drain_turns_readiness_off_and_the_process_stays(capsys: pytest.CaptureFixture[str]) -> None:
     async with running_admin(config_with(auth=True)) as admin:
         first = await admin.ask("POST", "/drain", key="admin")
         assert (first.status, first.json()["state"]) == (200, "DRAINING")
@@ -63,6 +80,9 @@ async def test_drain_turns_readiness_off_and_the_process_stays() -> None:
         refused = await admin.gateway.post()
         assert (refused.status, refused.error["code"]) == (503, "shutting_down")
         assert (await admin.get("/metrics")).status == 200
+    [line, _] = [line for line in capsys.readouterr().out.splitlines() if "admin_change" in line]
+    assert "path=/drain" in line
+    assert "key=admin" in line
 
 
 async def test_stats_are_the_samples_of_metrics_and_the_filter_is_text_not_a_pattern() -> None:

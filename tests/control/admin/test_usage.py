@@ -69,7 +69,9 @@ async def test_before_there_is_a_ledger_there_is_nothing_to_sum(tmp_path: Path) 
     assert (answer.status, answer.json()["data"]) == (200, [])
 
 
-async def test_a_ledger_that_cannot_be_read_is_503_without_its_path(tmp_path: Path) -> None:
+async def test_a_ledger_that_cannot_be_read_is_503_without_its_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = tmp_path / "events.db"
     async with running_admin() as admin:
         broken.write_bytes(b"this is no database" * 100)
@@ -77,6 +79,7 @@ async def test_a_ledger_that_cannot_be_read_is_503_without_its_path(tmp_path: Pa
         answer = await admin.get("/admin/usage")
     assert (answer.status, answer.error["code"], answer.header("retry-after")) == (503, "overloaded", "5")
     assert str(tmp_path).encode() not in answer.raw
+    assert "file is not a database" in capsys.readouterr().out
 
 
 async def test_a_slow_ledger_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
