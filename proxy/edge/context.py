@@ -35,7 +35,8 @@ class EdgeLimits:
     """Bytes that must arrive in each `body_idle`, or all that is left: a byte now and then is not progress."""
     keep_alive: float = 75.0
     write_stall: float = 30.0
-    """How long a client may take nothing of what is waiting for it; noticed at most a sixth later."""
+    write_progress: int = 4 * 1024
+    """Bytes that a client must take in each `write_stall` while more wait for it; checked every sixth of it."""
     linger_idle: float = 5.0
     linger: float = 30.0
     """How long we listen to a client that was refused, so that a reset does not swallow the answer on its way."""
@@ -60,7 +61,7 @@ class EdgeStats:
     """Plain counters, read by whoever shows metrics."""
 
     __slots__ = (
-        "accepted", "body_timeouts", "bytes_out", "head_timeouts", "idle_closed", "over_limit", "refused", "requests",
+        "accepted", "body_timeouts", "gone", "head_timeouts", "idle_closed", "over_limit", "refused", "requests",
         "write_stalls",
     )  # fmt: skip
 
@@ -70,11 +71,12 @@ class EdgeStats:
         self.requests = 0
         self.refused = 0
         """Requests answered before anybody above saw them: malformed, or from a host or origin that is not allowed."""
+        self.gone = 0
+        """Clients that left before their answer was whole."""
         self.head_timeouts = 0
         self.body_timeouts = 0
         self.write_stalls = 0
         self.idle_closed = 0
-        self.bytes_out = 0
 
 
 class EdgeContext:

@@ -31,6 +31,7 @@ from .body import RequestBody
 from .http_downstream import HttpDownstream
 from .request_head import may_be_whole, read_head
 from .response_head import response_head
+from .write_progress import WriteProgress
 
 if TYPE_CHECKING:
     from .context import EdgeContext
@@ -63,8 +64,8 @@ class HttpProtocol(asyncio.Protocol):
     """One connection. It serves one request at a time; the next ones wait, unread."""
 
     __slots__ = (
-        "_advancing", "_client", "_context", "_exchange", "_flushed", "_idle_since", "_leftover", "_linger_until",
-        "_loop", "_moved_at", "_now", "_phase", "_reading_paused", "_transport", "_written", "deadline", "limits",
+        "_advancing", "_client", "_context", "_exchange", "_idle_since", "_leftover", "_linger_until", "_loop",
+        "_now", "_phase", "_progress", "_reading_paused", "_transport", "deadline", "limits",
         "unread", "write_paused",
     )  # fmt: skip
 
@@ -86,9 +87,8 @@ class HttpProtocol(asyncio.Protocol):
         self._leftover: RequestBody | None = None
         self._phase = HEAD
         self._advancing = self._reading_paused = False
-        self._idle_since = self._linger_until = self._moved_at = 0.0
-        self._written = 0
-        self._flushed = -1
+        self._idle_since = self._linger_until = 0.0
+        self._progress = WriteProgress(context.limits)
         self.limits = context.limits
         self.deadline = NEVER
         self.unread = b""
@@ -162,7 +162,7 @@ class HttpProtocol(asyncio.Protocol):
         now = self._now()
         limits = self.limits
         phase = self._phase
-        if phase >= ANSWER and self._has_unsent(now):
+        if phase >= ANSWER and self._watches_writing(now):
             return
         if phase is ANSWER:
             self.deadline = now + limits.write_stall / _STALL_CHECKS
@@ -219,7 +219,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def send(self, data: bytes, more: bytes = b"") -> None:
         """Hand bytes to the transport; they leave in this turn of the loop unless the client is behind."""
-        self._written += len(data) + len(more)
+        self._progress.written += len(data) + len(more)
         if more:
             self._transport.writelines((data, more))
         else:
@@ -266,8 +266,6 @@ class HttpProtocol(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Go through what has arrived as far as somebody wants it, then open or close the tap."""
-        if self._advancing:
-            return
         self._advancing = True
         try:
             while self._phase is not LINGER:
@@ -349,6 +347,7 @@ class HttpProtocol(asyncio.Protocol):
         self.unread = b""
         self._leftover = None
         now = self._now()
+        self._progress.begin(now)
         self._linger_until = now + self.limits.linger
         self.deadline = now + self.limits.linger_idle
         transport = self._transport
@@ -364,19 +363,19 @@ class HttpProtocol(asyncio.Protocol):
 
     def _lose(self, exchange: HttpDownstream) -> None:
         self._exchange = None
+        self._context.stats.gone += 1
         exchange.lost()
 
-    def _has_unsent(self, now: float) -> bool:
-        """Whether bytes wait for the client; sees to the next check, or to the end of one that takes none."""
-        buffered = self._transport.get_write_buffer_size()
-        flushed = self._written - buffered
-        if not buffered or flushed != self._flushed:
-            self._flushed = flushed
-            self._moved_at = now
-        elif now - self._moved_at >= self.limits.write_stall:
+    def _watches_writing(self, now: float) -> bool:
+        """Whether bytes wait for the client; sees to the next look at them, or to the end of a client that stalls."""
+        progress, transport = self._progress, self._transport
+        if self.deadline == _SOON:
+            progress.begin(now)
+        if progress.has_stalled(transport, now):
             self._context.stats.write_stalls += 1
             self.kill()
             return True
-        if buffered:
-            self.deadline = now + self.limits.write_stall / _STALL_CHECKS
-        return buffered > 0
+        if not transport.get_write_buffer_size():
+            return False
+        self.deadline = now + self.limits.write_stall / _STALL_CHECKS
+        return True

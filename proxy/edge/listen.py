@@ -20,16 +20,32 @@ BACKLOG = 2048
 _DRAIN_POLL = 0.02
 
 
+_TCP_OPTIONS = {
+    "TCP_NODELAY": 1,
+    # The kernel queues no more than this for a client that does not read: its queue is memory of ours as well.
+    "TCP_NOTSENT_LOWAT": 128 * 1024,
+    # A client whose machine vanished is noticed in a minute, and its upstream call cancelled, whether bytes wait for it
+    # (the timeout, in ms; it ends what the process has already closed, too) or not (the probes).
+    "TCP_USER_TIMEOUT": 60_000,
+    "TCP_KEEPIDLE": 30,
+    "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 3,
+}
+
+
 def bind(address: str, port: int) -> socket.socket:
     """A TCP socket bound to `address` (an IP address) and `port`, not yet listening; port 0 takes a free one.
 
-    Raises OSError. TCP_NODELAY is inherited by every connection accepted on it.
+    Raises OSError. Its options are inherited by every connection accepted on it.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _TCP_OPTIONS.items():
+            if hasattr(socket, name):  # not every system has each
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address, port))

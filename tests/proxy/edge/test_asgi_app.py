@@ -40,6 +40,7 @@ async def test_starlette_runs_on_it() -> None:
         exception_handlers={404: lambda *_: PlainTextResponse("nowhere", 404)},
     )
     async with running_edge(EchoAcceptor(), app=app) as edge, RawClient(edge.port) as client:
+        assert edge.context.app.accepts("/anything")
         await client.send(request("POST", "/show/a%20b?x=1", b"hello"))
         assert (await client.answer()).json() == {"path": "/show/a b", "query": {"x": "1"}, "body": "hello"}
         await client.send(request("GET", "/stream"))

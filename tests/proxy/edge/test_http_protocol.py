@@ -211,6 +211,22 @@ async def test_a_large_unread_body_costs_the_connection_but_not_the_answer() -> 
         assert await client.closed()
 
 
+async def test_a_refused_client_may_go_on_sending_what_nobody_took() -> None:
+    bench = Bench(EchoAcceptor(nothing))
+    bench.feed(post(b"x" * 500_000)[:100_000])
+    assert not bench.transport.reading
+    refuse(bench.acceptor.seen[0])
+    await asyncio.sleep(0)
+    assert bench.transport.ended
+    assert bench.transport.reading
+    bench.feed(b"x" * 100_000)
+    assert not bench.transport.closed
+    bench.connection.eof_received()
+    assert bench.transport.closed
+    bench.connection.eof_received()
+    bench.end()
+
+
 async def test_an_unread_chunked_body_that_is_here_is_skipped() -> None:
     head = request("POST", CHAT, None, [("transfer-encoding", "chunked")])
     async with running_edge(EchoAcceptor(refuse)) as edge, RawClient(edge.port) as client:
@@ -387,17 +403,18 @@ async def test_a_client_that_takes_nothing_is_cut_after_the_stall() -> None:
     assert recorder.gone == 1
 
 
-async def test_a_client_that_takes_little_is_served() -> None:
+@pytest.mark.parametrize(("bytes_taken", "served"), [(5000, True), (200, False)])
+async def test_a_client_must_take_more_than_a_byte_now_and_then(bytes_taken: int, served: bool) -> None:
     bench = Bench(EchoAcceptor(nothing))
     bench.feed(post())
-    downstream = bench.acceptor.seen[0].downstream
-    downstream.start(200, [JSON], None)
+    recorder = bench.acceptor.seen[0]
+    recorder.downstream.start(200, [JSON], None)
     bench.transport.stuck = True
-    downstream.write(b"x" * 10_000)
-    for _ in range(20):
+    recorder.downstream.write(b"x" * 60_000)
+    for _ in range(10):
         bench.clock.advance(20)
-        bench.transport.unsent -= 1
-    assert not bench.transport.closed
+        bench.transport.unsent -= bytes_taken
+    assert bench.transport.aborted is not served
     bench.end()
 
 

@@ -168,6 +168,7 @@ OTHER_STATUS = {
     "a header of many lines, unfinished": (431, LINE + HOST + (b"x: " + b"a" * 1000 + b"\r\n") * 66),
     "a request line above 8 KiB": (400, first_line(b"POST /" + b"a" * 8192 + b" HTTP/1.1")),
     "a request line above 8 KiB, unfinished": (400, b"POST /" + b"a" * 8192),
+    "a request line above 8 KiB, its header unfinished": (400, b"POST /" + b"a" * 8192 + b" HTTP/1.1\r\n" + HOST),
     "a method of 9 KiB": (400, b"A" * 9000),
 }
 TABLE = [pytest.param(400, data, id=name) for name, data in MALFORMED.items()] + [
