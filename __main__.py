@@ -7,7 +7,6 @@ library.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from .config import GatewayConfig
+    from .config import ConfigError, GatewayConfig
     from .control.process.source import ConfigSource
 
 DEFAULT_FILE = "gateway.yaml"
@@ -26,7 +25,14 @@ OK, FAILED, USAGE = 0, 1, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 1 when something failed, 2 when what was asked for is wrong."""
-    arguments = _parser().parse_args(argv)
+    parser, commands = _parser()
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser.print_help(sys.stderr)
+        return USAGE
+    if not argv[0].startswith("-") and argv[0] not in commands:
+        return _fail(f"there is no command '{argv[0][:64]}'{_nearest(argv[0], commands)}", USAGE)
+    arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
@@ -36,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
 
 
-def _parser() -> argparse.ArgumentParser:
+# -- arguments
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
+    """The parser, and the names of its commands."""
     parser = argparse.ArgumentParser(
         prog="headgate",
         description="A gateway for LLM traffic: point an OpenAI SDK's base_url at it and nothing else changes.",
@@ -47,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(commands, "serve", _serve, "run the gateway", "headgate serve gateway.yaml --workers 2")
     _add_file(serve)
     serve.add_argument(
-        "--workers", type=_positive, metavar="N", help="processes that serve traffic; overrides the file"
+        "--workers", type=_number(1, 256), metavar="N", help="processes that serve traffic; overrides the file"
     )
     _add_log_level(serve)
 
@@ -67,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         default="key",
         help="what to sum over (default: key)",
     )
-    usage.add_argument("--since", metavar="AGE", help="only what is younger: 90m, 12h, 7d (default: everything)")
+    usage.add_argument(
+        "--since", type=_age, metavar="AGE", help="only what is younger: 90m, 12h, 7d (default: everything)"
+    )
     usage.add_argument("--json", action="store_true", help="JSON instead of a table")
     usage.add_argument(
         "--config", metavar="FILE", help=f"config that names the ledger (default: ./{DEFAULT_FILE}, if any)"
@@ -81,13 +93,20 @@ def _parser() -> argparse.ArgumentParser:
         "headgate mock --port 8071 --delay 20",
     )
     mock.add_argument("--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    mock.add_argument("--port", type=int, default=8071, help="port to listen on, 0 for a free one (default: 8071)")
-    mock.add_argument("--delay", type=float, default=0.0, metavar="MS", help="pause before each event (default: 0)")
+    mock.add_argument(
+        "--port",
+        type=_number(0, 65535),
+        default=8071,
+        metavar="PORT",
+        help="port to listen on, 0 for a free one (default: 8071)",
+    )
+    mock.add_argument(
+        "--delay", type=_milliseconds, default=0.0, metavar="MS", help="pause before each event (default: 0)"
+    )
     _add_log_level(mock)
 
     _command(commands, "version", _version, "print the version", "headgate version")
 
-    worker = argparse.ArgumentParser(add_help=False)
     worker = commands.add_parser("_worker", add_help=False)
     worker.add_argument("file", nargs="?")
     worker.add_argument("--name", required=True)
@@ -95,9 +114,22 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--control-fd", type=int, required=True)
     worker.add_argument("--data-fd", type=int, required=True)
     worker.add_argument("--workers", type=int)
-    worker.add_argument("--log-level", default="info")
+    worker.add_argument("--log-level", required=True)
     worker.set_defaults(run=_worker)
-    return parser
+    return parser, tuple(commands.choices)
+
+
+def _worker_command(source: ConfigSource, log_level: str) -> Callable[[str, int, int], Sequence[str]]:
+    """The command line that `_worker` reads. Nothing of the working directory may be imported by accident (-P)."""
+    path = [] if source.path is None else [str(source.path)]
+    workers = [] if source.workers is None else ["--workers", str(source.workers)]
+    common = ["--parent", str(os.getpid()), "--log-level", log_level, *workers, *path]
+
+    def command(name: str, control_fd: int, data_fd: int) -> Sequence[str]:
+        own = ["--name", name, "--control-fd", str(control_fd), "--data-fd", str(data_fd)]
+        return [sys.executable, "-P", "-m", "headgate", "_worker", *own, *common]
+
+    return command
 
 
 def _command(
@@ -121,18 +153,49 @@ def _add_file(command: argparse.ArgumentParser) -> None:
 
 
 def _add_log_level(command: argparse.ArgumentParser) -> None:
+    level = os.environ.get("HEADGATE_LOG", "info")
     command.add_argument(
         "--log-level",
         choices=LEVELS,
-        default=os.environ.get("HEADGATE_LOG", "info"),
-        help="least severe event to log on stderr (default: info, or HEADGATE_LOG)",
+        default=level if level in LEVELS else "info",
+        help="least severe event to log on stderr (default: HEADGATE_LOG, else info)",
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be a whole number from 1")
-    return int(text)
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= most):
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 3_600_000:
+        raise argparse.ArgumentTypeError("must be milliseconds from 0 to 3600000")
+    return value
+
+
+def _age(text: str) -> float:
+    """Seconds."""
+    units = {"m": 60.0, "h": 3600.0, "d": 86400.0}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not (number.isascii() and number.isdigit()) or len(number) > 6:
+        raise argparse.ArgumentTypeError("must be a number and m, h or d, like 90m, 12h or 7d")
+    return float(number) * units[unit]
+
+
+def _nearest(name: str, commands: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    shown = [command for command in commands if not command.startswith("_")]
+    near = get_close_matches(name[:64], shown, n=1, cutoff=0.5)
+    return f", did you mean '{near[0]}'?" if near else f"; there are {', '.join(shown)}"
 
 
 def _file(named: str | None) -> str | None:
@@ -150,10 +213,20 @@ def _fail(message: object, code: int = FAILED) -> int:
     return code
 
 
+def _refuse(error: ConfigError) -> int:
+    """Every problem on a line of its own."""
+    print(error, file=sys.stderr)
+    count = len(error.problems)
+    return _fail(f"the config is refused: {count} problem{'s' if count != 1 else ''}", USAGE)
+
+
 # -- commands
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from .control.process.signals import hold_hangups
+
+    hold_hangups()
     from .config import ConfigError
     from .control.logs import configure
     from .control.process.source import ConfigSource
@@ -164,33 +237,45 @@ def _serve(arguments: argparse.Namespace) -> int:
         text = source.read()
         config = source.parse(text)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return _fail("the config is refused", USAGE)
+        return _refuse(error)
     _raise_file_limit()
     if config.workers == 1:
         return _run(_serve_single(source, config))
-    return _run(_serve_many(source, config, text))
+    return _run(_serve_many(source, text, config, arguments.log_level))
 
 
-async def _serve_single(source: ConfigSource, config: GatewayConfig) -> None:
+async def _serve_single(source: ConfigSource, config: GatewayConfig) -> int:
     from .control.process.single import run_single
     from .gateway import Gateway
 
-    await run_single(Gateway(config), source.load, _version_text(), _announce)
+    return await run_single(Gateway(config), source.load, _version_text(), _announce)
 
 
-async def _serve_many(source: ConfigSource, config: GatewayConfig, text: str) -> None:
+async def _serve_many(source: ConfigSource, text: str, config: GatewayConfig, log_level: str) -> int:
     from .control.process.supervisor import Supervisor
     from .gateway import check_startable
     from .proxy.clock import Deadlines, LoopClock
 
-    check_startable(config)
     clock = LoopClock()
-    await Supervisor(source, config, text, _version_text(), clock, Deadlines(clock)).run(_announce)
+    check_startable(config, clock)
+    supervisor = Supervisor(
+        source,
+        text,
+        config,
+        command=_worker_command(source, log_level),
+        version=_version_text(),
+        clock=clock,
+        deadlines=Deadlines(clock),
+    )
+    return await supervisor.run(_announce)
 
 
 def _worker(arguments: argparse.Namespace) -> int:
+    import signal
     import socket
+
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # what these mean is the supervisor's to say
 
     from .control.logs import configure
     from .control.process.orphans import die_with
@@ -211,21 +296,19 @@ def _worker(arguments: argparse.Namespace) -> int:
     return _run(run_worker(make, source, _version_text(), control, data))
 
 
-def _run(work: Coroutine[object, object, None]) -> int:
-    """Run to the end; what an operator can mend becomes one clear line."""
+def _run(work: Coroutine[object, object, int]) -> int:
+    """Run to the end; what an operator can mend becomes clear lines."""
     import uvloop
 
     from .config import ConfigError
     from .control.process.errors import BootError
 
     try:
-        uvloop.run(work)
+        return uvloop.run(work)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return _fail("the config is refused", USAGE)
+        return _refuse(error)
     except BootError as error:
         return _fail(error)
-    return OK
 
 
 def _announce(config: GatewayConfig, data_port: int, admin_port: int) -> None:
@@ -235,11 +318,18 @@ def _announce(config: GatewayConfig, data_port: int, admin_port: int) -> None:
         name + (" (no key)" if provider.unconfigured else "") for name, provider in config.providers.items()
     )
     guard = "open to every process of this machine" if config.auth_is_open else "keys required"
-    print(
+    _say(
         f"headgate {_version_text()} serves http://{_host(data.address)}:{data_port}/v1 ({guard}); "
-        f"providers: {providers}; admin http://{_host(admin.address)}:{admin_port}/",
-        flush=True,
+        f"providers: {providers}; admin http://{_host(admin.address)}:{admin_port}/"
     )
+
+
+def _say(line: str) -> None:
+    """To whoever started a server; that nobody reads it is no reason to stop."""
+    from contextlib import suppress
+
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def _host(address: object) -> str:
@@ -259,15 +349,15 @@ def _raise_file_limit() -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from .config import ConfigError
     from .control.process.source import ConfigSource
+    from .gateway import check_buildable
 
-    name = _file(arguments.file)
+    source = ConfigSource(_file(arguments.file))
     try:
-        config = ConfigSource(name).load()
+        config = source.load()
+        check_buildable(config)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        count = len(error.problems)
-        return _fail(f"{count} problem{'s' if count != 1 else ''}", USAGE)
-    print(f"{name or 'defaults'}: good (version {config.digest})")
+        return _refuse(error)
+    print(f"{source.name}: good (version {config.digest})")
     for provider_name, provider in config.providers.items():
         origin = provider.api_key.origin if provider.api_key is not None else None
         state = f"not configured: set {origin or 'its api_key'}" if provider.unconfigured else "configured"
@@ -281,6 +371,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _schema(_: argparse.Namespace) -> int:
+    import json
+
     from .config import json_schema
 
     print(json.dumps(json_schema(), indent=2))
@@ -288,6 +380,8 @@ def _schema(_: argparse.Namespace) -> int:
 
 
 def _usage(arguments: argparse.Namespace) -> int:
+    import sqlite3
+
     from .config import ConfigError
     from .control.events.report import as_json, as_table, usage
     from .control.process.source import ConfigSource
@@ -295,28 +389,17 @@ def _usage(arguments: argparse.Namespace) -> int:
 
     try:
         path = ConfigSource(_file(arguments.config)).load().events.path
-        since = wall_time() - _age(arguments.since) if arguments.since else None
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return USAGE
-    except ValueError as error:
-        return _fail(error, USAGE)
+        return _refuse(error)
+    since = None if arguments.since is None else wall_time() - arguments.since
     try:
         rows = usage(path, arguments.by, since)
     except FileNotFoundError:
         return _fail(f"no ledger at {path} yet: it is made when a gateway first runs there")
-    if arguments.json:
-        sys.stdout.write(as_json(rows, arguments.by).decode() + "\n")
-    else:
-        print(as_table(rows, arguments.by))
+    except (sqlite3.Error, OSError) as error:
+        return _fail(f"the ledger at {path} cannot be read: {error}")
+    print(as_json(rows, arguments.by).decode() if arguments.json else as_table(rows, arguments.by))
     return OK
-
-
-def _age(text: str) -> float:
-    units = {"m": 60.0, "h": 3600.0, "d": 86400.0}
-    if text[-1:] not in units or not text[:-1].isdigit():
-        raise ValueError(f"--since {text}: expected a number and m, h or d, like 90m, 12h or 7d")
-    return float(text[:-1]) * units[text[-1]]
 
 
 def _mock(arguments: argparse.Namespace) -> int:
@@ -327,7 +410,7 @@ def _mock(arguments: argparse.Namespace) -> int:
 
     def announce(port: int) -> None:
         url = f"http://{_host(arguments.address)}:{port}/v1"
-        print(f"headgate mock: an OpenAI API at {url}, any key, any model; stop it with Ctrl-C", flush=True)
+        _say(f"headgate mock: an OpenAI API at {url}, any key, any model; stop it with Ctrl-C")
 
     return _run(run_mock(arguments.address, arguments.port, arguments.delay / 1000, announce))
 

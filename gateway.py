@@ -10,12 +10,15 @@ Here, and only here, are concrete dialects, filters and endpoints known by name.
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from .config import AuthConfig, ConfigError, GatewayConfig, Problem, RetryConfig, UseConfig, load_config
+from .control.process.errors import BootError
 from .dialects.mock import MockEndpoint
 from .dialects.openai import OpenAI
 from .filters.auth import Auth
@@ -23,7 +26,7 @@ from .filters.retry import Retry
 from .proxy.accounting.estimate import Estimator
 from .proxy.accounting.ledger import Ledger
 from .proxy.accounting.price_file import PriceFileError, read_price_file
-from .proxy.accounting.price_table import load_price_table
+from .proxy.accounting.price_table import PriceTableError, load_price_table
 from .proxy.accounting.prices import own_price
 from .proxy.accounting.spool import Spool
 from .proxy.chain import Chain, misplaced, prefix_length
@@ -39,11 +42,13 @@ from .proxy.upstream.http_endpoint import HttpEndpoint
 from .proxy.upstream.pool import IdleQuota, PoolLimits
 
 if TYPE_CHECKING:
+    import asyncio
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .config import FilterEntry, Price, Provider
     from .config import Target as TargetConfig
+    from .proxy.accounting.price_file import PriceFile
     from .proxy.accounting.price_lookup import PriceTable
     from .proxy.dialect import Dialect
     from .proxy.upstream.call import Endpoint
@@ -51,6 +56,7 @@ if TYPE_CHECKING:
 DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAI}
 MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
 """The mock is known to be free, which is not the same as a price that nobody knows."""
+RETIRE_SECONDS = 1.0
 FACES = (
     Face("chat", "POST", "/v1/chat/completions", operation="chat", reads_body=True, repeatable=True, metered=True),
     Face("models", "GET", PATH, handler=list_models),
@@ -59,7 +65,7 @@ FACES = (
 
 
 class Resources:
-    """What graphs share and reloads keep."""
+    """What graphs share and reloads keep. A failed compile leaves it as it was."""
 
     def __init__(self, clock: Clock, deadlines: Deadlines) -> None:
         self.clock = clock
@@ -70,41 +76,27 @@ class Resources:
         self._filters: dict[str, tuple[object, Filter]] = {}
 
     @property
-    def clusters(self) -> list[Cluster]:
+    def clusters(self) -> dict[str, Cluster]:
         """The clusters of the newest config."""
-        return [cluster for _, cluster in self._clusters.values()]
+        return {name: cluster for name, (_, cluster) in self._clusters.items()}
 
-    async def apply(self, config: GatewayConfig) -> dict[str, Cluster]:
-        """The clusters of `config`: kept where they are the same, changed in place where only parameters differ."""
-        old, self._clusters = self._clusters, {}
+    def apply(self, config: GatewayConfig, filters: Filters) -> list[Cluster]:
+        """Take `config` over: clusters stay where they are the same, and are changed in place where only parameters
+        differ. Returns those that are no longer in it, for their last user to close."""
+        old, new = self._clusters, {}
         for name, provider in config.providers.items():
             key = provider.api_key.reveal() if provider.api_key is not None else None
             identity = (provider.base_url, provider.dialect, key)
             kept = old.get(name)
-            if kept is not None and kept[0] == identity:
-                cluster = old.pop(name)[1]
-                self._update(cluster, provider)
-            else:
-                cluster = self._make(name, provider)
-            self._clusters[name] = (identity, cluster)
-        for _, cluster in old.values():
-            await cluster.aclose()
-        return {name: cluster for name, (_, cluster) in self._clusters.items()}
+            new[name] = kept if kept is not None and kept[0] == identity else (identity, self._make(name, provider))
+        for name, provider in config.providers.items():
+            self._update(new[name][1], provider)
+        self._clusters, self._filters = new, filters.made
+        return [cluster for name, (_, cluster) in old.items() if name not in new or new[name][1] is not cluster]
 
-    def filter(self, entry: FilterEntry, config: object, name: str) -> Filter:
-        """The filter of an entry: the same object, counters and all, as long as its config is equal."""
-        kept = self._filters.get(name)
-        if kept is not None and kept[0] == config:
-            return kept[1]
-        made = make_filter(config)
-        made.name = entry.name
-        self._filters[name] = (config, made)
-        return made
-
-    async def aclose(self) -> None:
-        """Close every pool."""
-        for cluster in self.clusters:
-            await cluster.aclose()
+    def filters(self) -> Filters:
+        """For the chains of a config that may yet be refused."""
+        return Filters(self._filters)
 
     def _make(self, name: str, provider: Provider) -> Cluster:
         dialect = self.dialects[provider.dialect]
@@ -144,6 +136,23 @@ class Resources:
                 endpoint.update(_pool_limits(provider))
 
 
+class Filters:
+    """The filters of one config: the same objects as before, counters and all, where their settings are equal."""
+
+    def __init__(self, before: Mapping[str, tuple[object, Filter]]) -> None:
+        self._before = before
+        self.made: dict[str, tuple[object, Filter]] = {}
+
+    def get(self, entry: FilterEntry, config: object, place: str) -> Filter:
+        """The filter for `entry` with the settings `config`, at a place of its own in the chain or in a route."""
+        kept = self._before.get(place)
+        if kept is None or kept[0] != config:
+            kept = (config, make_filter(config))
+            kept[1].name = entry.name
+        self.made[place] = kept
+        return kept[1]
+
+
 def make_filter(config: object) -> Filter:
     """A filter from its config. Raises ConfigError when a user's class cannot be had."""
     match config:
@@ -161,14 +170,14 @@ def _users_filter(config: UseConfig) -> Filter:
     where = f"filters: use: '{config.target}'"
     try:
         kind = getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise _refused(f"{where}: cannot be imported: {error}") from error
+    except Exception as error:  # whatever an operator's module does while it is imported
+        raise _refused(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Filter)):
         raise _refused(f"{where}: is not a subclass of headgate.Filter")
     try:
         return kind.from_config(config.config)
-    except (TypeError, ValueError) as error:
-        raise _refused(f"{where}: its config was refused: {error}") from error
+    except Exception as error:
+        raise _refused(f"{where}: its config was refused: {type(error).__name__}: {error}") from error
 
 
 def _refused(message: str) -> ConfigError:
@@ -204,22 +213,16 @@ class Gateway:
         self.engine: Engine
         self.spool: Spool | None = None
         self.ready = False
+        self._retiring: dict[asyncio.Task[None], list[Cluster]] = {}
 
     async def start(self) -> None:
-        """Build everything. Raises ConfigError, PriceTableError, OSError (the spool's directory)."""
+        """Build everything. Raises ConfigError, or BootError with what the operator must mend."""
         self.clock = self._clock or LoopClock()
         self.deadlines = Deadlines(self.clock)
         self.resources = Resources(self.clock, self.deadlines)
-        graph = await self._compile(self.config)
+        graph, _ = self._compile(self.config)
         if self._keeps_records:
-            settings = self.config.events.spool
-            self.spool = Spool(
-                settings.path,
-                self.worker,
-                max_size=settings.max_size,
-                on_full=settings.on_full,
-                monotonic=self.clock.monotonic,
-            )
+            self.spool = _spool(self.config, self.worker, self.clock)
         self.engine = Engine(
             graph,
             face_dialect=self.resources.dialects["openai"],
@@ -233,8 +236,15 @@ class Gateway:
     async def reload(self, config: GatewayConfig) -> None:
         """Serve new exchanges under `config`. Raises ConfigError and leaves everything as it was."""
         check_reload(self.config, config)
-        self.engine.graph = await self._compile(config)
+        try:
+            self.engine.graph, retired = self._compile(config)
+        except BootError as error:
+            raise _refused(str(error)) from error
         self.config = config
+        if retired:
+            task = self.engine.spawn(self._retire(retired))
+            self._retiring[task] = retired
+            task.add_done_callback(self._retiring.pop)
 
     async def drain(self) -> int:
         """Stop taking new work and wait for what runs, at most `limits.drain`; returns how many were left."""
@@ -244,19 +254,28 @@ class Gateway:
     async def aclose(self) -> None:
         """End what is left and let go of everything; each exchange has its record afterwards."""
         self.ready = False
+        retired = [cluster for clusters in self._retiring.values() for cluster in clusters]
         await self.engine.aclose()
-        await self.resources.aclose()
+        for cluster in (*retired, *self.resources.clusters.values()):
+            await cluster.aclose()
         if self.spool is not None:
             self.spool.close()
 
-    async def _compile(self, config: GatewayConfig) -> Graph:
-        """Config to graph. Filters and prices first: they may refuse, and then nothing has changed."""
-        if config.files:
-            _make_importable(config.files[0].resolve().parent)
-        prefix, default, routes = self._chains(config)
+    async def _retire(self, clusters: Sequence[Cluster]) -> None:
+        """Close clusters of an earlier config once no exchange lives under it: one that has not sent yet will."""
+        while any(cluster in run.ex.graph.clusters.values() for run in self.engine.live for cluster in clusters):
+            await self.clock.sleep(RETIRE_SECONDS)
+        for cluster in clusters:
+            await cluster.aclose()
+
+    def _compile(self, config: GatewayConfig) -> tuple[Graph, list[Cluster]]:
+        """Config to graph, and the clusters it does not use. What may refuse comes first: then nothing has changed."""
+        filters = self.resources.filters()
+        prefix, default, routes = compile_chains(config, filters)
         prices = _prices(config, self.clock)
-        clusters = await self.resources.apply(config)
-        return Graph(
+        retired = self.resources.apply(config, filters)
+        clusters = self.resources.clusters
+        graph = Graph(
             version=config.digest,
             faces=FaceTable(FACES),
             prefix=prefix,
@@ -270,50 +289,57 @@ class Gateway:
             auth_open=config.auth_is_open,
             own_fields=frozenset((config.auth.header.lower().encode(),)) if config.auth is not None else frozenset(),
         )
-
-    def _chains(self, config: GatewayConfig) -> tuple[Chain, Route, list[Route]]:
-        make = self.resources.filter
-        filters = [make(entry, entry.config, entry.name) for entry in config.filters]
-        kinds = [entry.kind for entry in config.filters]
-        if "auth" in kinds[1:]:
-            raise _refused(f"filters[{kinds.index('auth')}]: 'auth' must come first")
-        for at, later in misplaced(kinds, [link.after for link in filters]):
-            raise _refused(f"filters[{at}]: '{kinds[at]}' must come after '{later}'")
-        overridden = frozenset(name for route in config.routes for name in route.filters)
-        length = prefix_length(filters, overridden)
-        routes: list[Route] = []
-        for written in config.routes:
-            links: list[Filter] = []
-            for entry, link in zip(config.filters, filters, strict=True):
-                override = written.filters.get(entry.name)
-                if override is None:
-                    links.append(link)
-                elif override != "off":
-                    links.append(make(entry, override, f"{written.name}/{entry.name}"))
-            match = written.match
-            routes.append(
-                Route(
-                    written.name,
-                    Chain(links, length),
-                    path=match.path,
-                    model=match.model,
-                    key=match.key,
-                    provider=written.provider,
-                )
-            )
-        return Chain(filters[:length]), Route("default", Chain(filters, length)), routes
+        return graph, retired
 
 
-def check_startable(config: GatewayConfig) -> None:
-    """What a supervisor checks before it starts workers: filters can be built, and there is a price table.
-
-    Raises ConfigError, PriceTableError.
-    """
+def compile_chains(config: GatewayConfig, filters: Filters) -> tuple[Chain, Route, list[Route]]:
+    """The prefix, the route for what no other matches, and the written routes. Raises ConfigError."""
     if config.files:
         _make_importable(config.files[0].resolve().parent)
-    for entry in config.filters:
-        make_filter(entry.config)
-    load_price_table(wall=lambda: 0.0)
+    links = [filters.get(entry, entry.config, entry.name) for entry in config.filters]
+    kinds = [entry.kind for entry in config.filters]
+    for at, later in misplaced(kinds, [link.after for link in links]):
+        raise _refused(f"filters[{at}]: '{kinds[at]}' must come after '{later}'")
+    overridden = frozenset(name for route in config.routes for name in route.filters)
+    length = prefix_length(links, overridden)
+    routes: list[Route] = []
+    for written in config.routes:
+        chain: list[Filter] = []
+        for entry, link in zip(config.filters, links, strict=True):
+            override = written.filters.get(entry.name)
+            if override is None:
+                chain.append(link)
+            elif override != "off":
+                chain.append(filters.get(entry, override, f"{written.name}/{entry.name}"))
+        match = written.match
+        routes.append(
+            Route(
+                written.name,
+                Chain(chain, length),
+                path=match.path,
+                model=match.model,
+                key=match.key,
+                provider=written.provider,
+            )
+        )
+    return Chain(links[:length]), Route("default", Chain(links, length)), routes
+
+
+def check_buildable(config: GatewayConfig) -> None:
+    """What the file alone cannot tell: whether its filters can be had, and its prices read. Raises ConfigError."""
+    compile_chains(config, Filters({}))
+    _price_file(config)
+
+
+def check_startable(config: GatewayConfig, clock: Clock) -> None:
+    """What a supervisor makes sure of before it starts workers, so that one process says it, and not each of them.
+
+    Raises ConfigError, BootError.
+    """
+    check_buildable(config)
+    _prices(config, clock)
+    with _spool_errors(config), TemporaryFile(dir=_made(config.events.spool.path)) as file:
+        file.write(b"\n")
 
 
 def check_reload(old: GatewayConfig, new: GatewayConfig) -> None:
@@ -330,10 +356,38 @@ def check_reload(old: GatewayConfig, new: GatewayConfig) -> None:
 
 def _prices(config: GatewayConfig, clock: Clock) -> PriceTable:
     try:
-        file = read_price_file(config.prices.file) if config.prices.file is not None else None
+        return load_price_table(wall=clock.wall, file=_price_file(config))
+    except PriceTableError as error:
+        raise BootError(f"{error}; it needs the package genai-prices and a folder it may write to") from error
+
+
+def _price_file(config: GatewayConfig) -> PriceFile | None:
+    try:
+        return read_price_file(config.prices.file) if config.prices.file is not None else None
     except (PriceFileError, OSError) as error:
         raise _refused(f"prices.file: {error}") from error
-    return load_price_table(wall=clock.wall, file=file)
+
+
+def _spool(config: GatewayConfig, worker: str, clock: Clock) -> Spool:
+    settings = config.events.spool
+    with _spool_errors(config):
+        return Spool(
+            settings.path, worker, max_size=settings.max_size, on_full=settings.on_full, monotonic=clock.monotonic
+        )
+
+
+@contextmanager
+def _spool_errors(config: GatewayConfig) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        path = config.events.spool.path
+        raise BootError(f"cannot write records to {path}: {error.strerror}; set events.spool.path to another") from None
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def _models(config: GatewayConfig, clusters: Mapping[str, Cluster]) -> ModelTable:

@@ -1,6 +1,6 @@
-"""What a supervisor and a worker say to each other: length-prefixed msgpack over one AF_UNIX socket.
+"""What a supervisor and a worker say to each other: length-prefixed msgpack over one AF_UNIX socket pair.
 
-The supervisor speaks first (`Configure`); a worker that hears the end of the stream has lost its supervisor and drains.
+The supervisor speaks first (`Configure`). A worker that hears the end of the stream has lost its supervisor.
 """
 
 from __future__ import annotations
@@ -8,44 +8,48 @@ from __future__ import annotations
 import asyncio
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from ...config import Problem
 from ...proxy.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import socket
 
-_LENGTH = struct.Struct("!I")
 MAX_MESSAGE = 16 * 1024 * 1024
+CLOSE_SECONDS = 1.0
+_LENGTH = struct.Struct("!I")
 
 
 class Configure(msgspec.Struct, tag=True, frozen=True):
-    """Serve under this config. The first one starts the worker, later ones reload it; `digest` is its version."""
+    """Serve under this text. The first one starts the worker, later ones reload it; `digest` is its version."""
 
     text: str
     digest: str
 
 
-class Drain(msgspec.Struct, tag=True, frozen=True):
-    """Take no new work; with `leave`, finish what runs and exit 0."""
+class Refuse(msgspec.Struct, tag=True, frozen=True):
+    """Take no new work, and stay."""
 
-    leave: bool = True
+
+class Leave(msgspec.Struct, tag=True, frozen=True):
+    """Take no new work, finish what runs, exit. Said again: cut what still runs."""
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
-    """Serves under the version `digest`: after the start, and after each reload. `chains` as admin shows them."""
+    """Serves what the `Configure` with this digest said. `chains` as admin shows them."""
 
     digest: str
     chains: list[dict[str, Any]]
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
-    """A reload was refused; the worker serves on under what it had."""
+    """Could not take that `Configure` over, and serves on under what it had."""
 
     digest: str
-    reason: str
+    problems: list[Problem]
 
 
 class Told(msgspec.Struct, tag=True, frozen=True):
@@ -54,8 +58,9 @@ class Told(msgspec.Struct, tag=True, frozen=True):
     snapshot: Snapshot
 
 
-FromSupervisor = Configure | Drain
+FromSupervisor = Configure | Refuse | Leave
 FromWorker = Ready | Refused | Told
+Message = TypeVar("Message", FromSupervisor, FromWorker)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_supervisor: msgspec.msgpack.Decoder[FromSupervisor] = msgspec.msgpack.Decoder(FromSupervisor)
@@ -63,7 +68,7 @@ _decode_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(Fr
 
 
 class Channel:
-    """One end. `receive` raises EOFError when the other end is gone; sending to nobody is no error."""
+    """One end. Reading raises EOFError when the other end is gone, or says what nobody understands."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -72,10 +77,10 @@ class Channel:
     @classmethod
     async def over(cls, sock: socket.socket) -> Channel:
         """Take over a connected socket."""
-        return cls(*await asyncio.open_unix_connection(sock=sock, limit=MAX_MESSAGE))
+        return cls(*await asyncio.open_unix_connection(sock=sock))
 
     def send(self, message: FromSupervisor | FromWorker) -> None:
-        """Hand a message to the socket; dropped when the other end is gone, or does not read 16 MiB of them."""
+        """Hand a message to the socket; dropped when the other end is gone, or leaves 16 MiB of them unread."""
         transport = self._writer.transport
         if transport.is_closing() or transport.get_write_buffer_size() > MAX_MESSAGE:
             return
@@ -84,23 +89,27 @@ class Channel:
 
     async def from_supervisor(self) -> FromSupervisor:
         """The next message, at a worker's end."""
-        return _decode_supervisor.decode(await self._frame())
+        return await self._next(_decode_supervisor)
 
     async def from_worker(self) -> FromWorker:
         """The next message, at the supervisor's end."""
-        return _decode_worker.decode(await self._frame())
+        return await self._next(_decode_worker)
 
-    async def _frame(self) -> bytes:
+    async def _next(self, decoder: msgspec.msgpack.Decoder[Message]) -> Message:
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             if length > MAX_MESSAGE:
-                raise EOFError("a message is too large")
-            return await self._reader.readexactly(length)
+                raise EOFError(f"a message of {length} bytes is too large")
+            return decoder.decode(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise EOFError("the other end is gone") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise EOFError(f"a message is not understood: {error}") from error
 
     async def aclose(self) -> None:
-        """Send what is buffered and close."""
-        with suppress(TimeoutError, ConnectionError):  # nobody is there to read it
-            await asyncio.wait_for(self._writer.drain(), 1.0)
+        """Send what is buffered, for at most a second, and close."""
         self._writer.close()
+        with suppress(TimeoutError, ConnectionError):  # nobody is there to read it
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._writer.wait_closed()
+        self._writer.transport.abort()

@@ -1,13 +1,14 @@
-"""The control half: admin listener, ledger, reload. It runs beside the data half in one process, or in the
-supervisor."""
+"""The control half: admin listener, ledger, reload. It runs beside the data half in one process, or in the supervisor
+of several."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
+from anyio import to_thread
 
 from ...config import ConfigError
 from ...proxy.edge.context import EdgeContext, EdgeLimits
@@ -31,7 +32,10 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 MANY_CRASHES = 3
 """Crashes of the tailer in a row after which readiness says so."""
+FORGIVEN_SECONDS = 60.0
+"""A tailer that has run this long since its last crash is well again."""
 log = structlog.get_logger("headgate")
+Loaded = TypeVar("Loaded")
 
 
 class Nobody:
@@ -52,12 +56,10 @@ class ControlHalf:
     def __init__(self, clock: Clock, deadlines: Deadlines, config: GatewayConfig, version: str) -> None:
         events = config.events
         self.clock = clock
-        self.deadlines = deadlines
         self.config = config
         self.version = version
         self.started = clock.wall()
         self.stats = ControlStats()
-        self.tailer_crashes = 0
         self.tailer = Tailer(
             events.path,
             events.spool.path,
@@ -65,20 +67,22 @@ class ControlHalf:
             max_size=events.max_size,
             clock=clock,
         )
+        self._context = EdgeContext(
+            Nobody(),
+            clock=clock,
+            deadlines=deadlines,
+            guard=Guard(open_to_all=config.auth_is_open),
+            limits=EdgeLimits(connections=ADMIN_CONNECTIONS),
+        )
+        self._crashes = 0
+        self._crashed_at = 0.0
 
     @asynccontextmanager
     async def running(self, admin: socket.socket, view: AdminView) -> AsyncIterator[None]:
         """Serve admin and tail the ledger; at the end the ledger holds what was written by then."""
-        context = EdgeContext(
-            Nobody(),
-            clock=self.clock,
-            deadlines=self.deadlines,
-            guard=Guard(open_to_all=self.config.auth_is_open),
-            limits=EdgeLimits(connections=ADMIN_CONNECTIONS),
-        )
         self._warn()
+        server = await serve(admin_app(view), self._context, [admin])
         tailing = asyncio.get_running_loop().create_task(self._tail())
-        server = await serve(admin_app(view), context, [admin])
         try:
             yield
         finally:
@@ -89,19 +93,41 @@ class ControlHalf:
             self.tailer.close()
             await server.aclose()
 
-    async def reload(
-        self, load: Callable[[], GatewayConfig], apply: Callable[[GatewayConfig], Awaitable[None]]
-    ) -> bool:
-        """Read the config again and serve under it; a bad one changes nothing and says every reason."""
+    def not_ready(self) -> list[str]:
+        """What of the control half should keep traffic away."""
+        crashing = self._crashes >= MANY_CRASHES and not self._is_forgiven()
+        return ["the ledger keeps crashing"] if crashing else []
+
+    async def reload_on(
+        self,
+        hangup: asyncio.Event,
+        load: Callable[[], Loaded],
+        apply: Callable[[Loaded], Awaitable[GatewayConfig]],
+    ) -> None:
+        """Reload each time `hangup` is set, for ever."""
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            await self.reload(load, apply)
+
+    async def reload(self, load: Callable[[], Loaded], apply: Callable[[Loaded], Awaitable[GatewayConfig]]) -> bool:
+        """Read the config again and serve under it; a bad one changes nothing and says every reason.
+
+        `load` runs in a thread: a hostile file takes its time.
+        """
         try:
-            config = load()
-            await apply(config)
+            config = await apply(await to_thread.run_sync(load))
         except ConfigError as error:
             self.stats.reloads_refused += 1
             for problem in error.problems:
                 log.error("reload_refused", problem=str(problem))
             return False
+        except Exception as error:
+            self.stats.reloads_refused += 1
+            log.error("reload_failed", exc_info=error)
+            return False
         self.config = config
+        self._context.guard = Guard(open_to_all=config.auth_is_open)
         self.stats.reloads += 1
         self._warn()
         log.info("reloaded", config=config.digest)
@@ -111,16 +137,16 @@ class ControlHalf:
         for warning in self.config.warnings:
             log.warning("config", message=warning)
 
-    def not_ready(self) -> list[str]:
-        """What of the control half should keep traffic away."""
-        return ["the ledger keeps crashing"] if self.tailer_crashes >= MANY_CRASHES else []
-
     async def _tail(self) -> None:
         """Tail for ever; a crash is logged, and answered with a pause and another try."""
         while True:
             try:
                 await self.tailer.run()
             except Exception as error:
-                self.tailer_crashes += 1
+                self._crashes = 1 if self._is_forgiven() else self._crashes + 1
+                self._crashed_at = self.clock.monotonic()
                 log.error("tailer_crashed", exc_info=error)
-                await self.clock.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.tailer_crashes, 10)))
+                await self.clock.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._crashes, 10)))
+
+    def _is_forgiven(self) -> bool:
+        return self.clock.monotonic() - self._crashed_at > FORGIVEN_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from ...proxy.edge.body import BodyBudget
@@ -10,6 +11,7 @@ from ...proxy.edge.data_app import data_app
 from ...proxy.edge.guard import Guard
 from ...proxy.edge.listen import EdgeServer, serve
 from ...proxy.observe import Observer
+from .signals import unless
 
 if TYPE_CHECKING:
     import socket
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from ...proxy.engine import Engine
     from ...proxy.snapshot import Snapshot
 
-CUT_SECONDS = 2.0
-"""How long the last words of streams that were cut may take to reach their clients."""
+FLUSH_SECONDS = 5.0
+"""How long a slow client may take, within the grace, for the end of an answer that is complete."""
+CUT_SECONDS = 1.0
+"""How long the last words of exchanges that were cut may take to reach their clients."""
 
 
 class DataHalf(Protocol):
@@ -37,10 +41,10 @@ class DataHalf(Protocol):
     ready: bool
 
     async def start(self) -> None:
-        """Build everything."""
+        """Build everything. Raises ConfigError, BootError."""
 
     async def reload(self, config: GatewayConfig) -> None:
-        """Serve new exchanges under another config."""
+        """Serve new exchanges under another config. Raises ConfigError, and then nothing has changed."""
 
     async def drain(self) -> int:
         """Let what runs finish; returns how many were left."""
@@ -56,13 +60,12 @@ class DataServer:
         config = half.config
         self.half = half
         self._version = version
-        limits = EdgeLimits(head_bytes=config.limits.headers, connections=connection_bound())
         self.context = EdgeContext(
             half.engine,
             clock=half.clock,
             deadlines=half.deadlines,
             guard=Guard(open_to_all=config.auth_is_open),
-            limits=limits,
+            limits=_limits(config),
             budget=BodyBudget(config.limits.buffered),
             new_id=half.engine.next_id,
         )
@@ -93,16 +96,30 @@ class DataServer:
         """Raises ConfigError and leaves everything as it was."""
         await self.half.reload(config)
         self.context.guard = Guard(open_to_all=config.auth_is_open)
+        self.context.limits = _limits(config)
+        self.context.budget.limit = config.limits.buffered
 
-    async def drain(self) -> None:
-        """Readiness off, no new work, what runs finishes or is cut with an error the client sees; then
-        everything closes."""
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Readiness off and no new work; what runs finishes, or is cut with an error its client sees; then everything
+        closes.
+
+        What runs has `limits.drain`, or until `hurry` is set.
+        """
+        hurry = hurry or asyncio.Event()
+        now = self.half.clock.monotonic
+        until = now() + self.half.config.limits.drain.total_seconds()
         self.refuse_new_work()
         if self._edge is not None:
             self._edge.close_listeners()
             self._edge.close_idle()
-        await self.half.drain()
+        await unless(hurry, self.half.drain())
         self.half.engine.cut()
         if self._edge is not None:
+            if now() < until:
+                await unless(hurry, self._edge.aclose(min(until - now(), FLUSH_SECONDS)))
             await self._edge.aclose(CUT_SECONDS)
         await self.half.aclose()
+
+
+def _limits(config: GatewayConfig) -> EdgeLimits:
+    return EdgeLimits(head_bytes=config.limits.headers, connections=connection_bound())

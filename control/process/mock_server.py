@@ -27,8 +27,11 @@ MODELS = "/v1/models"
 BODY_LIMIT = 32 * 1024 * 1024
 
 
-async def run_mock(address: str, port: int, delay: float, announce: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `delay` seconds before each event. Raises BootError when the address is taken."""
+async def run_mock(address: str, port: int, delay: float, announce: Callable[[int], None]) -> int:
+    """Serve until SIGTERM or SIGINT; `delay` seconds before each event. Returns the exit code.
+
+    Raises BootError when the address is taken.
+    """
     clock = LoopClock()
     context = EdgeContext(
         Provider(clock, delay),
@@ -36,7 +39,7 @@ async def run_mock(address: str, port: int, delay: float, announce: Callable[[in
         deadlines=Deadlines(clock),
         guard=Guard(open_to_all=True),
     )
-    sock = bound(address, port, "--port")
+    sock = bound(address, port, "--port", "--address")
     server = await serve(data_app(list, "mock"), context, [sock])
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -44,6 +47,7 @@ async def run_mock(address: str, port: int, delay: float, announce: Callable[[in
     announce(server.port)
     await stop.wait()
     await server.aclose(1.0)
+    return 0
 
 
 class Provider:

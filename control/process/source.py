@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...config import ConfigError, GatewayConfig, Problem, parse_config
+from ...config.expand import read_text, reason
+from ...config.yaml_nodes import MAX_BYTES
 
 if TYPE_CHECKING:
     import os
-
-DEFAULTS = "defaults"
 
 
 class ConfigSource:
@@ -24,19 +24,23 @@ class ConfigSource:
         self.path = None if path is None else Path(path)
         self.workers = workers
 
+    @property
+    def name(self) -> str:
+        """What stands for the file in problems."""
+        return "defaults" if self.path is None else str(self.path)
+
     def read(self) -> str:
         """The text of the file. Raises ConfigError."""
         if self.path is None:
             return ""
         try:
-            return self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-            raise ConfigError([Problem(str(self.path), 0, 0, "", str(reason))]) from None
+            return read_text(self.path, MAX_BYTES)
+        except (OSError, ValueError) as error:
+            raise ConfigError([Problem(self.name, 0, 0, "", reason(error))]) from None
 
     def parse(self, text: str) -> GatewayConfig:
         """A text as the config it means. Raises ConfigError."""
-        config = parse_config(text, name=DEFAULTS if self.path is None else str(self.path))
+        config = parse_config(text, name=self.name)
         changes: dict[str, object] = {}
         if self.path is not None:
             changes["files"] = (self.path, *config.files)

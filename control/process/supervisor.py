@@ -1,36 +1,36 @@
 """The control half in front of N workers: it owns the data socket, and no request passes through it.
 
-Workers are started by exec, never by fork: each is a fresh interpreter that inherits the listening socket and one end
-of a socket pair. All accept on the same socket, so a worker that dies takes only what it was doing with it. A worker
-serves the text the supervisor has checked; a reload is whole when every worker has said so.
+All workers accept on the one socket they inherit, so a worker that dies takes only what it was doing with it. They
+serve the text that the supervisor has checked. A reload is tried on one of them first, and is whole when every one has
+taken it over; else all go on, or go back to, what they had.
 
-Not here: when to replace (restarts.py), what is said (channel.py), admin and ledger (control_half.py).
+Not here: when a dead one is replaced (restarts.py), one worker's process (worker_process.py), what is said
+(channel.py), admin and ledger (control_half.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from ...config import ConfigError, Problem
+from ...config import ConfigError
 from ...proxy.edge.listen import BACKLOG
-from ...proxy.snapshot import Snapshot, Totals
-from .channel import Channel, Configure, Drain, Ready, Refused, Told
+from ...proxy.snapshot import Totals
+from .channel import Configure, Leave, Refuse
 from .control_half import ControlHalf
 from .errors import BootError
-from .restarts import RestartPolicy
-from .sockets import bound
+from .restarts import STILLBORN, WINDOW_SECONDS, RestartPolicy
+from .signals import Signals, unless
+from .sockets import listening
 from .view import SupervisorView
+from .worker_process import WorkerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import socket
+    from collections.abc import Callable, Iterable, Sequence
 
     from ...config import GatewayConfig
     from ...proxy.clock import Clock, Deadlines
@@ -38,255 +38,213 @@ if TYPE_CHECKING:
 
 START_SECONDS = 30.0
 RELOAD_SECONDS = 10.0
-KILL_SECONDS = 5.0
-"""Past `limits.drain`, after which a worker that does not end is killed."""
+SLACK_SECONDS = 1.0
+"""Past `limits.drain`: once for the worker to cut what it still does, once for it to obey when told so, then it is
+killed."""
 log = structlog.get_logger("headgate")
 
 
-class Worker:
-    """One worker process and what it last told."""
-
-    def __init__(self, name: str, process: asyncio.subprocess.Process, channel: Channel) -> None:
-        self.name = name
-        self.process = process
-        self.channel = channel
-        self.digest = ""
-        self.refused: Refused | None = None
-        self.chains: list[dict[str, Any]] = []
-        self.snapshot: Snapshot | None = None
-        self.changed = asyncio.Event()
-
-    @property
-    def ready(self) -> bool:
-        """It serves, under some version."""
-        return bool(self.digest)
-
-    async def listen(self, totals: Totals) -> None:
-        """Take in what it says until it is gone."""
-        with suppress(EOFError):  # its end is seen by who waits for the process
-            while True:
-                match await self.channel.from_worker():
-                    case Ready(digest=digest, chains=chains):
-                        self.digest = digest
-                        self.chains = chains
-                    case Refused() as refused:
-                        self.refused = refused
-                    case Told(snapshot=snapshot):
-                        self.snapshot = snapshot
-                        totals.tell(snapshot)
-                self.changed.set()
-
-    async def wait_for(self, digest: str, seconds: float) -> str | None:
-        """Until it serves under `digest`: None; or why it does not."""
-        try:
-            async with asyncio.timeout(seconds):
-                while self.digest != digest:
-                    if self.refused is not None and self.refused.digest == digest:
-                        return self.refused.reason
-                    self.changed.clear()
-                    await self.changed.wait()
-        except TimeoutError:
-            return "no answer in time"
-        return None
-
-
 class Supervisor:
-    """Keeps `workers` of them alive."""
+    """Keeps `config.workers` of them alive. `command` makes their command line: see worker_process.py."""
 
     def __init__(
-        self, source: ConfigSource, config: GatewayConfig, text: str, version: str, clock: Clock, deadlines: Deadlines
+        self,
+        source: ConfigSource,
+        text: str,
+        config: GatewayConfig,
+        *,
+        command: Callable[[str, int, int], Sequence[str]],
+        version: str,
+        clock: Clock,
+        deadlines: Deadlines,
     ) -> None:
-        self.source = source
-        self.config = config
-        self.clock = clock
-        self.deadlines = deadlines
-        self.policy = RestartPolicy()
-        self.workers: dict[str, Worker] = {}
         self.totals = Totals()
-        self.draining = False
-        self._refusing = False
-        self._text = text
+        self.workers: dict[str, WorkerProcess] = {}
+        self._source = source
+        self._served = (text, config)
+        self._command = command
         self._version = version
-        self._candidate = text
+        self._clock = clock
+        self._deadlines = deadlines
+        self._policy = RestartPolicy()
+        self._refusing = False
+        self._ending = asyncio.Event()
+        self._all_ready = asyncio.Event()
         self._data: socket.socket
         self._control: ControlHalf
-        self._failed: asyncio.Future[bool]
+
+    # -- for the admin listener
 
     def not_ready(self) -> list[str]:
         """Why no new traffic should come; empty when it may."""
-        if self.draining or self._refusing:
+        if self._refusing or self._ending.is_set():
             return ["draining"]
-        return [] if any(worker.ready for worker in self.workers.values()) else ["no worker is ready"]
+        return [] if self._serving() else ["no worker is ready"]
 
     @property
     def chains(self) -> list[dict[str, Any]]:
-        """The compiled chains, as the first worker described them."""
-        return next((worker.chains for worker in self.workers.values() if worker.ready), [])
+        """The compiled chains, as a worker described them."""
+        return next((worker.chains for worker in self._serving()), [])
 
     def refuse_new_work(self) -> None:
         """Readiness off on every worker, now and for those that follow; the processes stay."""
         self._refusing = True
         for worker in self.workers.values():
-            worker.channel.send(Drain(leave=False))
+            worker.channel.send(Refuse())
 
-    async def run(self, announce: Callable[[GatewayConfig, int, int], None]) -> None:
-        """Serve until SIGTERM or SIGINT, then drain. Raises BootError: an address is taken, workers will not start."""
-        loop = asyncio.get_running_loop()
-        listeners = self.config.listeners
-        self._data = bound(str(listeners.data.address), listeners.data.port, "listeners.data.port")
+    # -- from start to end
+
+    async def run(self, announce: Callable[[GatewayConfig, int, int], None]) -> int:
+        """Serve until SIGTERM or SIGINT, then drain; SIGHUP reloads. Returns the exit code.
+
+        Raises BootError when an address is taken, or workers do not start.
+        """
+        signals = Signals()
+        config = self._served[1]
+        listeners = config.listeners
+        self._data = listening(listeners.data, "listeners.data")
         self._data.listen(BACKLOG)
-        admin = bound(str(listeners.admin.address), listeners.admin.port, "listeners.admin.port")
-        self._failed = loop.create_future()
-        control = self._control = ControlHalf(self.clock, self.deadlines, self.config, self._version)
-        stop = asyncio.Event()
-        hangup = asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, hangup.set)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        async with control.running(admin, SupervisorView(control, self)):
-            keepers = [loop.create_task(self._keep(str(index))) for index in range(self.config.workers)]
-            reloader = loop.create_task(self._reload_on(hangup, control))
-            announcer = loop.create_task(self._announce(announce, admin))
-            stopping = loop.create_task(stop.wait())
+        admin = listening(listeners.admin, "listeners.admin")
+        self._control = ControlHalf(self._clock, self._deadlines, config, self._version)
+        loop = asyncio.get_running_loop()
+        async with self._control.running(admin, SupervisorView(self._control, self)):
+            keepers = [loop.create_task(self._keep(str(number))) for number in range(config.workers)]
+            ready = loop.create_task(self._all_ready.wait())
+            stop = loop.create_task(signals.stop.wait())
+            reloading = loop.create_task(self._control.reload_on(signals.hangup, self._load, self._push))
             try:
-                ends: list[asyncio.Future[Any]] = [stopping, self._failed]
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                # A keeper ends by itself only where there is no use in going on.
+                done, _ = await asyncio.wait([ready, stop, *keepers], return_when=asyncio.FIRST_COMPLETED)
+                if ready in done:
+                    announce(config, self._data.getsockname()[1], admin.getsockname()[1])
+                    await asyncio.wait([stop, *keepers], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                self.draining = True
-                log.info("draining", workers=len(self.workers))
-                for task in (reloader, announcer, stopping):
+                for task in (ready, stop, reloading):
                     task.cancel()
-                await self._drain(keepers)
-                await asyncio.gather(reloader, announcer, stopping, return_exceptions=True)
-                self._data.close()
+                await asyncio.gather(ready, stop, reloading, return_exceptions=True)
+                await self._drain(keepers, signals.hurry)
+        for end in await asyncio.gather(*keepers, return_exceptions=True):
+            if isinstance(end, Exception):
+                raise end
         log.info("stopped")
-        if self._failed.done():
-            self._failed.result()
+        return signals.exit_code
 
-    async def _announce(self, announce: Callable[[GatewayConfig, int, int], None], admin: socket.socket) -> None:
-        while len([worker for worker in self.workers.values() if worker.ready]) < self.config.workers:
-            await self.clock.sleep(0.02)
-        announce(self.config, self._data.getsockname()[1], admin.getsockname()[1])
+    async def _drain(self, keepers: Sequence[asyncio.Task[None]], hurry: asyncio.Event) -> None:
+        log.info("draining", workers=len(self.workers))
+        self._ending.set()
+        # The last one to close it refuses what still connects; left open, it would take connections nobody serves.
+        self._data.close()
+        self._tell_to_leave()
+        grace = self._served[1].limits.drain.total_seconds()
+        await unless(hurry, asyncio.wait(keepers, timeout=grace + SLACK_SECONDS))
+        self._tell_to_leave()  # said again, it means at once
+        await asyncio.wait(keepers, timeout=SLACK_SECONDS)
+        for worker in self.workers.values():
+            log.error("worker_killed", worker=worker.name, pid=worker.process.pid)
+            worker.kill()
+        await asyncio.wait(keepers, timeout=SLACK_SECONDS)
+        for keeper in keepers:
+            keeper.cancel()
+
+    def _tell_to_leave(self) -> None:
+        for worker in self.workers.values():
+            worker.channel.send(Leave())
 
     # -- one worker after the other in one place
 
     async def _keep(self, name: str) -> None:
-        """One worker, and its successors."""
-        while not self.draining:
-            worker = await self._spawn(name)
-            self.workers[name] = worker
-            listening = asyncio.get_running_loop().create_task(worker.listen(self.totals))
-            overdue = self.clock.call_at(self.clock.monotonic() + START_SECONDS, self._kill_if_not_ready, worker)
-            try:
-                code = await worker.process.wait()
-            finally:
-                overdue.cancel()
-                await asyncio.wait([listening], timeout=1.0)
-                listening.cancel()
-                await worker.channel.aclose()
-            self.workers.pop(name, None)
-            if worker.snapshot is not None:
-                self.totals.gone(worker.snapshot.life)
-            if self.draining:
+        """A worker and its successors, until the drain. Raises BootError when there is no use in going on."""
+        while not self._ending.is_set():
+            was_ready = await self._live(name)
+            if self._ending.is_set():
                 return
-            verdict = self.policy.died(self.clock.monotonic(), was_ready=worker.ready)
             self._control.stats.worker_restarts += 1
-            log.error("worker_died", worker=name, pid=worker.process.pid, code=code, was_ready=worker.ready)
+            verdict = self._policy.died(self._clock.monotonic(), was_ready=was_ready)
             if verdict.give_up:
-                if not self._failed.done():
-                    self._failed.set_exception(
-                        BootError("workers keep dying before they are ready; what they said stands above")
-                    )
-                return
-            await self.clock.sleep(verdict.delay)
+                raise BootError(
+                    f"{STILLBORN} workers ended within {WINDOW_SECONDS:g} s before they were ready. What they said "
+                    "stands above: mend it and start again, or look at one alone with --workers 1"
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(verdict.delay):
+                    await self._ending.wait()
 
-    @staticmethod
-    def _kill_if_not_ready(worker: Worker) -> None:
-        if not worker.ready:
-            with suppress(ProcessLookupError):
-                worker.process.kill()
-
-    async def _spawn(self, name: str) -> Worker:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
+    async def _live(self, name: str) -> bool:
+        """One worker from start to end; returns whether it was ever ready."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command(name, theirs.fileno()),
-                pass_fds=(theirs.fileno(), self._data.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-        finally:
-            theirs.close()
-        channel = await Channel.over(ours)
-        channel.send(Configure(self._text, self.config.digest))
+            worker = await WorkerProcess.spawn(name, self._command, self._data.fileno())
+        except OSError as error:
+            log.error("worker_not_started", worker=name, reason=str(error))
+            return False
+        self.workers[name] = worker
+        worker.channel.send(self._order())
         if self._refusing:
-            channel.send(Drain(leave=False))
-        return Worker(name, process, channel)
+            worker.channel.send(Refuse())
+        if self._ending.is_set():
+            worker.channel.send(Leave())
+        overdue = self._clock.call_at(self._clock.monotonic() + START_SECONDS, self._kill_unready, worker)
+        try:
+            code = await worker.run(self.totals, self._on_ready)
+        finally:
+            overdue.cancel()
+            worker.kill()
+            del self.workers[name]
+        if not self._ending.is_set():
+            log.error("worker_died", worker=name, pid=worker.process.pid, code=code, was_ready=worker.ready)
+        return worker.ready
 
-    def _command(self, name: str, control_fd: int) -> Sequence[str]:
-        path = [] if self.source.path is None else [str(self.source.path)]
-        workers = [] if self.source.workers is None else ["--workers", str(self.source.workers)]
-        fds = ["--control-fd", str(control_fd), "--data-fd", str(self._data.fileno())]
-        return [
-            sys.executable,
-            "-m",
-            "headgate",
-            "_worker",
-            *path,
-            "--name",
-            name,
-            "--parent",
-            str(os.getpid()),
-            *fds,
-            *workers,
-        ]
+    def _kill_unready(self, worker: WorkerProcess) -> None:
+        if not worker.ready:
+            log.error("worker_overdue", worker=worker.name, pid=worker.process.pid, seconds=START_SECONDS)
+            worker.kill()
 
-    # -- all of them
+    def _on_ready(self) -> None:
+        if len(self._serving()) == self._served[1].workers:
+            self._all_ready.set()
 
-    async def _reload_on(self, hangup: asyncio.Event, control: ControlHalf) -> None:
-        while True:
-            await hangup.wait()
-            hangup.clear()
-            await control.reload(self._load, self._push)
+    def _serving(self) -> list[WorkerProcess]:
+        return [worker for worker in self.workers.values() if worker.ready]
 
-    def _load(self) -> GatewayConfig:
-        self._candidate = self.source.read()
-        return self.source.parse(self._candidate)
+    # -- reload
 
-    async def _push(self, config: GatewayConfig) -> None:
-        """Every worker on the new version, or every worker on the old one. Raises ConfigError."""
-        old_text, old = self._text, self.config
-        self._text, self.config = self._candidate, config
-        failures = await self._tell_all(self._text, config.digest)
-        if failures:
-            self._text, self.config = old_text, old
-            await self._tell_all(old_text, old.digest)
-            raise ConfigError([Problem("gateway.yaml", 0, 0, "", reason) for reason in sorted(set(failures))])
+    def _order(self) -> Configure:
+        text, config = self._served
+        return Configure(text, config.digest)
 
-    async def _tell_all(self, text: str, digest: str) -> list[str]:
-        workers = [worker for worker in self.workers.values() if worker.ready]
+    def _load(self) -> tuple[str, GatewayConfig]:
+        text = self._source.read()
+        return text, self._source.parse(text)
+
+    async def _push(self, loaded: tuple[str, GatewayConfig]) -> GatewayConfig:
+        """Every worker under the new config, or every worker under the old one. Raises ConfigError."""
+        before, self._served = self._served, loaded
+        told = self._serving()[:1]
+        try:
+            await self._configure(told)
+            others = [worker for worker in self.workers.values() if worker not in told]
+            told += others
+            await self._configure(others)
+        except ConfigError:
+            self._served = before
+            await self._go_back(told)
+            raise
+        return loaded[1]
+
+    async def _configure(self, workers: Iterable[WorkerProcess]) -> None:
+        """All of them at once. Raises the first refusal, when all have answered."""
+        order = self._order()
+        answers = await asyncio.gather(
+            *(worker.configure(order, RELOAD_SECONDS) for worker in workers), return_exceptions=True
+        )
+        for answer in answers:
+            if answer is not None:
+                raise answer
+
+    async def _go_back(self, workers: Iterable[WorkerProcess]) -> None:
+        """To what is served. A worker that cannot is killed: its successor starts under it."""
         for worker in workers:
-            worker.refused = None
-            worker.channel.send(Configure(text, digest))
-        answers = await asyncio.gather(*(worker.wait_for(digest, RELOAD_SECONDS) for worker in workers))
-        # A worker that died meanwhile starts under the new text anyway.
-        return [
-            answer
-            for worker, answer in zip(workers, answers, strict=True)
-            if answer is not None and worker.process.returncode is None
-        ]
-
-    async def _drain(self, keepers: Sequence[asyncio.Task[None]]) -> None:
-        for worker in self.workers.values():
-            worker.channel.send(Drain())
-        grace = self.config.limits.drain.total_seconds() + KILL_SECONDS
-        _, late = await asyncio.wait(keepers, timeout=grace)
-        for worker in list(self.workers.values()):
-            log.error("worker_killed", worker=worker.name, pid=worker.process.pid)
-            with suppress(ProcessLookupError):
-                worker.process.kill()
-        if late:
-            await asyncio.wait(late, timeout=KILL_SECONDS)
-        for keeper in keepers:
-            keeper.cancel()
-        await asyncio.gather(*keepers, return_exceptions=True)
+            try:
+                await worker.configure(self._order(), RELOAD_SECONDS)
+            except ConfigError as error:
+                log.error("worker_killed", worker=worker.name, pid=worker.process.pid, reason=str(error))
+                worker.kill()

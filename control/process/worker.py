@@ -1,4 +1,4 @@
-"""One of N workers: a data half on sockets it inherited, under a supervisor it cannot outlive."""
+"""One of N workers: a data half on a socket it inherited, under a supervisor it cannot outlive."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ...config import ConfigError
+from ...config import ConfigError, Problem
 from ..admin.chains import describe_chains
-from .channel import Channel, Configure, Drain, Ready, Refused, Told
+from .channel import Channel, Configure, Leave, Ready, Refuse, Refused, Told
 from .data_server import DataHalf, DataServer
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .source import ConfigSource
 
 TELL_SECONDS = 1.0
+ORPHAN_SECONDS = 1.0
+"""What is left to exchanges when the supervisor is gone: the next one may already be waiting for the port."""
 log = structlog.get_logger("headgate")
 
 
@@ -30,60 +32,88 @@ async def run_worker(
     version: str,
     control: socket.socket,
     data: socket.socket,
-) -> None:
-    """Serve until the supervisor says `Drain`, or is gone. Raises what `half.start` raises."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGHUP, signal.SIGINT):
-        # A terminal sends these to the whole group; what they mean is the supervisor's to say.
-        loop.add_signal_handler(number, lambda: None)
+) -> int:
+    """Serve until the supervisor says `Leave` or is gone, then drain. Returns the exit code.
+
+    Raises what `half.start` raises.
+    """
     channel = await Channel.over(control)
-    first = await channel.from_supervisor()
-    if not isinstance(first, Configure):
-        return
-    half = make_half(source.parse(first.text))
-    await half.start()
-    server = DataServer(half, version)
-    await server.open([data])
-    channel.send(_ready(server))
-    teller = loop.create_task(_tell(channel, server))
-    listener = loop.create_task(_listen(channel, server, source))
-    loop.add_signal_handler(signal.SIGTERM, listener.cancel)
     try:
-        await asyncio.wait([listener])
-    finally:
-        teller.cancel()
-        await asyncio.gather(listener, teller, return_exceptions=True)
-    await server.drain()
-    channel.send(Told(server.snapshot()))
+        first = await channel.from_supervisor()
+    except EOFError:
+        return 0
+    if isinstance(first, Configure):
+        half = make_half(source.parse(first.text))
+        await half.start()
+        server = DataServer(half, version)
+        await server.open([data])
+        await _Worker(channel, server, source).run(first.digest)
     await channel.aclose()
+    return 0
 
 
-async def _listen(channel: Channel, server: DataServer, source: ConfigSource) -> None:
-    """Do what the supervisor says until it says the end, in either way."""
-    while True:
+class _Worker:
+    """A serving worker: does what it is told, and tells what it counts."""
+
+    def __init__(self, channel: Channel, server: DataServer, source: ConfigSource) -> None:
+        self._channel = channel
+        self._server = server
+        self._source = source
+        self._leave = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self, digest: str) -> None:
+        """To the end of the drain."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._leave.set)
+        self._say_ready(digest)
+        tasks = [loop.create_task(self._listen()), loop.create_task(self._tell())]
         try:
-            message = await channel.from_supervisor()
-        except EOFError:
-            log.warning("supervisor_gone", worker=server.half.worker)
-            return
-        if isinstance(message, Drain):
-            if message.leave:
-                return
-            server.refuse_new_work()
-            continue
+            await self._leave.wait()
+            await self._server.drain(self._hurry)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._channel.send(Told(self._server.snapshot()))
+
+    async def _listen(self) -> None:
         try:
-            await server.reload(source.parse(message.text))
+            while True:
+                match await self._channel.from_supervisor():
+                    case Configure() as order:
+                        await self._reload(order)
+                    case Refuse():
+                        self._server.refuse_new_work()
+                    case Leave():
+                        (self._hurry if self._leave.is_set() else self._leave).set()
+        except EOFError as error:
+            log.warning("supervisor_gone", worker=self._server.half.worker, reason=str(error))
+            self._leave.set()
+            await self._server.half.clock.sleep(ORPHAN_SECONDS)
+            self._hurry.set()
+
+    async def _reload(self, order: Configure) -> None:
+        try:
+            config = self._source.parse(order.text)
+            if config.digest != order.digest:
+                raise ConfigError([self._problem("a file it names has changed since it was read: reload again")])
+            await self._server.reload(config)
         except ConfigError as error:
-            channel.send(Refused(message.digest, str(error)))
+            self._channel.send(Refused(order.digest, list(error.problems)))
+        except Exception as error:
+            log.error("reload_failed", worker=self._server.half.worker, exc_info=error)
+            self._channel.send(Refused(order.digest, [self._problem(f"a bug, see the log: {error!r}")]))
         else:
-            channel.send(_ready(server))
+            self._say_ready(order.digest)
 
+    def _problem(self, message: str) -> Problem:
+        return Problem(self._source.name, 0, 0, "", message)
 
-def _ready(server: DataServer) -> Ready:
-    return Ready(server.half.config.digest, describe_chains(server.half.engine.graph))
+    def _say_ready(self, digest: str) -> None:
+        self._channel.send(Ready(digest, describe_chains(self._server.half.engine.graph)))
 
-
-async def _tell(channel: Channel, server: DataServer) -> None:
-    while True:
-        channel.send(Told(server.snapshot()))
-        await server.half.clock.sleep(TELL_SECONDS)
+    async def _tell(self) -> None:
+        while True:
+            self._channel.send(Told(self._server.snapshot()))
+            await self._server.half.clock.sleep(TELL_SECONDS)

@@ -1,0 +1,125 @@
+"""A worker as its supervisor sees it: a process, a channel, and what it said last.
+
+It is started by exec, never by fork: a fresh interpreter that inherits the listening socket and one end of a socket
+pair. It has a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from ...config import ConfigError, Problem
+from .channel import Channel, Configure, Ready, Refused, Told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ...proxy.snapshot import Life, Totals
+
+Command = "Callable[[str, int, int], Sequence[str]]"
+"""The command line of a worker, from its name and its two descriptors: control and data."""
+
+LAST_WORDS_SECONDS = 2.0
+"""Between the end of the channel and that of the process, in either order; then the process is killed."""
+log = structlog.get_logger("headgate")
+
+
+class WorkerProcess:
+    """One life of one worker."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self.name = name
+        self.process = process
+        self.channel = channel
+        self.chains: list[dict[str, Any]] = []
+        self.ready = False
+        """It serves, under some version."""
+        self._digest = ""
+        self._refused: Refused | None = None
+        self._life: Life | None = None
+        self._gone = False
+        self._changed = asyncio.Event()
+
+    @classmethod
+    async def spawn(cls, name: str, command: Callable[[str, int, int], Sequence[str]], data: int) -> WorkerProcess:
+        """Start one; `data` is the listening socket. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *command(name, theirs.fileno(), data),
+                    pass_fds=(theirs.fileno(), data),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        return cls(name, process, await Channel.over(ours))
+
+    async def run(self, totals: Totals, on_ready: Callable[[], None]) -> int:
+        """Hear it out; returns its exit code. `on_ready` is called whenever it has taken a config over."""
+        loop = asyncio.get_running_loop()
+        hearing = loop.create_task(self._hear(totals, on_ready))
+        exiting = loop.create_task(self.process.wait())
+        try:
+            await asyncio.wait([hearing, exiting], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([hearing, exiting], timeout=LAST_WORDS_SECONDS)
+            self.kill()
+            return await exiting
+        finally:
+            self._gone = True
+            self._changed.set()
+            for task in (hearing, exiting):
+                task.cancel()
+            await asyncio.gather(hearing, exiting, return_exceptions=True)
+            await self.channel.aclose()
+            if self._life is not None:
+                totals.gone(self._life)
+
+    async def _hear(self, totals: Totals, on_ready: Callable[[], None]) -> None:
+        try:
+            while True:
+                match await self.channel.from_worker():
+                    case Ready(digest=digest, chains=chains):
+                        self._digest, self.chains, self.ready = digest, chains, True
+                        on_ready()
+                    case Refused() as refused:
+                        self._refused = refused
+                    case Told(snapshot=snapshot):
+                        self._life = snapshot.life
+                        totals.tell(snapshot)
+                self._changed.set()
+        except EOFError as end:
+            log.debug("worker_silent", worker=self.name, reason=str(end))
+
+    async def configure(self, order: Configure, seconds: float) -> None:
+        """Have it serve under another config. Raises ConfigError where it does not, for whatever reason."""
+        self._refused = None
+        self.channel.send(order)
+        try:
+            async with asyncio.timeout(seconds):
+                while self._digest != order.digest:
+                    if self._refused is not None and self._refused.digest == order.digest:
+                        raise ConfigError(self._refused.problems)
+                    if self._gone:
+                        raise self._failed("died while it took the config over")
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise self._failed(f"did not take the config over within {seconds:g} s") from None
+
+    def _failed(self, what: str) -> ConfigError:
+        return ConfigError([Problem(f"worker {self.name}", 0, 0, "", what)])
+
+    def kill(self) -> None:
+        """End it now, if it has not ended."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                self.process.kill()
