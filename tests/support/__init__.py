@@ -13,5 +13,6 @@ makes `.types/tests_support`.
     relay       Relay: the real engine between FakeDownstream and FakeEndpoints, on a FakeClock
     process     gateway_process: the real command, for signals, workers and crashes
     gateway     running_gateway: the data half in this process, and configs for it
+    admin       running_admin: the admin listener beside such a gateway
     leaks       tasks and file descriptors before and after
 """

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from headgate.control.admin.app import endpoints
 from headgate.control.telemetry import catalog
 from headgate.control.telemetry.catalog import BY_NAME, CATALOG
 from headgate.proxy.edge.context import EdgeStats
 from headgate.proxy.observe import CLUSTER_COUNTERS, GAUGES
 from headgate.proxy.upstream.stats import UpstreamStats
+from tests_support.admin import running_admin
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "admin.md"
 BEGIN, END = "<!-- metrics: made from control/telemetry/catalog.py -->", "<!-- end of metrics -->"
@@ -42,6 +44,13 @@ def test_every_counter_of_the_upstream_has_a_metric() -> None:
     assert set(catalog.GAUGES) == set(GAUGES)
     # Requests are counted as attempts, by the cluster.
     assert set(catalog.ENDPOINT) | set(GAUGES) | {"rq_total"} == set(UpstreamStats.__slots__)
+
+
+async def test_the_docs_show_every_endpoint() -> None:
+    text = DOCS.read_text()
+    async with running_admin() as admin:
+        missing = [row for row in endpoints(admin.view) if f"`{row.method} {row.path}`" not in text]
+    assert [row.path for row in missing] == ["/"]  # the page is shown at the top, by its address
 
 
 def test_the_docs_hold_the_table_of_today() -> None:
