@@ -29,7 +29,7 @@ def test_only_reveal_gives_the_text() -> None:
         str(secret),
         repr(secret),
         f"{secret} {secret!r} {secret!s:>40}",
-        "%s %r" % (secret, secret),  # noqa: UP031
+        "%s %r" % (secret, secret),  # noqa: UP031 - this form too must not show it
         str(holder),
         repr(holder),
         str(holder.model_dump()),

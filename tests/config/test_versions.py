@@ -52,7 +52,7 @@ events:
   {sink: sqlite, path: ./headgate-events.db, retention: 30d, max_size: 1GiB, spool: {path: ./headgate-spool, on_full: drop}}
 prices: {file: ./prices.yaml}
 routing: {mode: direct}
-"""  # noqa: E501
+"""  # noqa: E501 - the file as a user would paste it
 
 REFUSED = [
     ("limits.upload", "upload"),

@@ -17,7 +17,6 @@ from headgate.proxy.errors import UnauthorizedError
 from headgate.proxy.exchange import ANONYMOUS
 
 if TYPE_CHECKING:
-    from headgate.config import AuthConfig
     from headgate.proxy.exchange import Exchange
 
 KEY = "hg-4f1c9a7be2d05863"
@@ -26,7 +25,7 @@ KEY = "hg-4f1c9a7be2d05863"
 def _auth(text: str) -> Auth:
     config = parse_config(f"filters: [{{auth: {text}}}]").auth
     assert config is not None
-    return Auth(cast("AuthConfig", config))
+    return Auth(config)
 
 
 def _exchange(*headers: tuple[bytes, bytes]) -> Exchange:

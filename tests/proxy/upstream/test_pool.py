@@ -244,7 +244,7 @@ async def test_endpoints_share_a_quota_of_idle_connections() -> None:
         for caller in (first, second):
             heard = [caller.ask() for _ in range(2)]
             assert [await each.over() for each in heard] == ["clean"] * 2
-            await eventually(lambda: caller.stats.cx_active == 2)  # noqa: B023
+            await eventually(lambda: caller.stats.cx_active == 2)  # noqa: B023 - awaited within this turn
         clock.advance(SURPLUS_SECONDS + 0.1)
         assert (first.stats.cx_active, second.stats.cx_active, quota.idle) == (2, 0, 2)
         assert await second.ask().over() == "clean"
