@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
 
 LEVELS = ("debug", "info", "warning", "error")
 FIELD_CHARACTERS = 2048
@@ -107,9 +107,15 @@ def _tame(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mut
 def _tame_for_terminals(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """No field may move the cursor; only a traceback may end lines."""
     return {
-        name: value.translate(_BUT_LINE_ENDS if name == "exception" else _CONTROLS) if isinstance(value, str) else value
+        name: _printable(value, _BUT_LINE_ENDS if name == "exception" else _CONTROLS)
         for name, value in _tame(logger, method, event).items()
     }
+
+
+def _printable(value: object, escapes: Mapping[int, str]) -> object:
+    if not isinstance(value, str):
+        return value
+    return value.translate(escapes).encode("utf-8", "backslashreplace").decode()
 
 
 def _plain(name: str, value: object) -> str | int | float | None:

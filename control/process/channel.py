@@ -107,7 +107,9 @@ class Channel:
             raise EOFError(f"a message is not understood: {error}") from error
 
     async def aclose(self) -> None:
-        """Send what is buffered, for at most a second, and close."""
+        """Send what is buffered, for at most a second, and close. Harmless when it is closed."""
+        if self._writer.is_closing():
+            return
         self._writer.close()
         with suppress(TimeoutError, ConnectionError):  # nobody is there to read it
             async with asyncio.timeout(CLOSE_SECONDS):
