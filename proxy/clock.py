@@ -13,10 +13,14 @@ import time
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
+import structlog
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SWEEP_SECONDS = 0.1
+
+_log = structlog.get_logger("headgate.clock")
 
 
 class Timer(Protocol):
@@ -117,7 +121,10 @@ class Deadlines:
             self._schedule()
         for holder in over:
             if holder in self._holders:
-                holder.on_deadline()
+                try:
+                    holder.on_deadline()
+                except Exception:  # a bug in one holder must not be the end of everybody's deadlines
+                    _log.exception("on_deadline failed", holder=repr(holder))
 
 
 NEVER = inf
