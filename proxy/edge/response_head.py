@@ -19,7 +19,7 @@ def _status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {phrase}\r\n".encode()
 
 
-_STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
+_STATUS_LINES = {status: _status_line(status) for status in range(200, 1000)}
 _field = b": ".join
 
 

@@ -37,8 +37,11 @@ class WriteProgress:
     def has_stalled(self, transport: asyncio.Transport, now: float) -> bool:
         """Whether bytes wait and too few were confirmed for `limits.write_stall`. Ask a few times in that time."""
         buffered = transport.get_write_buffer_size()
+        if not buffered:
+            self._since = now
+            return False
         confirmed = self.written - buffered - _unconfirmed(transport)
-        if not buffered or confirmed - self._confirmed >= self._limits.write_progress:
+        if confirmed - self._confirmed >= self._limits.write_progress:
             self._confirmed = confirmed
             self._since = now
         return now - self._since >= self._limits.write_stall

@@ -452,6 +452,33 @@ async def test_a_refused_client_that_falls_silent_is_closed() -> None:
     bench.end()
 
 
+# Heads without end
+
+
+@pytest.mark.parametrize("segment", [1000, 65_536, 262_144])
+async def test_a_head_without_end_is_cut_at_its_limit(segment: int) -> None:
+    bench = Bench(EchoAcceptor())
+    fed = 0
+    while not bench.transport.written:
+        bench.feed((f"GET {CHAT} HTTP/1.1\r\nx: ".encode() if fed == 0 else b"") + b"a" * segment)
+        fed += segment
+        assert len(bench.connection.unread) <= 65_536
+    assert bench.transport.written.startswith(b"HTTP/1.1 431 ")
+    assert fed <= 65_536 + segment
+    bench.end()
+
+
+async def test_sixty_megabytes_of_header_are_answered_and_not_kept() -> None:
+    async with running_edge(EchoAcceptor()) as edge, RawClient(edge.port) as client:
+        await client.send(b"GET / HTTP/1.1\r\nx: ")
+        for _ in range(60):
+            await client.send(b"a" * MIB)
+            (connection,) = edge.context.connections
+            assert len(connection.unread) <= 65_536
+        answer = await client.answer()
+        assert (answer.status, answer.error["code"], answer.header("connection")) == (431, "headers_too_large", "close")
+
+
 # The client leaves
 
 
@@ -658,23 +685,32 @@ def mutated(draw: st.DrawFn) -> list[bytes]:
     return [bytes(data[start:stop]) for start, stop in pairwise(cuts) if stop > start]
 
 
+async def play(pieces: list[bytes], act: Callable[[Recorder], None] | None) -> None:
+    """Feed the pieces; only 2xx and 4xx may come back, and nothing may be left."""
+    bench = Bench(EchoAcceptor(act))
+    bench.context.app = EchoAcceptor(act)
+    for piece in pieces:
+        if not bench.transport.closed and not bench.transport.ended:
+            bench.feed(piece)
+    bench.clock.advance(200)
+    await asyncio.sleep(0)
+    statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", bench.transport.written)]
+    assert all(status in (100, 200) or 400 <= status < 500 for status in statuses), statuses
+    bench.end()
+    for recorder in bench.acceptor.seen:
+        assert len(recorder.bodies) + len(recorder.errors) <= 1
+        assert recorder.gone <= 1
+
+
 @settings(max_examples=500, deadline=None)
 @given(mutated(), st.sampled_from([None, nothing, refuse]))
 @example([b"\r\n", b"\r\n"], None)
 def test_no_bytes_raise_or_leak(pieces: list[bytes], act: Callable[[Recorder], None] | None) -> None:
-    async def run() -> None:
-        bench = Bench(EchoAcceptor(act))
-        bench.context.app = EchoAcceptor(act)
-        for piece in pieces:
-            if not bench.transport.closed and not bench.transport.ended:
-                bench.feed(piece)
-        bench.clock.advance(200)
-        await asyncio.sleep(0)
-        statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", bench.transport.written)]
-        assert all(status in (100, 200) or 400 <= status < 500 for status in statuses), statuses
-        bench.end()
-        for recorder in bench.acceptor.seen:
-            assert len(recorder.bodies) + len(recorder.errors) <= 1
-            assert recorder.gone <= 1
+    asyncio.run(play(pieces, act))
 
-    asyncio.run(run())
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@given(mutated(), st.sampled_from([None, nothing, refuse]))
+def test_many_more_bytes_do_not_either(pieces: list[bytes], act: Callable[[Recorder], None] | None) -> None:
+    asyncio.run(play(pieces, act))
