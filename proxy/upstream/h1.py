@@ -198,8 +198,6 @@ class H1Connection(asyncio.Protocol):
 
     def _send_on(self, call: H1Call) -> None:
         """The rest of a large body, as fast as the provider takes it."""
-        if self._call is not call:
-            return
         while self._unsent and not self._write_paused:
             piece, self._unsent = self._unsent[:PIECE], self._unsent[PIECE:]
             self._transport.write(piece)

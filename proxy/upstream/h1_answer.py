@@ -112,7 +112,7 @@ class AnswerReader:
             return
         framing = [field for field in headers if field[0] in _FRAMING]
         if not framing:
-            self._until_close = status not in (204, 304)
+            self._until_close = True
         elif framing[0][0] == b"transfer-encoding":
             self._check_coding(framing)
         self.head_seen = True

@@ -212,6 +212,30 @@ async def test_an_answer_that_was_begun_is_not_asked_for_again() -> None:
         assert len(upstream.requests) == 2
 
 
+async def test_the_call_that_is_sent_again_goes_before_those_that_wait() -> None:
+    hold = Pause()
+    limits = PoolLimits(max_connections=1)
+    async with (
+        FakeUpstream(in_turn(HELLO, [hold, FIN], HELLO)) as upstream,
+        Caller(upstream.base_url, limits=limits) as caller,
+    ):
+        assert await caller.ask().over() == "clean"
+        first, second = caller.ask(body=b"first"), caller.ask(body=b"second")
+        await hold.reached()
+        hold.go()
+        assert [await first.over(), await second.over()] == ["clean", "clean"]
+        assert [request.body for request in upstream.requests[1:]] == [b"first", b"first", b"second"]
+
+
+async def test_a_connection_that_is_on_its_way_out_is_not_taken() -> None:
+    async with FakeUpstream(HELLO) as upstream, Caller(upstream.base_url) as caller:
+        assert await caller.ask().over() == "clean"
+        (idle,) = caller.endpoint._pool._idle
+        idle._transport.abort()
+        assert await caller.ask().over() == "clean"
+        assert (len(upstream.connections), caller.stats.rq_retry) == (2, 0)
+
+
 async def test_the_call_that_is_sent_again_gets_a_fresh_connection_even_when_the_pool_is_full() -> None:
     hold = Pause()
     script = in_turn([hold, HELLO], HELLO, [FIN], HELLO)

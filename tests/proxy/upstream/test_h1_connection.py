@@ -167,6 +167,14 @@ async def test_many_answers_pass_through_one_connection() -> None:
     assert not bench.wire.aborted
 
 
+async def test_a_head_is_measured_without_the_content_that_came_with_it() -> None:
+    bench = Bench()
+    heard = bench.send()
+    bench.feed(OK + b"content-length: 200000\r\n\r\n" + b"x" * 200_000)
+    assert heard.outcome == "clean"
+    assert len(heard.body) == 200_000
+
+
 async def test_the_trailers_of_one_answer_are_not_the_fields_of_the_next() -> None:
     bench = Bench()
     first = bench.send()

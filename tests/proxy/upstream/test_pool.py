@@ -128,8 +128,29 @@ async def test_the_time_out_of_one_attempt_is_not_the_failure_of_a_call_that_cam
             assert late.outcome == "ConnectTimeoutError"
 
 
+async def test_an_attempt_that_timed_out_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    loop = asyncio.get_running_loop()
+    connect, attempts = loop.sock_connect, iter([True])
+
+    async def hangs_once(sock: Any, address: Any) -> None:
+        if next(attempts, False):
+            await loop.create_future()
+        await connect(sock, address)
+
+    monkeypatch.setattr(loop, "sock_connect", hangs_once)
+    limits = PoolLimits(max_connections=1)
+    async with FakeUpstream(HELLO) as upstream, Caller(upstream.base_url, clock=clock, limits=limits) as caller:
+        early = caller.ask()
+        await clock.run(3)
+        late = caller.ask()
+        await clock.run(2.1)
+        assert early.outcome == "ConnectTimeoutError"
+        assert await late.over() == "clean"
+
+
 async def test_a_refused_connection_is_told_to_the_call_that_waits_longest() -> None:
-    async with Caller(closed_port()) as caller:
+    async with Caller(closed_port(), limits=PoolLimits(max_connections=2)) as caller:
         heard = [caller.ask() for _ in range(3)]
         assert [await one.over() for one in heard] == ["ConnectError"] * 3
         assert all(one.events == ["error"] for one in heard)
@@ -181,6 +202,25 @@ async def test_a_connection_that_closes_before_it_is_used_is_a_connect_failure(m
         heard = caller.ask()
         assert await heard.over() == "ConnectError"
         assert heard.events == ["error"]
+
+
+async def test_an_attempt_that_is_cancelled_as_it_connects_leaves_no_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    connect, cancelled = loop.create_connection, iter([True])
+
+    async def cancelled_once(*args: Any, **options: Any) -> tuple[Any, Any]:
+        made = await connect(*args, **options)
+        if next(cancelled, False):
+            raise asyncio.CancelledError
+        return made
+
+    monkeypatch.setattr(loop, "create_connection", cancelled_once)
+    async with FakeUpstream(HELLO) as upstream, Caller(upstream.base_url) as caller:
+        assert await caller.ask().over() == "clean"
+        await eventually(lambda: len(upstream.connections) == 2)
+        assert len(upstream.open_connections) == 1
 
 
 async def test_whoever_leaves_the_queue_leaves_the_attempt_to_the_next() -> None:
@@ -253,9 +293,9 @@ async def test_endpoints_share_a_quota_of_idle_connections() -> None:
 
 async def test_a_busy_connection_has_no_idle_deadline() -> None:
     clock = FakeClock()
-    hold = Pause()
+    hold, hold_again = Pause(), Pause()
     async with (
-        FakeUpstream(in_turn(HELLO, [CHUNKED, hold, chunk(b"x") + LAST_CHUNK])) as upstream,
+        FakeUpstream(in_turn(HELLO, [hold, CHUNKED, hold_again, chunk(b"x") + LAST_CHUNK])) as upstream,
         Caller(upstream.base_url, clock=clock) as caller,
     ):
         assert await caller.ask().over() == "clean"
@@ -263,6 +303,9 @@ async def test_a_busy_connection_has_no_idle_deadline() -> None:
         await hold.reached()
         clock.advance(3600)
         hold.go()
+        await heard.heard("head")
+        clock.advance(3600)
+        hold_again.go()
         assert await heard.over() == "clean"
 
 
