@@ -7,6 +7,7 @@ wait in the spool, which has a bound of its own, and requests do not notice.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -131,8 +132,14 @@ class Tailer:
         self.trimmed += await self._in_thread(lambda: self._ingest.trim(self._retention, self._max_size))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run one turn in a thread. Cancelled, it waits for the turn: nobody else may touch the store meanwhile."""
         async with self._turn:
-            return await to_thread.run_sync(work)
+            turn = asyncio.ensure_future(to_thread.run_sync(work))
+            try:
+                return await asyncio.shield(turn)
+            except asyncio.CancelledError:
+                await asyncio.wait([turn])
+                raise
 
     def _away(self, error: Exception) -> None:
         self.errors += 1

@@ -10,7 +10,6 @@ test may be told to be public.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,11 @@ from headgate.control.process.view import SingleView
 from headgate.proxy.edge.listen import bind
 
 from .gateway import CLIENT_KEY, RunningGateway, bearer, running_gateway
-from .raw import WITHIN, Answer, RawClient, request
+from .raw import Answer, RawClient, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
-    from headgate.control.events.tailer import Tailer
 
 KEYS = {
     "nobody": "hg-unknown-canary-5Zr8tY3uLp6QwEaS",
@@ -95,16 +93,4 @@ async def running_admin(config: Mapping[str, Any] | None = None) -> AsyncIterato
         socket = bind("127.0.0.1", 0)
         async with control.running(socket, view):
             await control.tailer.flush()  # so that there is a ledger
-            try:
-                yield RunningAdmin(gateway, control, view, socket.getsockname()[1])
-            finally:
-                await _at_rest(control.tailer)
-
-
-async def _at_rest(tailer: Tailer) -> None:
-    """Wait until no thread works on the ledger, its first trim included: cancelling the task does not stop it."""
-    for _ in range(1000):
-        if tailer._trim_at and not tailer._turn.locked():
-            return
-        await asyncio.sleep(WITHIN / 1000)
-    raise AssertionError("the ledger's keeper does not come to rest")
+            yield RunningAdmin(gateway, control, view, socket.getsockname()[1])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from structlog.testing import capture_logs
 
@@ -198,3 +201,25 @@ async def test_nothing_is_left_behind(tmp_path: Path, no_leaks: None, clock: Nap
     assert await tailer.flush()
     tailer.close()
     assert not tailer.holder
+
+
+async def test_cancelled_in_a_turn_it_leaves_no_thread_at_work(tmp_path: Path) -> None:
+    """A native cancel does not stop a thread: the store would be closed under it."""
+    tailer = Tailer(tmp_path / "events.db", tmp_path / "spool", retention=DAY, max_size=10**9, clock=NapClock())
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def turn() -> bool:
+        begun.set()
+        go_on.wait(5)
+        ended.set()
+        return False
+
+    tailer._ingest.step = turn  # type: ignore[method-assign]
+    task = asyncio.ensure_future(tailer.run())
+    await anyio.to_thread.run_sync(begun.wait, 5)
+    task.cancel()
+    await anyio.lowlevel.checkpoint()
+    go_on.set()
+    await asyncio.gather(task, return_exceptions=True)
+    assert ended.is_set()
+    assert task.cancelled()
