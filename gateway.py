@@ -59,6 +59,18 @@ MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
 RETIRE_SECONDS = 1.0
 FACES = (
     Face("chat", "POST", "/v1/chat/completions", operation="chat", reads_body=True, repeatable=True, metered=True),
+    *(
+        Face(operation, "POST", path, operation=operation, reads_body=True, repeatable=True, metered=True)
+        for operation, path in (
+            ("completions", "/v1/completions"),
+            ("responses", "/v1/responses"),
+            ("embeddings", "/v1/embeddings"),
+            ("moderations", "/v1/moderations"),
+            ("rerank", "/v1/rerank"),
+            ("images", "/v1/images/generations"),
+            ("speech", "/v1/audio/speech"),
+        )
+    ),
     Face("models", "GET", PATH, handler=list_models),
     Face("models", "GET", PATH + "/", handler=retrieve_model),
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..proxy.errors import InvalidRequestError
+from ..proxy.errors import InvalidRequestError, UnknownPathError
 from ..proxy.replies import error_body
 from ..proxy.upstream.call import Call, CallReceiver, Endpoint, ResponseHead, UpstreamRequest
 
@@ -40,6 +40,13 @@ class MockAnswer:
         self.status = status
         self.headers = headers
         self.pieces = pieces
+
+
+NOT_SPOKEN = MockAnswer(
+    404,
+    [_JSON],
+    [error_body(UnknownPathError("The mock provider speaks chat completions only; configure a real one."))],
+)
 
 
 def answer(body: bytes) -> MockAnswer:
@@ -199,19 +206,22 @@ class MockEndpoint(Endpoint):
 
     def start(self, request: UpstreamRequest, receiver: CallReceiver) -> Call:
         """Begin on the next turn of the loop."""
-        return _MockCall(self._loop, self._delay, request.body, receiver)
+        return _MockCall(self._loop, self._delay, request, receiver)
 
     async def aclose(self) -> None:
         """Nothing to close."""
 
 
 class _MockCall(Call):
-    __slots__ = ("_body", "_delay", "_handle", "_loop", "_paused", "_pieces", "_receiver")
+    __slots__ = ("_body", "_delay", "_handle", "_loop", "_paused", "_pieces", "_receiver", "_target")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, delay: float, body: bytes, receiver: CallReceiver) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, delay: float, request: UpstreamRequest, receiver: CallReceiver
+    ) -> None:
         self._loop = loop
         self._delay = delay
-        self._body = body
+        self._body = request.body
+        self._target = request.target
         self._receiver: CallReceiver | None = receiver
         self._pieces: list[bytes] = []
         self._paused = False
@@ -222,7 +232,7 @@ class _MockCall(Call):
         if receiver is None:
             return
         receiver.on_sent(self)
-        made = answer(self._body)
+        made = answer(self._body) if self._target.startswith(b"/chat/completions") else NOT_SPOKEN
         self._pieces = made.pieces[::-1]
         receiver.on_head(self, ResponseHead(made.status, list(made.headers)))
         self._schedule()

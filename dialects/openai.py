@@ -1,4 +1,4 @@
-"""The OpenAI dialect: chat completions.
+"""The OpenAI dialect, and its chat completions.
 
 Bodies pass byte for byte. Of a request one value changes (`model`), and a stream that did not ask for usage gets
 `stream_options.include_usage` spliced in, because metering needs it; the usage event that answers it is taken out
@@ -15,21 +15,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..proxy.accounting.usage import Usage, parse_chat_usage
-from ..proxy.dialect import AnswerFacts, Dialect, Operation, RequestFacts, StreamReader
-from ..proxy.errors import (
-    DuplicateFieldError,
-    GatewayError,
-    InvalidJsonError,
-    InvalidRequestError,
-    JsonTooDeepError,
-    MissingModelError,
-)
-from ..proxy.json_splice import deeper_than, find_members, value_end
+from ..proxy.dialect import AnswerFacts, Dialect, Operation, StreamReader
+from ..proxy.json_splice import find_members, value_end
 from ..proxy.replies import error_body
+from .json_request import JsonFacts, find_model, positive, read_object, read_stream
+from .one_shot import ONE_SHOT
+from .responses import Responses
 from .sse import EventSplitter, has_id, parse_event
 
 if TYPE_CHECKING:
+    from ..proxy.dialect import RequestFacts
     from ..proxy.edge.downstream import Headers
+    from ..proxy.errors import GatewayError
+    from .json_request import Splice
 
 _DONE = b"[DONE]"
 _ABSENT = msgspec.Raw(b"null")
@@ -63,6 +61,7 @@ class _Choice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
     message: _Delta | None = None
+    text: Any = None
     finish_reason: Any = None
 
 
@@ -83,10 +82,10 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _encode = msgspec.json.encode
 
 
-class ChatFacts(RequestFacts):
-    """A chat request, and where its `model` and `stream_options` stand in the body."""
+class ChatFacts(JsonFacts):
+    """A chat request, and the `stream_options` it has."""
 
-    __slots__ = ("_encoded", "model_at", "stream_options")
+    __slots__ = ("stream_options",)
 
     def __init__(self, body: bytes, request: _ChatRequest, model_at: tuple[int, int]) -> None:
         options = request.stream_options
@@ -94,71 +93,36 @@ class ChatFacts(RequestFacts):
         super().__init__(
             body,
             request.model,
-            stream=request.stream is True,
+            model_at,
+            stream=read_stream(request.stream),
             wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
-            max_tokens=limit if type(limit) is int and limit > 0 else None,
-            n=request.n if type(request.n) is int and request.n > 0 else 1,
+            max_tokens=positive(limit),
+            n=positive(request.n) or 1,
         )
-        self.model_at = model_at
         self.stream_options = options
-        self._encoded: tuple[str, bytes] | None = None
 
 
 class Chat(Operation):
-    """POST /chat/completions."""
+    """POST /chat/completions, and the older /completions, whose chunks carry `text` instead of a delta."""
 
-    name = "chat"
+    def __init__(self, name: str = "chat", path: bytes = b"/chat/completions") -> None:
+        self.name = name
+        self._path = path
 
     def read(self, body: bytes, *, max_depth: int) -> ChatFacts:
-        """Check what must be checked here: JSON, depth, one `model`. All else is the provider's to judge."""
-        try:
-            if not body.isascii():
-                body.decode()  # the decoder does not look into strings it skips
-            request = _decode_request(body)
-        except RecursionError:
-            raise JsonTooDeepError(f"The body is nested deeper than {max_depth} levels.") from None
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InvalidJsonError(f"The body must be one JSON object: {error}.") from None
-        if deeper_than(body, max_depth):
-            raise JsonTooDeepError(f"The body is nested deeper than {max_depth} levels.")
-        model = request.model
-        if not isinstance(model, str) or not model:
-            raise MissingModelError("You must provide a model: a non-empty string.", param="model")
-        if not model.isprintable() or len(model) > 256:
-            raise MissingModelError("The model must be at most 256 printable characters.", param="model")
-        if request.stream is not None and not isinstance(request.stream, bool):
-            raise InvalidRequestError("'stream' must be true or false.", param="stream")
-        places = find_members(body, b"model")
-        if len(places) != 1:
-            raise DuplicateFieldError("The body names 'model' twice.", param="model")
-        return ChatFacts(body, request, (places[0], value_end(body, places[0])))
+        """Check JSON, depth and model."""
+        request = read_object(body, _decode_request, max_depth=max_depth)
+        return ChatFacts(body, request, find_model(body, request.model))
 
     def encode(self, facts: RequestFacts, model: str) -> bytes:
         """Splice the model's name in, and the wish for usage into a stream that lacks it."""
-        assert isinstance(facts, ChatFacts)  # noqa: S101 - narrows for the type checker: this operation made them
-        if facts._encoded is not None and facts._encoded[0] == model:
-            return facts._encoded[1]
-        splices: list[tuple[int, int, bytes]] = []
-        start, end = facts.model_at
-        if model != facts.model:
-            splices.append((start, end, _encode(model)))
-        if facts.stream and not facts.wants_usage:
-            splices.append(_include_usage(facts, end))
-        body = facts.body
-        if splices:
-            parts: list[bytes] = []
-            done = 0
-            for start, end, value in sorted(splices):
-                parts += (body[done:start], value)
-                done = end
-            parts.append(body[done:])
-            body = b"".join(parts)
-        facts._encoded = (model, body)
-        return body
+        if isinstance(facts, ChatFacts) and facts.stream and not facts.wants_usage:
+            return facts.encode(model, [_include_usage(facts)])
+        return facts.encode(model)
 
     def target(self, query: bytes) -> bytes:
-        """`/chat/completions`."""
-        return b"/chat/completions?" + query if query else b"/chat/completions"
+        """The path of this operation."""
+        return self._path + b"?" + query if query else self._path
 
     def open_stream(self, facts: RequestFacts) -> ChatStream:
         """A reader that hides the usage event where the client did not ask for it."""
@@ -170,7 +134,7 @@ class Chat(Operation):
             answer = _decode_chunk(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return AnswerFacts()
-        text = sum(_text_bytes(choice.message) for choice in answer.choices or () if choice.message is not None)
+        text = sum(_choice_bytes(choice) for choice in answer.choices or ())
         return AnswerFacts(_usage(answer), error=bool(answer.error), text_bytes=text)
 
     def error_event(self, error: GatewayError) -> bytes:
@@ -178,10 +142,11 @@ class Chat(Operation):
         return b"data: %b\n\n" % error_body(error)
 
 
-def _include_usage(facts: ChatFacts, model_end: int) -> tuple[int, int, bytes]:
+def _include_usage(facts: ChatFacts) -> Splice:
     """The splice that asks for usage: into `stream_options` where there is one, else right after the model."""
     if facts.stream_options is msgspec.UNSET:
-        return model_end, model_end, b',"stream_options":{"include_usage":true}'
+        end = facts.model_at[1] if facts.model_at is not None else 0
+        return end, end, b',"stream_options":{"include_usage":true}'
     start = find_members(facts.body, b"stream_options")[-1]
     end = value_end(facts.body, start)
     options = facts.stream_options if isinstance(facts.stream_options, dict) else {}
@@ -196,6 +161,12 @@ def _usage(chunk: _Chunk) -> Usage | None:
     if usage is not None and usage.service_tier is None and isinstance(chunk.service_tier, str):
         return msgspec.structs.replace(usage, service_tier=chunk.service_tier)
     return usage
+
+
+def _choice_bytes(choice: _Choice) -> int:
+    if choice.message is not None:
+        return _text_bytes(choice.message)
+    return len(choice.text.encode()) if isinstance(choice.text, str) else 0
 
 
 def _text_bytes(delta: _Delta) -> int:
@@ -306,7 +277,12 @@ class ChatStream(StreamReader):
                 text = _text_bytes(delta)
                 if text or delta.audio not in _NO_TEXT:
                     self.text_bytes += text
+                    self.text_events += 1
                     self.committed = True
+            elif choice.text:
+                self.text_bytes += _choice_bytes(choice)
+                self.text_events += 1
+                self.committed = True
             self._seen.add(choice.index)
             if choice.finish_reason is not None and isinstance(choice.finish_reason, str) and choice.finish_reason:
                 self._ended.add(choice.index)
@@ -328,7 +304,8 @@ class OpenAI(Dialect):
     name = "openai"
 
     def __init__(self) -> None:
-        self.operations = {"chat": Chat()}
+        operations = (Chat(), Chat("completions", b"/completions"), Responses(), *ONE_SHOT)
+        self.operations = {operation.name: operation for operation in operations}
 
     def credential(self, key: str) -> Headers:
         """A bearer token."""

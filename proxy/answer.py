@@ -142,7 +142,7 @@ class Answer:
             last, whole = reader.end()
             if last:
                 self._down(last)
-        if whole or reader.failed:
+        if whole or reader.whole or reader.failed:
             self.complete()
         else:
             self.cut(BrokenAnswerError("The provider's stream was cut short."))
@@ -151,7 +151,7 @@ class Answer:
         """The connection broke, or the provider fell silent."""
         if self._run.done:
             return
-        if self._reader is not None and self._reader.failed:
+        if self._reader is not None and (self._reader.whole or self._reader.failed):
             self.complete()
         else:
             self.cut(error)
@@ -201,7 +201,7 @@ class Answer:
         self._settled = True
         reader = self._reader
         if reader is not None:
-            self._run.engine.ledger.settle(self._run.ex, reader.usage, reader.text_bytes)
+            self._run.engine.ledger.settle(self._run.ex, reader.usage, reader.text_bytes, reader.text_events)
 
     # -- what we add
 
@@ -211,7 +211,8 @@ class Answer:
         headers = to_downstream(upstream.headers)
         headers += run.own_headers(upstream_id)
         headers.append((b"x-headgate-provider", attempt.target.cluster.name.encode()))
-        headers.append((b"x-headgate-model", attempt.target.model.encode()))
+        if attempt.target.model:
+            headers.append((b"x-headgate-model", attempt.target.model.encode()))
         scorer = run.ex.scorer
         headers.append((b"x-headgate-strategy", scorer.name.encode() if scorer is not None else b"config-order"))
         return ResponseHead(upstream.status, headers)

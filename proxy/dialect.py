@@ -33,6 +33,10 @@ class RequestFacts:
         self.max_tokens = max_tokens
         self.n = n
 
+    def encode(self, model: str) -> bytes:
+        """The body for a target that calls the model `model`; the client's own bytes where nothing has to change."""
+        return self.body
+
 
 class AnswerFacts:
     """What a whole answer says. `error`: a provider's error in a 200; `text_bytes`: of generated text, for an
@@ -53,17 +57,31 @@ class StreamReader(ABC):
     unless `mid_event`.
     """
 
-    __slots__ = ("before_terminal", "committed", "failed", "finished", "rewrite", "text_bytes", "usage")
+    __slots__ = (
+        "before_terminal",
+        "committed",
+        "failed",
+        "finished",
+        "rewrite",
+        "text_bytes",
+        "text_events",
+        "usage",
+        "whole",
+    )
 
     def __init__(self) -> None:
         self.committed = False
         """An event with content, reasoning, refusal, audio, a tool call or a finish was seen."""
         self.finished = False
-        """The dialect's own terminal event was seen: the answer is whole."""
+        """The dialect's own last event was seen: the answer is whole and nothing of the message is read any more."""
+        self.whole = False
+        """The answer is whole, however the message ends; something may still follow (dialects without `[DONE]`)."""
         self.failed = False
         """The provider sent an error event of its own."""
         self.usage: Usage | None = None
         self.text_bytes = 0
+        self.text_events = 0
+        """Of generated text so far, and the events it came in: for an estimate where nobody reports usage."""
         self.before_terminal: Callable[[], bytes] | None = None
         """Asked once, for bytes to put before the terminal event (after it, in a dialect without `[DONE]`)."""
         self.rewrite: Callable[[bytes], bytes] | None = None
@@ -87,7 +105,7 @@ class StreamReader(ABC):
 class Operation(ABC):
     """One endpoint of a dialect."""
 
-    name: ClassVar[str]
+    name: str
 
     @abstractmethod
     def read(self, body: bytes, *, max_depth: int) -> RequestFacts:

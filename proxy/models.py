@@ -33,7 +33,7 @@ class ModelTarget(NamedTuple):
 class ModelTable:
     """Resolves names. Immutable but for a bounded memory of answers."""
 
-    __slots__ = ("_direct", "_entries", "_first", "_resolved", "_wildcards")
+    __slots__ = ("_anybody", "_direct", "_entries", "_first", "_resolved", "_wildcards")
 
     def __init__(
         self,
@@ -45,6 +45,9 @@ class ModelTable:
         self._wildcards = sorted((name[:-1] for name in entries if name.endswith("*")), key=len, reverse=True)
         self._direct = {name: clusters[name] for name in (direct if entries else clusters)}
         self._first = None if entries else next(iter(clusters.values()), None)
+        usable = [cluster for cluster in clusters.values() if not (cluster.unconfigured or cluster.stand_in)]
+        self._anybody = [ModelTarget(cluster, None, 0, None) for cluster in usable]
+        """Who is asked when a request names no model: the first provider that can answer, or the route's."""
         self._resolved: dict[tuple[str, str | None], tuple[Target, ...]] = {}
 
     def resolve(self, model: str, *, provider: str | None = None) -> tuple[Target, ...]:
@@ -63,10 +66,14 @@ class ModelTable:
             )
         if len(self._resolved) >= _REMEMBERED:
             self._resolved.clear()
+        if not model:
+            targets = targets[:1]
         self._resolved[model, provider] = targets
         return targets
 
     def _find(self, model: str) -> Sequence[ModelTarget]:
+        if not model:
+            return self._anybody
         if not model.endswith("*") and model in self._entries:
             return self._entries[model]
         for prefix in self._wildcards:

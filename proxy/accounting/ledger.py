@@ -60,7 +60,7 @@ class Ledger:
                 "The gateway cannot record this request: its ledger is full.", retry_after=5.0
             ) from None
 
-    def settle(self, ex: Exchange, reported: Usage | None, text_bytes: int) -> None:
+    def settle(self, ex: Exchange, reported: Usage | None, text_bytes: int, text_events: int = 0) -> None:
         """Set `ex.usage` and `ex.cost_usd` from the provider's report, or from what was delivered."""
         attempt = ex.attempts[-1]
         facts = ex.facts
@@ -70,7 +70,7 @@ class Ledger:
                 self.estimator.observe(attempt.target.model, ex.rough_prompt, reported.prompt_tokens)
         elif facts is not None and text_bytes:
             prompt = ex.rough_prompt or self.estimator.estimate_prompt(attempt.target.model, facts.body)
-            usage = Usage(prompt.tokens, delivered_tokens(text_bytes), source="estimated")
+            usage = Usage(prompt.tokens, delivered_tokens(text_bytes, text_events), source="estimated")
         else:
             usage = NO_USAGE
         ex.usage = usage

@@ -106,6 +106,44 @@ def parse_chat_usage(raw: bytes | msgspec.Raw) -> Usage | None:
     )
 
 
+class _ResponsesWire(msgspec.Struct):
+    """The names of the responses endpoint, which images and transcriptions share."""
+
+    input_tokens: Any = None
+    output_tokens: Any = None
+    input_tokens_details: Any = None
+    output_tokens_details: Any = None
+
+
+_decode_responses = msgspec.json.Decoder(_ResponsesWire).decode
+
+
+def parse_responses_usage(raw: bytes | msgspec.Raw, service_tier: object = None) -> Usage | None:
+    """The usage object of OpenAI's responses endpoint; None when it holds no usable count."""
+    try:
+        wire = _decode_responses(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    prompt, completion = _count(wire.input_tokens), _count(wire.output_tokens)
+    if prompt is None or (completion is None and wire.output_tokens is not None):
+        return None
+    completion = completion or 0
+    ins = wire.input_tokens_details if isinstance(wire.input_tokens_details, dict) else {}
+    outs = wire.output_tokens_details if isinstance(wire.output_tokens_details, dict) else {}
+    cached = min(prompt, _first(ins.get("cached_tokens")))
+    return Usage(
+        prompt,
+        completion,
+        cached,
+        min(prompt - cached, _first(ins.get("cache_write_tokens"))),
+        min(completion, _first(outs.get("reasoning_tokens"))),
+        min(prompt, _first(ins.get("audio_tokens"))),
+        min(completion, _first(outs.get("audio_tokens"))),
+        "reported",
+        service_tier if isinstance(service_tier, str) else None,
+    )
+
+
 def _count(value: Any) -> int | None:
     """A token count, a float rounded up; None for what is not one."""
     if type(value) is int:

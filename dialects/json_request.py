@@ -1,0 +1,108 @@
+"""A JSON request with a model in it: read once, checked for what must be checked here, spliced for each target.
+
+All else in a body is the provider's to judge, and passes as the client wrote it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from ..proxy.dialect import RequestFacts
+from ..proxy.errors import (
+    DuplicateFieldError,
+    InvalidJsonError,
+    InvalidRequestError,
+    JsonTooDeepError,
+    MissingModelError,
+)
+from ..proxy.json_splice import deeper_than, find_members, value_end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+Splice = tuple[int, int, bytes]
+"""Replace the bytes from the first place to the second by these."""
+MAX_MODEL = 256
+_encode = msgspec.json.encode
+
+
+def read_object(body: bytes, decode: Callable[[bytes], T], *, max_depth: int) -> T:
+    """The fields of a body that `decode` knows. Raises InvalidJsonError, JsonTooDeepError."""
+    try:
+        if not body.isascii():
+            body.decode()  # the decoder does not look into strings it skips
+        request = decode(body)
+    except RecursionError:
+        raise JsonTooDeepError(f"The body is nested deeper than {max_depth} levels.") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidJsonError(f"The body must be one JSON object: {error}.") from None
+    if deeper_than(body, max_depth):
+        raise JsonTooDeepError(f"The body is nested deeper than {max_depth} levels.")
+    return request
+
+
+def find_model(body: bytes, model: object) -> tuple[int, int]:
+    """Where the value of a body's `model` begins and ends. Raises MissingModelError, DuplicateFieldError."""
+    if not isinstance(model, str) or not model:
+        raise MissingModelError("You must provide a model: a non-empty string.", param="model")
+    if not model.isprintable() or len(model) > MAX_MODEL:
+        raise MissingModelError(f"The model must be at most {MAX_MODEL} printable characters.", param="model")
+    places = find_members(body, b"model")
+    if len(places) != 1:
+        raise DuplicateFieldError("The body names 'model' twice.", param="model")
+    return places[0], value_end(body, places[0])
+
+
+def read_stream(stream: object) -> bool:
+    """Whether the answer is to be streamed. Raises InvalidRequestError for what is neither true nor false."""
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequestError("'stream' must be true or false.", param="stream")
+    return stream is True
+
+
+def positive(value: object) -> int | None:
+    """A count a client may have set; None for what is no positive integer."""
+    return value if type(value) is int and value > 0 else None
+
+
+class JsonFacts(RequestFacts):
+    """A request that is one JSON object. `model_at` None: it names no model, and the target's goes without."""
+
+    __slots__ = ("_encoded", "model_at")
+
+    def __init__(
+        self,
+        body: bytes,
+        model: str,
+        model_at: tuple[int, int] | None,
+        *,
+        stream: bool = False,
+        wants_usage: bool = True,
+        max_tokens: int | None = None,
+        n: int = 1,
+    ) -> None:
+        super().__init__(body, model, stream=stream, wants_usage=wants_usage, max_tokens=max_tokens, n=n)
+        self.model_at = model_at
+        self._encoded: tuple[str, bytes] | None = None
+
+    def encode(self, model: str, splices: list[Splice] | None = None) -> bytes:
+        """The body for a target: the model's name put in, `splices` made, and no other byte touched."""
+        if self._encoded is not None and self._encoded[0] == model:
+            return self._encoded[1]
+        changes = list(splices or ())
+        if self.model_at is not None and model != self.model:
+            changes.append((*self.model_at, _encode(model)))
+        body = self.body
+        if changes:
+            parts: list[bytes] = []
+            done = 0
+            for start, end, value in sorted(changes):
+                parts += (body[done:start], value)
+                done = end
+            parts.append(body[done:])
+            body = b"".join(parts)
+        self._encoded = (model, body)
+        return body

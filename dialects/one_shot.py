@@ -1,0 +1,102 @@
+"""OpenAI's endpoints that take one JSON object and give one answer: embeddings, moderations, rerank, images, speech.
+
+They share one shape: a `model`, which some may leave out; an answer that is JSON with a usage object somewhere, or
+bytes, or a stream of typed events where the request asks for one. What is particular to each is a row of a table.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..proxy.accounting.usage import Usage, parse_chat_usage, parse_responses_usage
+from ..proxy.dialect import AnswerFacts, Operation
+from .json_request import JsonFacts, find_model, read_object
+from .typed_events import EventTypes, TypedStream, error_event
+
+if TYPE_CHECKING:
+    from ..proxy.dialect import RequestFacts
+    from ..proxy.errors import GatewayError
+
+_ABSENT = msgspec.Raw(b"null")
+
+
+class _Request(msgspec.Struct):
+    model: Any = msgspec.UNSET
+    stream: Any = None
+    stream_format: Any = None
+    n: Any = None
+
+
+class _Answer(msgspec.Struct):
+    usage: msgspec.Raw = _ABSENT
+    error: Any = None
+
+
+_decode_request = msgspec.json.Decoder(_Request).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+class OneShot(Operation):
+    """One row. `needs_model` False: without one the provider takes its default."""
+
+    def __init__(self, name: str, path: bytes, events: EventTypes | None = None, *, needs_model: bool = True) -> None:
+        self.name = name
+        self._path = path
+        self._events = events or EventTypes(frozenset())
+        self._needs_model = needs_model
+
+    def read(self, body: bytes, *, max_depth: int) -> JsonFacts:
+        """Check JSON, depth and model."""
+        request = read_object(body, _decode_request, max_depth=max_depth)
+        stream = request.stream is True or request.stream_format == "sse"
+        if request.model is msgspec.UNSET and not self._needs_model:
+            return JsonFacts(body, "", None, stream=stream)
+        model_at = find_model(body, None if request.model is msgspec.UNSET else request.model)
+        return JsonFacts(body, request.model, model_at, stream=stream)
+
+    def encode(self, facts: RequestFacts, model: str) -> bytes:
+        """Splice the model's name in."""
+        return facts.encode(model)
+
+    def target(self, query: bytes) -> bytes:
+        """The path of the row."""
+        return self._path + b"?" + query if query else self._path
+
+    def open_stream(self, facts: RequestFacts) -> TypedStream:
+        """A reader of typed events."""
+        return TypedStream(self._events)
+
+    def read_answer(self, body: bytes) -> AnswerFacts:
+        """Usage and error of a whole answer."""
+        try:
+            answer = _decode_answer(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return AnswerFacts()
+        return AnswerFacts(_usage(answer.usage), error=bool(answer.error))
+
+    def error_event(self, error: GatewayError) -> bytes:
+        """An `error` event, which the SDKs raise."""
+        return error_event(error)
+
+
+def _usage(raw: msgspec.Raw) -> Usage | None:
+    """Chat's names (embeddings, rerank) or those of responses (images)."""
+    if raw == _ABSENT:
+        return None
+    return parse_chat_usage(raw) or parse_responses_usage(raw, None)
+
+
+ONE_SHOT = (
+    OneShot("embeddings", b"/embeddings"),
+    OneShot("moderations", b"/moderations", needs_model=False),
+    OneShot("rerank", b"/rerank"),
+    OneShot(
+        "images",
+        b"/images/generations",
+        EventTypes(frozenset(("image_generation.completed",)), silent=frozenset(("image_generation.partial_image",))),
+        needs_model=False,
+    ),
+    OneShot("speech", b"/audio/speech", EventTypes(frozenset(("speech.audio.done",)))),
+)

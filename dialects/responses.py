@@ -1,0 +1,101 @@
+"""OpenAI's responses endpoint.
+
+Its stream is made of typed events and ends, without `[DONE]`, after `response.completed`, `response.failed` or
+`response.incomplete`; some providers add a `[DONE]` all the same, so the message is followed to its end. Usage stands
+in the terminal event, unasked. An event type that is not known passes, and counts as content: the spec has 58 of them
+and grows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..proxy.accounting.usage import parse_responses_usage
+from ..proxy.dialect import AnswerFacts, Operation
+from .json_request import JsonFacts, find_model, positive, read_object, read_stream
+from .typed_events import EventTypes, TypedStream, error_event
+
+if TYPE_CHECKING:
+    from ..proxy.dialect import RequestFacts
+    from ..proxy.errors import GatewayError
+
+_ABSENT = msgspec.Raw(b"null")
+_EVENTS = EventTypes(
+    terminal=frozenset(("response.completed", "response.failed", "response.incomplete")),
+    failed=frozenset(("response.failed", "error")),
+    silent=frozenset(
+        (
+            "response.created",
+            "response.queued",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.reasoning_summary_part.added",
+        )
+    ),
+)
+_encode = msgspec.json.encode
+
+
+class _Request(msgspec.Struct):
+    model: Any = None
+    stream: Any = None
+    max_output_tokens: Any = None
+    previous_response_id: Any = None
+    conversation: Any = None
+
+
+class _Response(msgspec.Struct):
+    usage: msgspec.Raw = _ABSENT
+    error: Any = None
+    output: Any = None
+    service_tier: Any = None
+
+
+_decode_request = msgspec.json.Decoder(_Request).decode
+_decode_response = msgspec.json.Decoder(_Response).decode
+
+
+class Responses(Operation):
+    """POST /responses."""
+
+    name = "responses"
+
+    def read(self, body: bytes, *, max_depth: int) -> JsonFacts:
+        """Check JSON, depth and model."""
+        request = read_object(body, _decode_request, max_depth=max_depth)
+        return JsonFacts(
+            body,
+            request.model if isinstance(request.model, str) else "",
+            find_model(body, request.model),
+            stream=read_stream(request.stream),
+            max_tokens=positive(request.max_output_tokens),
+        )
+
+    def encode(self, facts: RequestFacts, model: str) -> bytes:
+        """Splice the model's name in."""
+        return facts.encode(model)
+
+    def target(self, query: bytes) -> bytes:
+        """`/responses`."""
+        return b"/responses?" + query if query else b"/responses"
+
+    def open_stream(self, facts: RequestFacts) -> TypedStream:
+        """A reader of typed events."""
+        return TypedStream(_EVENTS)
+
+    def read_answer(self, body: bytes) -> AnswerFacts:
+        """Usage and error of a whole response."""
+        try:
+            response = _decode_response(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return AnswerFacts()
+        text = len(_encode(response.output)) if response.output else 0
+        usage = None if response.usage == _ABSENT else parse_responses_usage(response.usage, response.service_tier)
+        return AnswerFacts(usage, error=bool(response.error), text_bytes=text)
+
+    def error_event(self, error: GatewayError) -> bytes:
+        """An `error` event, which the SDKs raise."""
+        return error_event(error)
