@@ -72,7 +72,7 @@ class EdgeStats:
         self.refused = 0
         """Requests answered before anybody above saw them: malformed, or from a host or origin that is not allowed."""
         self.gone = 0
-        """Clients that left before their answer was whole."""
+        """Clients that left, or were cut, before their answer was whole."""
         self.head_timeouts = 0
         self.body_timeouts = 0
         self.write_stalls = 0

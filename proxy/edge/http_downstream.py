@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import BodyTimeoutError, GatewayError
 from .downstream import Downstream
-from .request_head import CHUNKED
 from .response_head import BODILESS, response_head
 
 if TYPE_CHECKING:
@@ -68,7 +67,9 @@ class HttpDownstream(Downstream):
         connection = self._connection
         if connection is None:
             return
-        self._limit = _NOT_ASKED
+        if not self._body.complete:
+            self._limit = _NOT_ASKED
+            connection.body_is_over()
         head = self.head
         without_body = status in BODILESS
         self._mute = without_body or head.method == "HEAD"
@@ -136,17 +137,19 @@ class HttpDownstream(Downstream):
     def advance(self, connection: HttpProtocol) -> bool:
         """Take what has arrived of a body that was asked for. Whether there may be more to do at once."""
         limit = self._limit
-        if limit < 0:
-            return False
         body = self._body
+        if limit < 0:
+            if self.started and not body.complete:
+                self._skip_body(connection)
+            return False
         try:
             connection.unread = body.collect(connection.unread, limit)
         except GatewayError as error:
-            self.fail_body(error)
+            self._fail_body(connection, error)
             return True
         if body.complete:
             self._limit = _NOT_ASKED
-            connection.body_is_whole()
+            connection.body_is_over()
             self.listener.on_body(body.content())
             return True
         if not self._mark or body.received - self._mark >= connection.limits.body_progress:
@@ -154,16 +157,10 @@ class HttpDownstream(Downstream):
             connection.body_moves()
         return False
 
-    def body_timed_out(self, seconds: float) -> None:
-        """Too little of the body has come for `seconds`."""
-        self.fail_body(BodyTimeoutError(f"The body stopped arriving for {seconds:g} s."))
-
-    def fail_body(self, error: GatewayError) -> None:
-        """The body will not be whole, and what comes of it is of no use."""
-        self._limit = _NOT_ASKED
-        self._body_failed = True
-        self._body.release()
-        self.listener.on_body_error(error)
+    def body_timed_out(self, connection: HttpProtocol) -> None:
+        """Too little of the body has come."""
+        seconds = connection.limits.body_idle
+        self._fail_body(connection, BodyTimeoutError(f"The body stopped arriving for {seconds:g} s."))
 
     def resumed(self) -> None:
         """The client reads again."""
@@ -180,16 +177,27 @@ class HttpDownstream(Downstream):
         """Somebody else answers."""
         self._let_go()
 
+    def _fail_body(self, connection: HttpProtocol, error: GatewayError) -> None:
+        self._limit = _NOT_ASKED
+        self._body_failed = True
+        self._body.release()
+        connection.body_is_over()
+        self.listener.on_body_error(error)
+
     def _can_skip_body(self, connection: HttpProtocol) -> bool:
         """Whether what is left of an unwanted body is little enough to read past it. Skips what is here already."""
         body = self._body
         if self.head.expects_continue and not body.received and not connection.unread:
             return False  # nobody knows whether the client will send it now
+        self._skip_body(connection)
+        return body.complete or 0 <= body.rest <= connection.limits.skipped_body
+
+    def _skip_body(self, connection: HttpProtocol) -> None:
+        """Throw away what is here of an unwanted body: what waits unread would hide that the client leaves."""
         try:
-            connection.unread = body.skip(connection.unread)
+            connection.unread = self._body.skip(connection.unread)
         except GatewayError:
-            return False
-        return body.complete or (body.rest != CHUNKED and body.rest <= connection.limits.skipped_body)
+            connection.unread = b""
 
     def _let_go(self) -> None:
         self._connection = None

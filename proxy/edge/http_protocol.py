@@ -174,10 +174,9 @@ class HttpProtocol(asyncio.Protocol):
                 self._context.stats.idle_closed += 1
                 self._close()
         elif phase is BODY:
-            self.deadline = NEVER
             self._context.stats.body_timeouts += 1
             if self._exchange is not None:
-                self._exchange.body_timed_out(limits.body_idle)
+                self._exchange.body_timed_out(self)
                 self._advance()
         elif phase is HEAD:
             self._context.stats.head_timeouts += 1
@@ -202,6 +201,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def kill(self) -> None:
         """Reset, whatever is under way; its acceptor hears that the client is gone."""
+        self._phase = LINGER
         self.deadline = NEVER
         self._transport.abort()
 
@@ -234,8 +234,8 @@ class HttpProtocol(asyncio.Protocol):
         self._phase = BODY
         self.deadline = self._now() + self.limits.body_idle
 
-    def body_is_whole(self) -> None:
-        """From here on it is the acceptor's turn."""
+    def body_is_over(self) -> None:
+        """Whole, failed or unwanted: from here on it is the acceptor's turn."""
         self._phase = ANSWER
         self.deadline = NEVER
 
@@ -265,7 +265,7 @@ class HttpProtocol(asyncio.Protocol):
     # Inside
 
     def _advance(self) -> None:
-        """Go through what has arrived as far as somebody wants it, then open or close the tap."""
+        """Go through what has arrived as far as it is wanted, then open or close the tap."""
         self._advancing = True
         try:
             while self._phase is not LINGER:
@@ -320,13 +320,12 @@ class HttpProtocol(asyncio.Protocol):
         except Exception:
             request_id = context.new_id()
             _log.exception("acceptor failed", request_id=request_id)
-            self._exchange = None
             if exchange.started:
                 exchange.abort()
-            else:
+            elif exchange is self._exchange:
+                self._exchange = None
                 exchange.abandon()
                 self._refuse(internal_error(), request_id=request_id)
-            return False
         return True
 
     def _refuse(self, error: GatewayError, *, without_body: bool = False, request_id: str | None = None) -> None:

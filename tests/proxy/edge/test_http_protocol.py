@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from headgate.proxy.clock import Deadlines
+from headgate.proxy.clock import SWEEP_SECONDS, Deadlines
 from headgate.proxy.edge.context import EdgeContext, EdgeLimits
 from headgate.proxy.edge.guard import Guard
 from headgate.proxy.edge.http_protocol import HttpProtocol
@@ -39,13 +39,13 @@ def refuse(recorder: Recorder) -> None:
 class Bench:
     """A connection on a fake transport and a clock that moves when told."""
 
-    def __init__(self, acceptor: EchoAcceptor, **limits: Any) -> None:
+    def __init__(self, acceptor: EchoAcceptor, *, sweep: float = SWEEP_SECONDS, **limits: Any) -> None:
         self.clock = FakeClock()
         self.acceptor = acceptor
         self.context = EdgeContext(
             acceptor,
             clock=self.clock,
-            deadlines=Deadlines(self.clock),
+            deadlines=Deadlines(self.clock, sweep),
             guard=Guard(open_to_all=True),
             limits=EdgeLimits(**limits),
         )
@@ -282,6 +282,49 @@ async def test_a_body_in_a_segment_of_its_own_is_passed_on_uncopied() -> None:
     data = post(body)
     bench.feed(data[:-1000], body)
     assert bench.acceptor.seen[0].bodies[0] is body
+    bench.end()
+
+
+async def test_a_body_that_failed_is_reported_once_however_late_the_answer() -> None:
+    bench = Bench(EchoAcceptor(limit=1000, echo=False))
+    bench.feed(
+        request("POST", CHAT, None, [("transfer-encoding", "chunked")]), b"5\r\nhello\r\n", b"fff\r\n" + b"x" * 2000
+    )
+    recorder = bench.acceptor.seen[0]
+    assert [error.status for error in recorder.errors] == [413]
+    bench.clock.advance(100)
+    recorder.downstream.start(413, [JSON], None)
+    recorder.downstream.write(b"{}")
+    bench.clock.advance(100)
+    bench.feed(b"x" * 100_000)
+    assert bench.transport.reading
+    recorder.downstream.end()
+    assert len(recorder.errors) == 1
+    assert bench.transport.ended
+    bench.end()
+
+
+async def test_an_answer_that_began_ends_the_wait_for_the_body() -> None:
+    bench = Bench(EchoAcceptor())
+    bench.feed(post(b"x" * 100_000)[:-90_000])
+    recorder = bench.acceptor.seen[0]
+    recorder.downstream.start(200, [JSON], None)
+    recorder.downstream.write(b"early")
+    bench.clock.advance(100)
+    bench.feed(b"x" * 80_000)
+    assert bench.transport.reading
+    assert not recorder.errors
+    assert not recorder.bodies
+    recorder.downstream.end()
+    bench.end()
+
+
+async def test_nothing_is_served_behind_an_answer_that_was_dropped() -> None:
+    acceptor = EchoAcceptor(lambda recorder: recorder.downstream.abort())
+    bench = Bench(acceptor)
+    bench.feed(post() + post())
+    assert bench.transport.aborted
+    assert len(acceptor.seen) == 1
     bench.end()
 
 
@@ -650,6 +693,30 @@ async def test_an_engine_that_raises_is_answered_for(started: bool) -> None:
         assert await client.closed()
 
 
+async def test_an_engine_that_raises_after_its_answer_costs_the_next_request_nothing() -> None:
+    def act(recorder: Recorder) -> None:
+        refuse(recorder)
+        raise ZeroDivisionError
+
+    bench = Bench(EchoAcceptor(act))
+    bench.feed(post() + post())
+    assert bench.transport.written.count(b"HTTP/1.1 401 ") == 2
+    assert not bench.transport.closed
+    bench.end()
+
+
+async def test_an_engine_that_raises_after_it_aborted_is_not_answered_for() -> None:
+    def act(recorder: Recorder) -> None:
+        recorder.downstream.abort()
+        raise ZeroDivisionError
+
+    bench = Bench(EchoAcceptor(act))
+    bench.feed(post() + post())
+    assert bench.transport.written == b""
+    assert bench.transport.aborted
+    bench.end()
+
+
 async def test_a_header_with_a_line_end_in_it_never_leaves() -> None:
     bench = Bench(EchoAcceptor(nothing))
     bench.feed(post())
@@ -687,7 +754,7 @@ def mutated(draw: st.DrawFn) -> list[bytes]:
 
 async def play(pieces: list[bytes], act: Callable[[Recorder], None] | None) -> None:
     """Feed the pieces; only 2xx and 4xx may come back, and nothing may be left."""
-    bench = Bench(EchoAcceptor(act))
+    bench = Bench(EchoAcceptor(act), sweep=5.0)
     bench.context.app = EchoAcceptor(act)
     for piece in pieces:
         if not bench.transport.closed and not bench.transport.ended:
@@ -710,7 +777,7 @@ def test_no_bytes_raise_or_leak(pieces: list[bytes], act: Callable[[Recorder], N
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=10_000, deadline=None)
 @given(mutated(), st.sampled_from([None, nothing, refuse]))
 def test_many_more_bytes_do_not_either(pieces: list[bytes], act: Callable[[Recorder], None] | None) -> None:
     asyncio.run(play(pieces, act))
