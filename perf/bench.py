@@ -72,7 +72,7 @@ class Subject:
 
     port: int
     headers: Mapping[str, str]
-    cpu: Callable[[], float] = lambda: 0.0
+    cpu: Callable[[], float] = time.monotonic
     pss: Callable[[], int] = lambda: 0
 
     def plain(self) -> bytes:

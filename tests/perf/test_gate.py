@@ -46,13 +46,13 @@ def test_updating_writes_what_was_measured_and_then_passes(ceilings: Path) -> No
     assert gate.main([]) == 0
 
 
-def test_one_call_more_is_refused_by_name(ceilings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_above_its_ceiling_is_refused_by_name(ceilings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gate.main(["--update"])
     written = json.loads(ceilings.read_text())
-    written["request"]["timer"] = 0
+    written["request"]["builtin"] = 3
     ceilings.write_text(json.dumps(written))
     assert gate.main([]) == 1
-    assert capsys.readouterr().err == "gate: request: 1.00 timer calls, ceiling 0\n"
+    assert capsys.readouterr().err == "gate: request: 5.01 builtin calls, ceiling 3\n"
 
 
 def test_without_ceilings_nothing_passes(ceilings: Path) -> None:
@@ -76,6 +76,6 @@ def test_what_happens_in_less_than_one_exchange_of_ten_is_background() -> None:
 
 def test_a_read_split_once_is_no_regression() -> None:
     assert gate.above({"event": {"python": 11.4}}, {"event": {"python": 11}}) == []
-    assert gate.above({"event": {"python": 12.0}}, {"event": {"python": 11}}) == [
-        "event: 12.00 python calls, ceiling 11"
+    assert gate.above({"event": {"python": 13.0}}, {"event": {"python": 11}}) == [
+        "event: 13.00 python calls, ceiling 11"
     ]

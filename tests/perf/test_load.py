@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,8 +28,9 @@ def request(load: Load, stream: int | None = None) -> bytes:
     return traffic.request(f"127.0.0.1:{load.provider_port}", {}, traffic.chat_body(stream))
 
 
-def no_cpu() -> float:
-    return 0.0
+def busy() -> float:
+    """Reads as a gateway that is always busy."""
+    return time.monotonic()
 
 
 def test_one_exchange_comes_back_whole(load: Load) -> None:
@@ -51,15 +53,20 @@ def test_a_port_where_nobody_listens_is_no_answer(load: Load) -> None:
 
 
 def test_pressing_counts_what_was_answered(load: Load) -> None:
-    sample = load.plain(load.provider_port, request(load), no_cpu, connections=4, warm=0.0, seconds=0.1)
+    sample = load.plain(load.provider_port, request(load), busy, connections=4, warm=0.0, seconds=0.1)
     assert sample.requests > 10
     assert sample.failed == 0
     assert sample.wall == pytest.approx(0.1, abs=0.1)
 
 
+def test_a_window_in_which_the_gateway_hardly_ran_is_stretched(load: Load) -> None:
+    sample = load.plain(load.provider_port, request(load), lambda: 0.0, connections=1, warm=0.0, seconds=0.02)
+    assert sample.wall >= load_module.STRETCH * 0.02
+
+
 def test_streams_send_the_events_they_say(load: Load) -> None:
     requests = [request(load, n) for n in range(4)]
-    sample = load.streams(load.provider_port, requests, no_cpu, events=5, warm=0.0, seconds=0.1)
+    sample = load.streams(load.provider_port, requests, busy, events=5, warm=0.0, seconds=0.1)
     assert sample.streams > 4
     assert sample.events == pytest.approx(5 * sample.streams, abs=5 * 4)
     assert (sample.failed, sample.stalls) == (0, 0)
@@ -97,7 +104,7 @@ def test_an_event_waits_for_the_one_before_to_arrive(load: Load) -> None:
     thread = threading.Thread(target=gateway)
     thread.start()
     port = listener.getsockname()[1]
-    sample = load.streams(port, [request(load, 0)], no_cpu, events=50, warm=0.0, seconds=0.2)
+    sample = load.streams(port, [request(load, 0)], busy, events=50, warm=0.0, seconds=0.2)
     thread.join(5)
     listener.close()
     assert sample.events > 50
@@ -109,14 +116,14 @@ def test_a_gateway_that_holds_events_back_is_counted_not_waited_for(
 ) -> None:
     monkeypatch.setattr(load_module, "QUIET", 0.02)
     monkeypatch.setattr(traffic, "content", lambda n: traffic.chunk(b"data: {}\n\n"))
-    sample = load.streams(load.provider_port, [request(load, 0)], no_cpu, events=3, warm=0.0, seconds=0.3)
+    sample = load.streams(load.provider_port, [request(load, 0)], busy, events=3, warm=0.0, seconds=0.3)
     assert sample.stalls > 3
     assert sample.streams > 1
 
 
 def test_an_answer_other_than_200_is_a_failure(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traffic, "ANSWER", b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
-    sample = load.plain(load.provider_port, request(load), no_cpu, connections=1, warm=0.0, seconds=0.05)
+    sample = load.plain(load.provider_port, request(load), busy, connections=1, warm=0.0, seconds=0.05)
     assert sample.failed > 0
     assert sample.requests == 0
 
