@@ -1,0 +1,176 @@
+"""Reload: whole or not at all, on every worker, and never half a file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests_support.answers import chat_completion, json_response
+from tests_support.gateway import CLIENT_KEY, config_for, written
+from tests_support.process import GatewayProcess, gateway_process
+from tests_support.upstream import FakeUpstream
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WITHIN = 20.0
+PICKY = """
+import os, sys
+from headgate import Filter
+
+class Picky(Filter):
+    '''Worker 1 does not take `mode: refuse`, and dies of `mode: die`.'''
+    def __init__(self, mode):
+        if "--name 1 " in " ".join(sys.argv):
+            if mode == "refuse":
+                raise ValueError("not by me")
+            if mode == "die":
+                os._exit(9)
+"""
+MOCK = {"mock": {"base_url": "mock:"}}
+
+
+async def reloads(gateway: GatewayProcess) -> dict[str, int]:
+    """How many, by result, as /stats counts them."""
+    answer = await gateway.admin.send("GET", "/stats?filter=headgate_config_reloads_total", key=None)
+    return {one["labels"]["result"]: one["value"] for one in answer.json()["stats"]}
+
+
+async def reloaded(gateway: GatewayProcess, config: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """SIGHUP, after writing `config` if there is one, and what the log says about it."""
+    before = len(gateway.log)
+    if config is not None:
+        gateway.rewrite(config)
+    gateway.signal(signal.SIGHUP)
+    await gateway.until(lambda: '"event": "reload' in gateway.log[before:], "the end of the reload", WITHIN)
+    await asyncio.sleep(0.05)  # all problems are logged in one turn
+    return [json.loads(line) for line in gateway.log[before:].splitlines() if '"event": "reload' in line]
+
+
+async def versions(gateway: GatewayProcess, asks: int = 12) -> set[str | None]:
+    """Which versions answer; every worker is asked, as good as surely."""
+    return {(await gateway.post()).header("x-headgate-config") for _ in range(asks)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_bad_files_change_nothing_and_are_told_with_their_places_and_counted(workers: int) -> None:
+    """Faults D4."""
+    async with FakeUpstream(json_response(chat_completion())) as upstream:
+        good = config_for(upstream)
+        async with gateway_process(good, workers=workers) as gateway:
+            [before] = await versions(gateway)
+            half = written(good, gateway.folder)
+            bad = [
+                ("filtres: []\nproviders: {up: {base_url: 7}}\n", ["gateway.yaml:1:1: filtres", "gateway.yaml:2:"]),
+                (half[: len(half) // 2], ["gateway.yaml:"]),
+                ("", []),
+                (None, ["no such file"]),
+            ]
+            for text, wanted in bad:
+                if text is None:
+                    gateway.config_file.unlink()
+                else:
+                    gateway.config_file.write_text(text)
+                lines = await reloaded(gateway)
+                assert all(line["event"] == "reload_refused" for line in lines), lines
+                told = "\n".join(line["problem"] for line in lines)
+                assert all(one in told for one in wanted), told
+                assert await versions(gateway) == {before}
+            assert await reloads(gateway) == {"applied": 0, "refused": len(bad)}
+            assert [line["event"] for line in await reloaded(gateway, {**good, "limits": {"json_depth": 9}})] == [
+                "reloaded"
+            ]
+            assert before not in await versions(gateway)
+            assert await gateway.terminate() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_what_only_a_restart_can_change_is_refused_by_name(workers: int) -> None:
+    async with gateway_process({"providers": MOCK}, workers=workers) as gateway:
+        moved = {"listeners": {"data": {"port": 0, "address": "127.0.0.2"}, "admin": {"port": 0}}}
+        kept = {"path": str(gateway.folder / "events.db"), "spool": {"path": str(gateway.folder / "spool")}}
+        [line] = await reloaded(gateway, {"providers": MOCK, **moved, "events": {**kept, "retention": "1d"}})
+        assert line["event"] == "reload_refused"
+        assert line["problem"].endswith("gateway.yaml: listeners, events: a change needs a restart")
+
+
+async def test_changing_workers_is_refused_where_the_command_line_does_not_say() -> None:
+    async with gateway_process({"providers": MOCK, "workers": 2}) as gateway:
+        [line] = await reloaded(gateway, {"providers": MOCK, "workers": 3})
+        assert line["problem"].endswith("workers: a change needs a restart")
+        assert len(gateway.worker_pids()) == 2
+
+
+@pytest.mark.parametrize("mode", ["refuse", "die"])
+async def test_one_worker_that_does_not_take_it_over_leaves_all_on_the_old_version(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "picky.py").write_text(PICKY)
+
+    def config(mode: str) -> dict[str, Any]:
+        return {"providers": MOCK, "filters": [{"use": "picky:Picky", "config": {"mode": mode}}]}
+
+    async with gateway_process(config("good"), workers=2, env={"PYTHONPATH": str(tmp_path)}) as gateway:
+        [before] = await versions(gateway)
+        pids = gateway.worker_pids()
+        [line] = await reloaded(gateway, config(mode))
+        assert line["event"] == "reload_refused"
+        if mode == "refuse":
+            assert "its config was refused: ValueError: not by me" in line["problem"]
+            assert gateway.worker_pids() == pids
+        else:
+            assert "worker 1: died while it took the config over" in line["problem"]
+            assert len(set(await gateway.ready_workers(2)) & set(pids)) == 1
+        assert await versions(gateway, 30) == {before}
+        workers = (await gateway.admin.send("GET", "/server_info", key=None)).json()["workers"]
+        assert {worker["config_version"] for worker in workers} == {before}
+        [line] = await reloaded(gateway, config("better"))
+        assert line["event"] == "reloaded"
+        assert before not in await versions(gateway, 30)
+
+
+async def test_a_worker_that_follows_a_reload_starts_under_the_last_good_text() -> None:
+    async with gateway_process({"providers": MOCK}, workers=2) as gateway:
+        [line] = await reloaded(gateway, {"providers": MOCK, "limits": {"json_depth": 9}})
+        [version] = await versions(gateway)
+        gateway.config_file.write_text("filtres: []")
+        pids = gateway.worker_pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        await gateway.ready_workers(2, without=pids)
+        assert line["config"] == version
+        assert await versions(gateway) == {version}
+
+
+async def test_a_key_that_is_added_closes_the_gateway_and_both_listeners_take_it() -> None:
+    async with gateway_process({"providers": MOCK}) as gateway:
+        assert (await gateway.post(key=None)).status == 200
+        assert (await gateway.admin.send("GET", "/config_dump", key=None)).status == 200
+        keys = [{"name": "app", "key": CLIENT_KEY, "roles": ["viewer"]}]
+        await reloaded(gateway, {"providers": MOCK, "filters": [{"auth": {"keys": keys}}]})
+        assert (await gateway.post(key=None)).status == 401
+        assert (await gateway.admin.send("GET", "/config_dump", key=None)).status == 401
+        assert (await gateway.admin.send("GET", "/config_dump", key=CLIENT_KEY)).status == 200
+
+
+async def test_edge_limits_change_with_the_file() -> None:
+    async with gateway_process({"providers": MOCK}) as gateway:
+        large = [("x-large", "x" * 5000)]
+        assert (await gateway.post(headers=large)).status == 200
+        await reloaded(gateway, {"providers": MOCK, "limits": {"headers": "4KiB"}})
+        assert (await gateway.post(headers=large)).status == 431
+
+
+async def test_twenty_hangups_at_once_are_reloads_one_after_the_other() -> None:
+    async with gateway_process({"providers": MOCK}, workers=2) as gateway:
+        for depth in range(20):
+            gateway.rewrite({"providers": MOCK, "limits": {"json_depth": 10 + depth}})
+            gateway.signal(signal.SIGHUP)
+        last = {"providers": MOCK, "limits": {"json_depth": 29}}
+        await asyncio.sleep(0.2)
+        [line] = (await reloaded(gateway, last))[-1:]
+        assert line["event"] == "reloaded"
+        assert await versions(gateway) == {line["config"]}
