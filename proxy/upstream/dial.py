@@ -23,6 +23,7 @@ HEAD_START_SECONDS = 0.25
 """RFC 8305, "Connection Attempt Delay"."""
 
 UNREACHABLE = "The provider could not be reached."
+UNVERIFIED = "The provider's certificate could not be verified; nothing was sent."
 
 
 class Address(NamedTuple):
@@ -57,13 +58,10 @@ class Dialer:
                 await loop.create_connection(protocol_factory, sock=sock)
             else:
                 await loop.create_connection(protocol_factory, sock=sock, ssl=self._tls, server_hostname=self._host)
-        except ssl.CertificateError as error:
-            sock.close()
-            message = "The provider's certificate could not be verified; nothing was sent."
-            raise ConnectError(message, detail=f"tls {self._host}:{self._port}: {error}") from error
         except OSError as error:
             sock.close()
-            raise ConnectError(UNREACHABLE, detail=f"tls {self._host}:{self._port}: {error!r}") from error
+            message = UNVERIFIED if isinstance(error, ssl.CertificateError) else UNREACHABLE
+            raise ConnectError(message, detail=f"tls {self._host}:{self._port}: {error!r}") from error
         except BaseException:
             sock.close()
             raise

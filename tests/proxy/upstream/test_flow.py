@@ -19,6 +19,7 @@ from tests_support.upstream import FIN, RST, STALL, End, FakeUpstream, Pause, Re
 
 if TYPE_CHECKING:
     from headgate.proxy.upstream.call import Call
+    from tests_support.upstream import Step
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -225,6 +226,26 @@ async def test_the_call_that_is_sent_again_goes_before_those_that_wait() -> None
         hold.go()
         assert [await first.over(), await second.over()] == ["clean", "clean"]
         assert [request.body for request in upstream.requests[1:]] == [b"first", b"first", b"second"]
+
+
+async def test_a_call_is_sent_again_once_even_when_it_meets_a_second_old_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warm, hold = Pause(), Pause()
+    scripts: dict[bytes, list[Step]] = {b"warm": [warm, HELLO], b"long": [hold, HELLO], b"unlucky": [FIN]}
+    async with FakeUpstream(lambda request: scripts[request.body]) as upstream, Caller(upstream.base_url) as caller:
+        both = [caller.ask(body=b"warm") for _ in range(2)]
+        await upstream.wait_request(2)
+        warm.go()
+        assert [await one.over() for one in both] == ["clean", "clean"]
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "sock_connect", lambda *_: loop.create_future())
+        long, unlucky = caller.ask(body=b"long"), caller.ask(body=b"unlucky")
+        await eventually(lambda: caller.stats.rq_retry == 1)
+        hold.go()
+        assert await long.over() == "clean"
+        assert await unlucky.over() == "ResetError"
+        assert [request.body for request in upstream.requests].count(b"unlucky") == 2
 
 
 async def test_a_connection_that_is_on_its_way_out_is_not_taken() -> None:
