@@ -146,7 +146,7 @@ class RunningGateway(Asking):
         self.port = port
         self.folder = folder
 
-    async def rows(self, n: int, within: float = 5.0) -> list[Done]:
+    async def rows(self, n: int, within: float = 15.0) -> list[Done]:
         """The `done` records, once there are `n` of them; fails when there are more, or an exchange has none yet."""
         deadline = time.monotonic() + within
         while True:

@@ -25,7 +25,7 @@ from .gateway import Asking, written
 from .upstream import WITHIN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
 READY_WITHIN = 20.0
 _ANNOUNCED = re.compile(rb"serves http://[^ ]*:(\d+)/v1 .* admin http://[^ ]*:(\d+)/")
@@ -80,6 +80,21 @@ class GatewayProcess(Asking):
             return []
         return sorted(map(int, children.split()))
 
+    def open_fds(self) -> int:
+        """How many descriptors the process that was started has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    async def ready_workers(self, n: int, without: Collection[int] = (), within: float = 30.0) -> list[int]:
+        """The pids of the workers that serve, once there are `n` that are not in `without`."""
+        deadline = time.monotonic() + within
+        while True:
+            workers = (await self.admin.send("GET", "/server_info", key=None)).json()["workers"]
+            ready = sorted(one["pid"] for one in workers if one["ready"] and one["pid"] not in without)
+            if len(ready) == n:
+                return ready
+            assert time.monotonic() < deadline, f"waited {within} s for {n} workers\n{self.log[-4000:]}"
+            await asyncio.sleep(0.05)
+
     async def until(self, ready: Callable[[], bool], what: str, within: float = WITHIN) -> None:
         """Look again every 10 ms until `ready()`."""
         deadline = time.monotonic() + within
@@ -98,19 +113,19 @@ class GatewayProcess(Asking):
             store.row_factory = sqlite3.Row
             return [dict(row) for row in store.execute("SELECT * FROM usage ORDER BY at, id")]
 
-    async def rows(self, n: int, within: float = 10.0) -> list[dict[str, Any]]:
+    async def rows(self, n: int, within: float = 20.0) -> list[dict[str, Any]]:
         """The rows of the ledger, once there are `n`."""
         await self.until(lambda: len(self.ledger()) >= n, f"{n} rows, there are {len(self.ledger())}", within)
         rows = self.ledger()
         assert len(rows) == n
         return rows
 
-    async def ended(self, within: float = 10.0) -> int:
+    async def ended(self, within: float = 20.0) -> int:
         """Its exit code, once it has ended by itself."""
         async with asyncio.timeout(within):
             return await self.process.wait()
 
-    async def terminate(self, within: float = 10.0) -> int:
+    async def terminate(self, within: float = 20.0) -> int:
         """SIGTERM, and the exit code."""
         self.signal(signal.SIGTERM)
         return await self.ended(within)

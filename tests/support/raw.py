@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CHAT = "/v1/chat/completions"
-WITHIN = 5.0
+WITHIN = 15.0
 _READ = 65536
 
 
@@ -102,8 +102,8 @@ class RawClient:
 
     def leave(self, *, reset: bool = False) -> None:
         """Close at once, in order or with a reset."""
-        if reset:
-            sock = self._writer.get_extra_info("socket")
+        sock = self._writer.get_extra_info("socket")
+        if reset and sock is not None:  # none once the other side has reset it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = 30.0
-WITHIN = 5.0
+WITHIN = 15.0
 
 
 class End(Enum):
@@ -133,7 +133,13 @@ class Connection(asyncio.Protocol):
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._ending = False
+        self._playing = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """It waits for the next request, and has read nothing of one."""
+        return not self._playing and not self._unread
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -177,8 +183,10 @@ class Connection(asyncio.Protocol):
                 self.requests.append(request)
                 self.server.requests.append(request)
                 self.server.changed()
+                self._playing = True
                 async with asyncio.timeout(self.server.patience):
                     await self._play(self.server.script_for(request))
+                self._playing = False
         except asyncio.CancelledError:
             pass  # the connection is gone: connection_lost has written down how
         except BaseException as error:
