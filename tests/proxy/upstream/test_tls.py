@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import warnings
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ import trustme
 
 from headgate.proxy.upstream.tls import client_context
 from tests_support.answers import LAST_CHUNK, chunk, response
-from tests_support.caller import Caller, eventually
+from tests_support.caller import Caller, Recorder, eventually
 from tests_support.clock import FakeClock
 from tests_support.upstream import FIN, RST, STALL, FakeUpstream, Pause, Repeat, in_turn
 
@@ -188,6 +189,27 @@ async def test_the_engine_keeps_its_promises_under_tls(authority: trustme.CA, tr
         assert await caller.ask().over() == "clean"
         assert await caller.ask().over() == "clean"
         assert caller.stats.rq_retry == 1
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_paused_receiver_holds_the_provider_back_under_tls_too(
+    authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    megabyte = chunk(b"x" * (1 << 20))
+    async with (
+        FakeUpstream([CHUNKED, Repeat(megabyte, 100), LAST_CHUNK], tls=serving(authority.issue_cert(HOST))) as upstream,
+        Caller(upstream.base_url, tls=trusting) as caller,
+    ):
+        heard = caller.ask(Recorder({"data": lambda call: call.pause()}))
+        await heard.heard("data")
+        written = -1
+        while written != upstream.connections[0].written:  # until the socket buffers of both sides are full
+            written = upstream.connections[0].written
+            await asyncio.sleep(0.1)
+        assert 0 < len(heard.body) <= 512 * 1024
+        assert written < 20 << 20
+        heard.cancel()
+        await upstream.wait_closed()
 
 
 def test_the_default_context_verifies_names_and_refuses_what_is_older_than_tls_1_2() -> None:
