@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .edge.downstream import Headers
     from .run import Run
 
+CONFIG_ORDER = (b"x-headgate-strategy", b"config-order")
 _encode = msgspec.json.encode
 
 
@@ -210,11 +211,9 @@ class Answer:
         upstream_id = upstream.header(b"x-request-id")
         headers = to_downstream(upstream.headers)
         headers += run.own_headers(upstream_id)
-        headers.append((b"x-headgate-provider", attempt.target.cluster.name.encode()))
-        if attempt.target.model:
-            headers.append((b"x-headgate-model", attempt.target.model.encode()))
+        headers += attempt.target.fields
         scorer = run.ex.scorer
-        headers.append((b"x-headgate-strategy", scorer.name.encode() if scorer is not None else b"config-order"))
+        headers.append(CONFIG_ORDER if scorer is None else (b"x-headgate-strategy", scorer.name.encode()))
         return ResponseHead(upstream.status, headers)
 
     def _usage_fields(self) -> Headers:
@@ -235,7 +234,7 @@ class Answer:
         run, attempt = self._run, self._attempt
         now = run.engine.clock.monotonic()
         total = (now - run.ex.started) * 1000
-        upstream = sum((try_.ended_at or now) - try_.started for try_ in run.ex.attempts) * 1000
+        upstream = run.ex.upstream_seconds(now) * 1000
         if self._reader is not None and attempt.head_at is not None:
             upstream -= (now - attempt.head_at) * 1000
         upstream = max(0.0, upstream)

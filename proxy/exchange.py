@@ -153,6 +153,13 @@ class Exchange:
         """Object to targets. `check` is asked when the plan is built and again before each attempt."""
         self.vetoes.append(Veto(check, soft))
 
+    def upstream_seconds(self, now: float) -> float:
+        """How long attempts have taken in all, up to the monotonic time `now`."""
+        seconds = 0.0
+        for attempt in self.attempts:
+            seconds += (attempt.ended_at or now) - attempt.started
+        return seconds
+
     @property
     def header_fields(self) -> Headers:
         """The request's fields."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Route:
     """What matches, and the chain it gets. A field that is None matches everything; `model` may end in `*`."""
 
-    __slots__ = ("chain", "key", "model", "name", "path", "provider")
+    __slots__ = ("chain", "field", "key", "model", "name", "path", "provider")
 
     def __init__(
         self,
@@ -37,6 +37,8 @@ class Route:
         provider: str | None = None,
     ) -> None:
         self.name = name
+        self.field = (b"x-headgate-route", name.encode())
+        """What its answers carry."""
         self.chain = chain
         self.path = path
         self.model = model
@@ -67,6 +69,7 @@ class Graph:
         "clusters",
         "default",
         "faces",
+        "field",
         "json_depth",
         "models",
         "own_fields",
@@ -93,6 +96,8 @@ class Graph:
         own_fields: frozenset[bytes],
     ) -> None:
         self.version = version
+        self.field = (b"x-headgate-config", version.encode())
+        """What its answers carry."""
         self.faces = faces
         self.prefix = prefix
         self.routes = tuple(routes)

@@ -33,11 +33,15 @@ POLICY = "policy"
 class Target:
     """A cluster and the name the model has there."""
 
-    __slots__ = ("cluster", "model", "price", "priority")
+    __slots__ = ("cluster", "fields", "model", "price", "priority")
 
     def __init__(self, cluster: Cluster, model: str, *, priority: int = 0, price: Price | None = None) -> None:
         self.cluster = cluster
         self.model = model
+        self.fields = [(b"x-headgate-provider", cluster.name.encode())]
+        """What its answers carry."""
+        if model:
+            self.fields.append((b"x-headgate-model", model.encode()))
         self.priority = priority
         self.price = price
         """The price written at the target itself; None leaves it to the rest of the price order (graph.py)."""

@@ -290,13 +290,13 @@ class Run:
         id_ = ex.id.encode()
         fields = [
             (b"x-headgate-request-id", id_),
-            (b"x-headgate-config", ex.graph.version.encode()),
+            ex.graph.field,
             (b"x-headgate-attempts", b"%d" % len(ex.attempts)),
         ]
         if upstream_id is None:
             fields.append((b"x-request-id", ex.client_request_id or id_))
         if ex.route is not None:
-            fields.append((b"x-headgate-route", ex.route.name.encode()))
+            fields.append(ex.route.field)
         return fields
 
     def finish(self, outcome: Outcome, status: int) -> None:

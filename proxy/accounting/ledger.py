@@ -98,8 +98,8 @@ class Ledger:
         principal = ex.principal
         usage = ex.usage or NO_USAGE
         attempt = ex.attempts[-1] if ex.attempts else None
-        duration = (now - ex.started) * 1000
-        upstream = sum((try_.ended_at or now) - try_.started for try_ in ex.attempts) * 1000 if ex.attempts else None
+        duration = now - ex.started
+        upstream = ex.upstream_seconds(now) if attempt is not None else None
         self._spool.append(
             encode(
                 Done(
@@ -131,12 +131,10 @@ class Ledger:
                     service_tier=usage.service_tier or "",
                     cost_usd=ex.cost_usd,
                     cost_source=ex.cost_source,
-                    duration_ms=round(duration, 3),
-                    ttft_ms=round((ex.first_token_at - ex.started) * 1000, 3)
-                    if ex.first_token_at is not None
-                    else None,
-                    upstream_ms=round(upstream, 3) if upstream is not None else None,
-                    overhead_ms=round(max(0.0, duration - upstream), 3) if upstream is not None else None,
+                    duration_ms=_ms(duration),
+                    ttft_ms=_ms(ex.first_token_at - ex.started) if ex.first_token_at is not None else None,
+                    upstream_ms=_ms(upstream) if upstream is not None else None,
+                    overhead_ms=_ms(max(0.0, duration - upstream)) if upstream is not None else None,
                     bytes_in=ex.bytes_in,
                     bytes_out=ex.bytes_out,
                     config=ex.graph.version,
@@ -144,3 +142,8 @@ class Ledger:
                 )
             )
         )
+
+
+def _ms(seconds: float) -> float:
+    """Milliseconds to the microsecond; `round` costs three times as much."""
+    return int(seconds * 1e6 + 0.5) / 1000
