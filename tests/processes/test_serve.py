@@ -1,11 +1,10 @@
-"""`headgate serve` as a process: it reloads on SIGHUP, drains on SIGTERM, survives its workers, and they not it."""
+"""`headgate serve` from end to end: an SDK's request is served and recorded, a drain and a reload cut nobody off."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,7 @@ from tests_support.answers import DONE, chat_chunks, chat_completion, chunk, eve
 from tests_support.gateway import CLIENT_KEY, bearer, config_for
 from tests_support.process import GatewayProcess, gateway_process
 from tests_support.raw import CHAT, RawClient, request
-from tests_support.traffic import error_events, has_done
+from tests_support.traffic import has_done
 from tests_support.upstream import STALL, FakeUpstream, Pause, Step
 
 EVENTS = [event(one) for one in chat_chunks(done=False)]
@@ -72,25 +71,6 @@ async def test_sigterm_lets_a_stream_end_and_takes_no_new_work(workers: int) -> 
         assert [row["outcome"] for row in gateway.ledger()] == ["ok"]
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-async def test_a_stream_past_the_grace_is_cut_with_an_error_event(workers: int) -> None:
-    """Faults D2."""
-    async with (
-        FakeUpstream(streaming(STALL)) as upstream,
-        gateway_process({**config_for(upstream), "limits": {"drain": "500ms"}}, workers=workers) as gateway,
-        RawClient(gateway.port) as client,
-    ):
-        await begin(client)
-        gateway.signal(signal.SIGTERM)
-        answer = await client.rest()
-        assert await gateway.ended() == 0
-        [row] = gateway.ledger()
-    assert answer.whole
-    assert [error["code"] for error in error_events(answer.body)] == ["shutting_down"]
-    assert not has_done(answer.body)
-    assert (row["outcome"], row["error_code"]) == ("truncated", "shutting_down")
-
-
 async def version(gateway: GatewayProcess) -> str | None:
     return (await gateway.post()).header("x-headgate-config")
 
@@ -118,18 +98,6 @@ async def test_sighup_takes_a_new_file_while_a_stream_goes_on(workers: int) -> N
         assert has_done((await client.rest()).body) == 1
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-async def test_a_bad_file_changes_nothing_and_says_why(workers: int) -> None:
-    """Faults D4."""
-    async with FakeUpstream(WHOLE) as upstream, gateway_process(config_for(upstream), workers=workers) as gateway:
-        before = await version(gateway)
-        bad: dict[str, Any] = {**config_for(upstream), "filtres": []}
-        gateway.rewrite(bad)
-        gateway.signal(signal.SIGHUP)
-        await gateway.until(lambda: "filtres" in gateway.log, "the reason")
-        assert await version(gateway) == before
-
-
 async def test_a_killed_worker_is_replaced_and_its_exchange_is_lost_not_missing() -> None:
     """Faults R7."""
     async with (
@@ -147,21 +115,3 @@ async def test_a_killed_worker_is_replaced_and_its_exchange_is_lost_not_missing(
         assert (await gateway.post(headers=[("x-request-id", "after")])).status == 200
         rows = {row["client_request_id"]: row["outcome"] for row in await gateway.rows(2)}
     assert rows == {"doomed": "lost", "after": "ok"}
-
-
-async def test_workers_end_with_their_supervisor() -> None:
-    async with FakeUpstream(WHOLE) as upstream, gateway_process(config_for(upstream), workers=2) as gateway:
-        workers = gateway.worker_pids()
-        assert len(workers) == 2
-        gateway.signal(signal.SIGKILL)
-        await gateway.ended()
-        await gateway.until(lambda: not any(map(alive, workers)), "the workers to end")
-
-
-def alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
