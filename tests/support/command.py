@@ -16,10 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headgate.__main__ import main
+
 from .process import environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    import pytest
 
 WITHIN = 60.0
 
@@ -31,6 +35,21 @@ class Finished:
     code: int
     out: str
     err: str
+
+
+class InProcess:
+    """Runs `main` with arguments; `capture` is pytest's."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+
+    def __call__(self, *arguments: str) -> Finished:
+        try:
+            code = main(arguments)
+        except SystemExit as end:  # argparse
+            code = end.code if isinstance(end.code, int) else 0
+        said = self._capture.readouterr()
+        return Finished(code, said.out, said.err)
 
 
 async def command(
