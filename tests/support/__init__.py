@@ -8,6 +8,7 @@ makes `.types/tests_support`.
     clock       FakeClock: time that only moves when told
     downstream  FakeDownstream: a client without a socket
     calls       FakeEndpoint: a provider without a socket, fed with raw bytes
+    caller      Caller and Recorder: one HttpEndpoint, its calls, and a receiver that checks the order of the seam
     raw         raw HTTP/1.1 over a socket: what no well-behaved client sends, and answers byte by byte
     traffic     the recorded traffic of ../shared/data, and an independent reading of streams
     relay       Relay: the real engine between FakeDownstream and FakeEndpoints, on a FakeClock
