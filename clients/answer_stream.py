@@ -108,6 +108,8 @@ class AnswerStream(Downstream):
         self._changed.set()
 
     def abort(self) -> None:
+        if self._over:
+            return
         self._cut = self._over = True
         self._changed.set()
 

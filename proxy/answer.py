@@ -67,9 +67,9 @@ class Answer:
         for observe in run.chain.observers:
             observe(ex, body)
         ex.bytes_out = len(body)
-        run.downstream.reply(head.status, head.headers, body)
         failed = status >= 400 or ex.error is not None
         run.finish("upstream_error" if failed else "ok", status)
+        run.downstream.reply(head.status, head.headers, body)
 
     # -- as it comes
 
@@ -93,10 +93,10 @@ class Answer:
         if not run.respond(head):
             return
         run.downstream.start(head.status, head.headers, length)
-        if taken:
-            self._down(taken)
         if reader is not None and reader.finished:
-            self.complete()
+            self.complete(taken)
+        elif taken:
+            self._down(taken)
 
     def on_data(self, data: bytes) -> None:
         """More of the body."""
@@ -109,10 +109,10 @@ class Answer:
         ready = reader.feed(data)
         if reader.committed and self._run.ex.first_token_at is None:
             self._run.ex.first_token_at = self._run.engine.clock.monotonic()
-        if ready:
-            self._down(ready)
         if reader.finished:
-            self.complete()
+            self.complete(ready)
+        elif ready:
+            self._down(ready)
 
     def _down(self, data: bytes) -> None:
         run = self._run
@@ -138,14 +138,12 @@ class Answer:
             else:
                 self.cut(BrokenAnswerError("The provider's answer was cut short."))
             return
-        whole = False
-        if clean:
-            last, whole = reader.end()
+        last, whole = reader.end() if clean else (b"", False)
+        if whole or reader.whole or reader.failed:
+            self.complete(last)
+        else:
             if last:
                 self._down(last)
-        if whole or reader.whole or reader.failed:
-            self.complete()
-        else:
             self.cut(BrokenAnswerError("The provider's stream was cut short."))
 
     def on_error(self, error: GatewayError) -> None:
@@ -159,16 +157,25 @@ class Answer:
 
     # -- the ends
 
-    def complete(self) -> None:
-        """The answer is as whole as the provider made it."""
+    def complete(self, last: bytes = b"") -> None:
+        """The answer is as whole as the provider made it, once `last` has gone down.
+
+        The record is written first: a client that holds a whole answer has its row, whenever this process dies.
+        """
         run, reader = self._run, self._reader
         failed = reader is not None and reader.failed
         self._settle()
-        run.downstream.end()
         self._attempt.linger()
         if run.dispatch is not None:
             run.dispatch.end_attempt(self._attempt, None)
+        if last:
+            for observe in run.chain.observers:
+                observe(run.ex, last)
+            run.ex.bytes_out += len(last)
         run.finish("upstream_error" if failed or run.ex.status >= 400 else "ok", run.ex.status)
+        if last:
+            run.downstream.write(last)
+        run.downstream.end()
 
     def cut(self, error: GatewayError) -> None:
         """Say that the answer is not whole, in the way this answer still allows."""
@@ -180,14 +187,16 @@ class Answer:
         self._attempt.stop()
         if run.dispatch is not None:
             run.dispatch.end_attempt(self._attempt, error)
+        event = b""
         if reader is not None and not reader.mid_event and run.dispatch is not None:
             event = run.dispatch.operation.error_event(error)
             run.ex.bytes_out += len(event)
+        run.finish("truncated", run.ex.status)
+        if event:
             run.downstream.write(event)
             run.downstream.end()
         else:
             run.downstream.abort()
-        run.finish("truncated", run.ex.status)
 
     def stop(self) -> None:
         """The client left."""

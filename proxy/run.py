@@ -244,6 +244,7 @@ class Run:
         self.engine.stats.internal_errors += 1
         self.engine.log.error("internal_error", id=self.ex.id, exc_info=error)
         if self.done:
+            self.downstream.abort()  # harmless where the answer has ended
             return
         if self.dispatch is not None:
             self.dispatch.client_gone()
@@ -262,8 +263,8 @@ class Run:
         if not self.respond(head):
             return
         ex.bytes_out = len(reply.body)
-        self.downstream.reply(head.status, head.headers, reply.body)
         self.finish(outcome, head.status)
+        self.downstream.reply(head.status, head.headers, reply.body)
 
     def respond(self, head: ResponseHead) -> bool:
         """Run `on_response` of every filter that was passed, bottom to top; False if one of them broke."""
