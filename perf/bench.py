@@ -15,11 +15,12 @@ import json
 import os
 import signal
 import socket
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -34,7 +35,8 @@ READY_TIMEOUT = 90.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how hard one run presses; `seconds` is one window of requests, `pace` the window at a fixed rate."""
+    """How long and how hard one run presses; `seconds` is one window, `pace` the one at a fixed rate, `rest` the pause
+    after each."""
 
     rounds: int
     seconds: float
@@ -45,6 +47,7 @@ class Plan:
     short: int = 8
     long: int = 200
     rate: float = 50.0
+    rest: float = 0.0
 
 
 FULL = Plan(rounds=7, seconds=3.0, pace=6.0)
@@ -97,16 +100,29 @@ def measure(contestant: Contestant, home: Path, load: Load, plan: Plan, cores: C
 
 def _press(load: Load, subject: Subject, plan: Plan, cores: Cores, ready: float = 0.0) -> Round:
     port, cpu = subject.port, subject.cpu
-    window = {"warm": plan.warm / 2, "seconds": plan.seconds}
-    busy, spent, began = busy_seconds(cores.gateway), cpu(), time.monotonic()
-    requests = load.plain(
-        port, subject.plain(), cpu, connections=plan.connections, warm=plan.warm, seconds=plan.seconds
+    foreign: list[float] = []
+
+    def window(sample: Callable[[], Sample]) -> Sample:
+        busy, spent, began = busy_seconds(cores.gateway), cpu(), time.monotonic()
+        taken = sample()
+        others = busy_seconds(cores.gateway) - busy - (cpu() - spent)
+        foreign.append(max(0.0, others) / (time.monotonic() - began))
+        time.sleep(plan.rest)
+        return taken
+
+    def streams(count: int, events: int) -> Sample:
+        requests = subject.streams(count)
+        return window(
+            lambda: load.streams(port, requests, cpu, events=events, warm=plan.warm / 2, seconds=plan.seconds)
+        )
+
+    requests = window(
+        lambda: load.plain(
+            port, subject.plain(), cpu, connections=plan.connections, warm=plan.warm, seconds=plan.seconds
+        )
     )
-    short = load.streams(port, subject.streams(plan.streams), cpu, events=plan.short, **window)
-    long = load.streams(port, subject.streams(plan.streams), cpu, events=plan.long, **window)
-    foreign = (busy_seconds(cores.gateway) - busy - (cpu() - spent)) / (time.monotonic() - began)
-    lone_short = load.streams(port, subject.streams(1), cpu, events=plan.short, **window)
-    lone_long = load.streams(port, subject.streams(1), cpu, events=plan.long, **window)
+    short, long = streams(plan.streams, plan.short), streams(plan.streams, plan.long)
+    lone_short, lone_long = streams(1, plan.short), streams(1, plan.long)
     paced = load.paced(port, subject.plain(), connections=8, rate=plan.rate, seconds=plan.pace)
     event, stream = _event_cost(short, long)
     return Round(
@@ -122,7 +138,7 @@ def _press(load: Load, subject: Subject, plan: Plan, cores: Cores, ready: float 
         busy=requests.cpu / requests.wall,
         busy_streams=long.cpu / long.wall,
         rig_busy=requests.rig_cpu / requests.wall,
-        foreign=max(0.0, foreign),
+        foreign=statistics.median(foreign[:3]),  # those that load the core; ticks tell little about the others
         failed=sum(s.failed for s in (requests, short, long, lone_short, lone_long, paced)),
         stalls=sum(s.stalls for s in (short, long, lone_short, lone_long)),
     )
@@ -248,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--alone",
         action="store_true",
-        help="real-time priority, for a busy machine; needs root, stops others meanwhile",
+        help="real-time priority, for a busy machine; needs root, stops others for every other second",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures")
     parser.add_argument("--save", action="store_true", help="put the table into perf/README.md")
@@ -258,7 +274,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown gateway: {', '.join(sorted(unknown))}")
     plan = QUICK if args.quick else FULL
     if args.rounds:
-        plan = Plan(**{**plan.__dict__, "rounds": args.rounds})
+        plan = replace(plan, rounds=args.rounds)
+    if args.alone:
+        plan = replace(plan, rest=plan.seconds)
     with _ended_by_signals():
         rounds = run(["direct", *names], plan, alone=args.alone)
     command = "scripts/bench " + " ".join(sys.argv[1:] if argv is None else argv)

@@ -7,8 +7,8 @@ flow control allows. Many streams at once keep the gateway busy meanwhile. A gat
 stall its stream; when all is quiet for `QUIET` seconds the next event of each stream is sent regardless, and counted
 in `Sample.stalls`.
 
-It never sleeps but polls: a gateway that writes to a sleeping peer on the same machine pays for waking it, which it
-would not pay to a network card, and a slow gateway would pay more often than a fast one.
+While it presses it never sleeps but polls: a gateway that writes to a sleeping peer on the same machine pays for
+waking it, which it would not pay to a network card, and a slow gateway would pay more often than a fast one.
 
 It parses only what it needs, from whole messages, and speaks to loopback alone: no use as an HTTP implementation.
 """
@@ -129,7 +129,8 @@ class Load:
                 while due <= now and idle:
                     idle.popleft().send(due)
                     due += 1 / rate
-                self._poll()
+                # epoll rounds up to whole milliseconds: sleep short of the due time, then poll
+                self._poll(max(0.0, due - now - 0.001) if idle else 0.02)
             self._turn(time.monotonic() + 5.0, stop=lambda: len(idle) >= len(clients))
         finally:
             gc.enable()
@@ -196,8 +197,8 @@ class Load:
                     self.sample.stalls += 1
                     provider.send_next()
 
-    def _poll(self) -> bool:
-        ready = self.epoll.poll(0)
+    def _poll(self, timeout: float = 0) -> bool:
+        ready = self.epoll.poll(timeout)
         for fd, _ in ready:
             reader = self.readers.get(fd)
             if reader is not None:

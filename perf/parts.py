@@ -111,7 +111,7 @@ def per_request(folder: str) -> Iterator[Part]:
 
     chat = Chat()
     yield Part("decode the body, find the model", lambda: chat.read(body, max_depth=64))
-    yield Part("splice the model in, where it differs", lambda: chat.encode(chat.read(body, max_depth=64), "gpt-4o"))
+    yield Part("decode, and splice another model in", lambda: chat.encode(chat.read(body, max_depth=64), "gpt-4o"))
 
     target: Any = Target(_Cluster(), traffic.MODEL)  # type: ignore[arg-type]
     yield Part("plan", lambda: build_plan((target,), (), None))

@@ -62,11 +62,12 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def ratios(mine: Sequence[Round], theirs: Sequence[Round], value: Callable[[Round], float]) -> list[float]:
-    """Round by round, mine over theirs; rounds that one of them lacks do not count."""
+    """Round by round, mine over theirs; rounds that one of them lacks, or could not be measured in, do not count."""
     return [value(a) / value(b) for a, b in zip(mine, theirs, strict=False) if value(b) > 0]
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
+    values = [value for value in values if not math.isnan(value)]
     if not values:
         return "-"
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
