@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,8 @@ class Load:
         self.rng = Random(seed)
         self.sent: set[str] = set()
         self.answered: set[str] = set()
+        self.delivered: dict[str, int] = {}
+        """Pieces of text that reached clients which then left."""
         self.broken = 0
 
     async def run(self, total: int, until: Callable[[], bool] = lambda: False) -> None:
@@ -84,20 +87,29 @@ class Load:
         stream = self.rng.choice((b"true", b"false"))
         raw = request("POST", CHAT, BODY % stream, [*bearer(CLIENT_KEY), ("x-request-id", id_)])
         leaves = self.rng.random() < self.leaving
+        cut = leaves and self.rng.random() < 0.1
         self.sent.add(id_)
         try:
             async with RawClient(self.port) as client:
-                if leaves and self.rng.random() < 0.1:
-                    await client.send(raw[: self.rng.randrange(1, len(raw))])
-                else:
-                    await client.send(raw)
+                await client.send(raw[: self.rng.randrange(1, len(raw))] if cut else raw)
                 if leaves:
-                    await asyncio.sleep(self.rng.random() * 0.02)
+                    if not cut:
+                        await self._read_a_while(client)
+                    self.delivered[id_] = client.heard.count(b'"delta":{"content":"')
                     client.leave(reset=self.rng.random() < 0.5)
                 elif (await client.answer()).whole:
                     self.answered.add(id_)
         except (OSError, AssertionError):  # its worker was killed
             self.broken += 1
+
+    async def _read_a_while(self, client: RawClient) -> None:
+        """For some time, or for some pieces of the answer."""
+        patience = self.rng.choice((0.002, 0.01, 10.0))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.rng.random() * patience):
+                await client.head()
+                for _ in range(self.rng.randrange(6)):
+                    await client.piece()
 
 
 def assert_books(load: Load, upstream: FakeUpstream, ids: list[str]) -> None:
@@ -143,6 +155,8 @@ async def clients_that_leave(total: int) -> None:
     assert_books(load, upstream, [one.client_request_id for one in done])
     for one in done:
         assert one.outcome == "cancelled" or one.usage_source == "reported"
+        assert one.completion_tokens >= load.delivered.get(one.client_request_id, 0)
+    assert sum(one.usage_source == "estimated" for one in done) > total * 0.02
 
 
 async def test_clients_that_leave_at_random_leave_nothing_behind() -> None:

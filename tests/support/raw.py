@@ -100,6 +100,11 @@ class RawClient:
         async with asyncio.timeout(self.within):
             await self._writer.drain()
 
+    @property
+    def heard(self) -> bytes:
+        """What has been read of the answer so far."""
+        return bytes(self._taken + self._unread)
+
     def leave(self, *, reset: bool = False) -> None:
         """Close at once, in order or with a reset."""
         sock = self._writer.get_extra_info("socket")
