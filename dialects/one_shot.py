@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from ..proxy.errors import GatewayError
 
 _ABSENT = msgspec.Raw(b"null")
+_encode = msgspec.json.encode
 
 
 class _Request(msgspec.Struct):
-    model: Any = msgspec.UNSET
+    model: Any = None
     stream: Any = None
     stream_format: Any = None
-    n: Any = None
 
 
 class _Answer(msgspec.Struct):
@@ -36,6 +36,7 @@ class _Answer(msgspec.Struct):
 
 _decode_request = msgspec.json.Decoder(_Request).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_counts = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class OneShot(Operation):
@@ -44,17 +45,16 @@ class OneShot(Operation):
     def __init__(self, name: str, path: bytes, events: EventTypes | None = None, *, needs_model: bool = True) -> None:
         self.name = name
         self._path = path
-        self._events = events or EventTypes(frozenset())
+        self._events = events or EventTypes()
         self._needs_model = needs_model
 
     def read(self, body: bytes, *, max_depth: int) -> JsonFacts:
         """Check JSON, depth and model."""
         request = read_object(body, _decode_request, max_depth=max_depth)
         stream = request.stream is True or request.stream_format == "sse"
-        if request.model is msgspec.UNSET and not self._needs_model:
+        if request.model is None and not self._needs_model:
             return JsonFacts(body, "", None, stream=stream)
-        model_at = find_model(body, None if request.model is msgspec.UNSET else request.model)
-        return JsonFacts(body, request.model, model_at, stream=stream)
+        return JsonFacts(body, request.model, find_model(body, request.model), stream=stream)
 
     def encode(self, facts: RequestFacts, model: str) -> bytes:
         """Splice the model's name in."""
@@ -82,10 +82,17 @@ class OneShot(Operation):
 
 
 def _usage(raw: msgspec.Raw) -> Usage | None:
-    """Chat's names (embeddings, rerank) or those of responses (images)."""
-    if raw == _ABSENT:
+    """Chat's names (embeddings), those of responses (images), or a lone total (rerank), which is all input."""
+    usage = parse_chat_usage(raw) or parse_responses_usage(raw)
+    if usage is not None:
+        return usage
+    try:
+        counts = _decode_counts(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return parse_chat_usage(raw) or parse_responses_usage(raw, None)
+    if counts.keys() != {"total_tokens"}:
+        return None
+    return parse_chat_usage(_encode({"prompt_tokens": counts["total_tokens"]}))
 
 
 ONE_SHOT = (
@@ -95,8 +102,8 @@ ONE_SHOT = (
     OneShot(
         "images",
         b"/images/generations",
-        EventTypes(frozenset(("image_generation.completed",)), silent=frozenset(("image_generation.partial_image",))),
+        EventTypes(terminal=frozenset(("image_generation.completed",))),
         needs_model=False,
     ),
-    OneShot("speech", b"/audio/speech", EventTypes(frozenset(("speech.audio.done",)))),
+    OneShot("speech", b"/audio/speech", EventTypes(terminal=frozenset(("speech.audio.done",)))),
 )

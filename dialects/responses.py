@@ -1,9 +1,9 @@
 """OpenAI's responses endpoint.
 
-Its stream is made of typed events and ends, without `[DONE]`, after `response.completed`, `response.failed` or
-`response.incomplete`; some providers add a `[DONE]` all the same, so the message is followed to its end. Usage stands
-in the terminal event, unasked. An event type that is not known passes, and counts as content: the spec has 58 of them
-and grows.
+Its stream is made of typed events (typed_events.py) and ends after `response.completed`, `response.failed` or
+`response.incomplete`, which holds the whole response once more, and its usage, unasked.
+
+Not here: what the provider stored, and the requests that name it by its id.
 """
 
 from __future__ import annotations
@@ -36,21 +36,19 @@ _EVENTS = EventTypes(
         )
     ),
 )
-_encode = msgspec.json.encode
 
 
 class _Request(msgspec.Struct):
     model: Any = None
+    prompt: Any = None
     stream: Any = None
     max_output_tokens: Any = None
-    previous_response_id: Any = None
-    conversation: Any = None
 
 
 class _Response(msgspec.Struct):
     usage: msgspec.Raw = _ABSENT
     error: Any = None
-    output: Any = None
+    output: msgspec.Raw = _ABSENT
     service_tier: Any = None
 
 
@@ -64,12 +62,13 @@ class Responses(Operation):
     name = "responses"
 
     def read(self, body: bytes, *, max_depth: int) -> JsonFacts:
-        """Check JSON, depth and model."""
+        """Check JSON, depth and model. A stored prompt may bring a model of its own."""
         request = read_object(body, _decode_request, max_depth=max_depth)
+        without = request.model is None and request.prompt is not None
         return JsonFacts(
             body,
-            request.model if isinstance(request.model, str) else "",
-            find_model(body, request.model),
+            "" if without else request.model,
+            None if without else find_model(body, request.model),
             stream=read_stream(request.stream),
             max_tokens=positive(request.max_output_tokens),
         )
@@ -92,8 +91,8 @@ class Responses(Operation):
             response = _decode_response(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return AnswerFacts()
-        text = len(_encode(response.output)) if response.output else 0
-        usage = None if response.usage == _ABSENT else parse_responses_usage(response.usage, response.service_tier)
+        text = 0 if response.output == _ABSENT else len(response.output)
+        usage = parse_responses_usage(response.usage, response.service_tier)
         return AnswerFacts(usage, error=bool(response.error), text_bytes=text)
 
     def error_event(self, error: GatewayError) -> bytes:

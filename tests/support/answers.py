@@ -131,3 +131,63 @@ def chat_chunks(
         *([chat_chunk(None, usage=dict(usage), **fields)] if usage is not None else []),
         *([DONE] if done else []),
     ]
+
+
+def typed_event(kind: str, **fields: Any) -> bytes:
+    """One event that names its type twice, as OpenAI's do."""
+    data = json.dumps({"type": kind, **fields}, separators=(",", ":"), ensure_ascii=False).encode()
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+
+
+RESPONSE_USAGE = {
+    "input_tokens": 36,
+    "input_tokens_details": {"cached_tokens": 4},
+    "output_tokens": 11,
+    "output_tokens_details": {"reasoning_tokens": 5},
+    "total_tokens": 47,
+}
+
+
+def response_object(
+    text: str | None = "Hello there.",
+    *,
+    model: str = "gpt-4o-mini",
+    status: str = "completed",
+    usage: Mapping[str, Any] | None = RESPONSE_USAGE,
+    **fields: Any,
+) -> dict[str, Any]:
+    """The body of the responses endpoint; `text` None leaves the output empty."""
+    content: dict[str, Any] = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    item = {"id": "msg_test", "type": "message", "role": "assistant", "status": status, "content": [content]}
+    return {
+        "id": "resp_test",
+        "object": "response",
+        "created_at": 1_700_000_000,
+        "status": status,
+        "error": None,
+        "incomplete_details": None,
+        "model": model,
+        "output": [] if text is None else [item],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": None if usage is None else dict(usage),
+        **fields,
+    }
+
+
+def response_events(
+    text: Sequence[str] = ("Hel", "lo ", "there."), *, end: str | None = "response.completed", **fields: Any
+) -> list[bytes]:
+    """The events of a streamed response: two that come before content, one per piece of text, and `end`."""
+    begun = response_object(None, status="in_progress", usage=None)
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("response.created", {"response": begun}),
+        ("response.in_progress", {"response": begun}),
+    ]
+    place = {"item_id": "msg_test", "output_index": 0, "content_index": 0}
+    kinds += [("response.output_text.delta", {**place, "delta": piece, "logprobs": []}) for piece in text]
+    if end is not None:
+        whole = response_object("".join(text) or None, status=end.removeprefix("response."), **fields)
+        kinds.append((end, {"response": whole}))
+    return [typed_event(kind, sequence_number=number, **data) for number, (kind, data) in enumerate(kinds)]

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, cast
 from headgate.config import RetryConfig
 from headgate.dialects.openai import OpenAI
 from headgate.filters.retry import Retry
+from headgate.gateway import FACES
 from headgate.proxy.accounting.estimate import Estimator
 from headgate.proxy.accounting.ledger import Ledger
 from headgate.proxy.accounting.record import Done, Opened, decode
 from headgate.proxy.chain import Chain
 from headgate.proxy.clock import Deadlines
 from headgate.proxy.engine import Engine
-from headgate.proxy.faces import Face, FaceTable
+from headgate.proxy.faces import FaceTable
 from headgate.proxy.graph import Graph, Route
 from headgate.proxy.models import ModelTable, ModelTarget
 from headgate.proxy.upstream.cluster import Cluster, Timeouts
@@ -102,19 +103,7 @@ class Relay:
         chain = Chain([*([Retry(retry)] if retry is not None else []), *filters])
         graph = Graph(
             version="test",
-            faces=FaceTable(
-                [
-                    Face(
-                        "chat",
-                        "POST",
-                        "/v1/chat/completions",
-                        operation="chat",
-                        reads_body=True,
-                        repeatable=True,
-                        metered=True,
-                    )
-                ]
-            ),
+            faces=FaceTable(FACES),
             prefix=Chain([]),
             routes=[],
             default=Route("default", chain),

@@ -1,4 +1,4 @@
-"""The recorded traffic of ../shared/data: which rows are chat, and what a client must get when they are replayed.
+"""The recorded traffic of ../shared/data: which rows are of which endpoint, and what a client must get from a replay.
 
 What is here to compare with is written apart from the product: events are split by a plain search for blank lines, and
 every one is parsed by `json`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "data" / "traffic" / "recorded.jsonl"
 STREAM_REQUEST = b'{"model":"recorded","stream":true,"messages":[{"role":"user","content":"?"}]}'
 
+CHAT = "/v1/chat/completions"
+
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n")
 _OURS = re.compile(rb": headgate \{[^\n]*\}\n\n")
+_OTHERS = ("/v1/completions", "/responses", "/embeddings")
 _FRAMING = {"content-encoding", "content-length", "transfer-encoding", "connection"}
 
 
@@ -36,6 +39,7 @@ class Row:
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    path: str = CHAT
 
     @property
     def asked_for_usage(self) -> bool:
@@ -60,6 +64,24 @@ def chat_rows() -> tuple[Row, ...]:
     with RECORDED.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return tuple(_row(row) for row in rows if _is_chat(row))
+
+
+@cache
+def other_rows() -> tuple[Row, ...]:
+    """Every row of the other endpoints of the OpenAI dialect that take JSON."""
+    if not RECORDED.is_file():
+        return ()
+    with RECORDED.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    found = ((_other_path(row), row) for row in rows)
+    return tuple(replace(_row(row), path=path) for path, row in found if path is not None)
+
+
+def _other_path(row: dict[str, Any]) -> str | None:
+    if row["request"] is None:
+        return "/v1/responses" if '"type":"response.created"' in row["response"]["body"] else None
+    url = urlsplit(row["request"]["url"])
+    return url.path if url.path.startswith("/v1/") and url.path.endswith(_OTHERS) else None
 
 
 def _is_chat(row: dict[str, Any]) -> bool:
