@@ -9,15 +9,15 @@ Here, and only here, are concrete dialects, filters and endpoints known by name.
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from .config import AuthConfig, ConfigError, GatewayConfig, Problem, RetryConfig, UseConfig, load_config
+from .config import AuthConfig, GatewayConfig, RetryConfig, UseConfig, load_config
+from .control.filter_set import FilterSet, Kept, refused, users_filter
 from .control.process.errors import BootError
 from .dialects.mock import MockEndpoint
 from .dialects.openai import OpenAI
@@ -29,12 +29,10 @@ from .proxy.accounting.price_file import PriceFileError, read_price_file
 from .proxy.accounting.price_table import PriceTableError, load_price_table
 from .proxy.accounting.prices import own_price
 from .proxy.accounting.spool import Spool
-from .proxy.chain import Chain, misplaced, prefix_length
 from .proxy.clock import Clock, Deadlines, LoopClock
 from .proxy.engine import Engine
 from .proxy.faces import Face, FaceTable
-from .proxy.filter import Filter
-from .proxy.graph import Graph, Route
+from .proxy.graph import Graph
 from .proxy.model_list import PATH, list_models, retrieve_model
 from .proxy.models import ModelTable, ModelTarget
 from .proxy.upstream.cluster import Cluster, Timeouts
@@ -46,17 +44,19 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
-    from .config import FilterEntry, Price, Provider
+    from .config import Price, Provider
     from .config import Target as TargetConfig
     from .proxy.accounting.price_file import PriceFile
     from .proxy.accounting.price_lookup import PriceTable
     from .proxy.dialect import Dialect
+    from .proxy.filter import Filter
     from .proxy.upstream.call import Endpoint
 
 DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAI}
 MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
 """The mock is known to be free, which is not the same as a price that nobody knows."""
 RETIRE_SECONDS = 1.0
+"""Between two looks whether the clusters of an earlier config are still in use."""
 FACES = (
     Face("chat", "POST", "/v1/chat/completions", operation="chat", reads_body=True, repeatable=True, metered=True),
     *(
@@ -76,6 +76,10 @@ FACES = (
 )
 
 
+Identity = tuple[str, str, str | None]
+"""What makes a cluster the one it is: address, dialect, credential."""
+
+
 class Resources:
     """What graphs share and reloads keep. A failed compile leaves it as it was."""
 
@@ -84,33 +88,33 @@ class Resources:
         self.deadlines = deadlines
         self.dialects: dict[str, Dialect] = {name: kind() for name, kind in DIALECTS.items()}
         self._quota = IdleQuota()
-        self._clusters: dict[str, tuple[tuple[object, ...], Cluster]] = {}
-        self._filters: dict[str, tuple[object, Filter]] = {}
+        self._clusters: dict[str, tuple[Identity, Cluster]] = {}
+        self._filters: dict[str, Kept] = {}
 
     @property
     def clusters(self) -> dict[str, Cluster]:
         """The clusters of the newest config."""
         return {name: cluster for name, (_, cluster) in self._clusters.items()}
 
-    def apply(self, config: GatewayConfig, filters: Filters) -> list[Cluster]:
+    def filters(self, config: GatewayConfig) -> FilterSet:
+        """The filters of a config that may yet be refused. Raises ConfigError."""
+        return FilterSet(config, partial(make_filter, workers=config.workers), self._filters)
+
+    def apply(self, config: GatewayConfig, filters: FilterSet) -> list[Cluster]:
         """Take `config` over: clusters stay where they are the same, and are changed in place where only parameters
         differ. Returns those that are no longer in it, for their last user to close."""
-        old, new = self._clusters, {}
+        old = [cluster for _, cluster in self._clusters.values()]
+        new = {name: self._same(name, one) or self._make(name, one) for name, one in config.providers.items()}
         for name, provider in config.providers.items():
-            key = provider.api_key.reveal() if provider.api_key is not None else None
-            identity = (provider.base_url, provider.dialect, key)
-            kept = old.get(name)
-            new[name] = kept if kept is not None and kept[0] == identity else (identity, self._make(name, provider))
-        for name, provider in config.providers.items():
-            self._update(new[name][1], provider)
-        self._clusters, self._filters = new, filters.made
-        return [cluster for name, (_, cluster) in old.items() if name not in new or new[name][1] is not cluster]
+            _update(new[name][1], provider, config.workers)
+        self._clusters, self._filters = new, filters.kept
+        return [cluster for cluster in old if cluster not in self.clusters.values()]
 
-    def filters(self) -> Filters:
-        """For the chains of a config that may yet be refused."""
-        return Filters(self._filters)
+    def _same(self, name: str, provider: Provider) -> tuple[Identity, Cluster] | None:
+        kept = self._clusters.get(name)
+        return kept if kept is not None and kept[0] == _identity(provider) else None
 
-    def _make(self, name: str, provider: Provider) -> Cluster:
+    def _make(self, name: str, provider: Provider) -> tuple[Identity, Cluster]:
         dialect = self.dialects[provider.dialect]
         endpoint: Endpoint
         if provider.is_mock:
@@ -122,78 +126,45 @@ class Resources:
                 clock=self.clock,
                 deadlines=self.deadlines,
                 credential=dialect.credential(key.reveal()) if key else (),
-                limits=_pool_limits(provider),
                 quota=self._quota,
             )
-        return Cluster(
+        return _identity(provider), Cluster(
             name,
             dialect,
             [endpoint],
             host=provider.base_url,
-            timeouts=_timeouts(provider),
             unconfigured=provider.unconfigured,
-            credential_origin=provider.api_key.origin if provider.api_key is not None else None,
             has_credential=bool(provider.api_key),
             stand_in=provider.is_mock,
-            price_as=provider.price_as,
             price=MOCK_PRICE if provider.is_mock else None,
         )
 
-    @staticmethod
-    def _update(cluster: Cluster, provider: Provider) -> None:
-        cluster.timeouts = _timeouts(provider)
-        cluster.price_as = provider.price_as
-        for endpoint in cluster.endpoints:
-            if isinstance(endpoint, HttpEndpoint):
-                endpoint.update(_pool_limits(provider))
+
+def _identity(provider: Provider) -> Identity:
+    key = provider.api_key.reveal() if provider.api_key is not None else None
+    return provider.base_url, provider.dialect, key
 
 
-class Filters:
-    """The filters of one config: the same objects as before, counters and all, where their settings are equal."""
-
-    def __init__(self, before: Mapping[str, tuple[object, Filter]]) -> None:
-        self._before = before
-        self.made: dict[str, tuple[object, Filter]] = {}
-
-    def get(self, entry: FilterEntry, config: object, place: str) -> Filter:
-        """The filter for `entry` with the settings `config`, at a place of its own in the chain or in a route."""
-        kept = self._before.get(place)
-        if kept is None or kept[0] != config:
-            kept = (config, make_filter(config))
-            kept[1].name = entry.name
-        self.made[place] = kept
-        return kept[1]
+def _update(cluster: Cluster, provider: Provider, workers: int) -> None:
+    """All that may change without a new cluster, at the start as at a reload."""
+    cluster.timeouts = _timeouts(provider)
+    cluster.price_as = provider.price_as
+    cluster.credential_origin = provider.api_key.origin if provider.api_key is not None else None
+    for endpoint in cluster.endpoints:
+        if isinstance(endpoint, HttpEndpoint):
+            endpoint.update(_pool_limits(provider, workers))
 
 
-def make_filter(config: object) -> Filter:
-    """A filter from its config. Raises ConfigError when a user's class cannot be had."""
-    match config:
+def make_filter(settings: object, workers: int = 1) -> Filter:
+    """A filter from its settings, for one of `workers`. Raises ConfigError when a user's class cannot be had."""
+    match settings:
         case AuthConfig():
-            return Auth(config)
+            return Auth(settings)
         case RetryConfig():
-            return Retry(config)
+            return Retry(settings, workers=workers)
         case UseConfig():
-            return _users_filter(config)
-    raise TypeError(f"no filter for {type(config).__name__}")
-
-
-def _users_filter(config: UseConfig) -> Filter:
-    module_name, _, class_name = config.target.partition(":")
-    where = f"filters: use: '{config.target}'"
-    try:
-        kind = getattr(import_module(module_name), class_name)
-    except Exception as error:  # whatever an operator's module does while it is imported
-        raise _refused(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Filter)):
-        raise _refused(f"{where}: is not a subclass of headgate.Filter")
-    try:
-        return kind.from_config(config.config)
-    except Exception as error:
-        raise _refused(f"{where}: its config was refused: {type(error).__name__}: {error}") from error
-
-
-def _refused(message: str) -> ConfigError:
-    return ConfigError((Problem(file="gateway.yaml", line=0, column=0, path="", message=message),))
+            return users_filter(settings)
+    raise TypeError(f"no filter for {type(settings).__name__}")
 
 
 class Gateway:
@@ -251,7 +222,7 @@ class Gateway:
         try:
             self.engine.graph, retired = self._compile(config)
         except BootError as error:
-            raise _refused(str(error)) from error
+            raise refused(str(error)) from error
         self.config = config
         if retired:
             task = self.engine.spawn(self._retire(retired))
@@ -282,17 +253,16 @@ class Gateway:
 
     def _compile(self, config: GatewayConfig) -> tuple[Graph, list[Cluster]]:
         """Config to graph, and the clusters it does not use. What may refuse comes first: then nothing has changed."""
-        filters = self.resources.filters()
-        prefix, default, routes = compile_chains(config, filters)
+        filters = self.resources.filters(config)
         prices = _prices(config, self.clock)
         retired = self.resources.apply(config, filters)
         clusters = self.resources.clusters
         graph = Graph(
             version=config.digest,
             faces=FaceTable(FACES),
-            prefix=prefix,
-            routes=routes,
-            default=default,
+            prefix=filters.chains.prefix,
+            routes=filters.chains.routes,
+            default=filters.chains.default,
             models=_models(config, clusters),
             prices=prices,
             clusters=clusters,
@@ -304,42 +274,9 @@ class Gateway:
         return graph, retired
 
 
-def compile_chains(config: GatewayConfig, filters: Filters) -> tuple[Chain, Route, list[Route]]:
-    """The prefix, the route for what no other matches, and the written routes. Raises ConfigError."""
-    if config.files:
-        _make_importable(config.files[0].resolve().parent)
-    links = [filters.get(entry, entry.config, entry.name) for entry in config.filters]
-    kinds = [entry.kind for entry in config.filters]
-    for at, later in misplaced(kinds, [link.after for link in links]):
-        raise _refused(f"filters[{at}]: '{kinds[at]}' must come after '{later}'")
-    overridden = frozenset(name for route in config.routes for name in route.filters)
-    length = prefix_length(links, overridden)
-    routes: list[Route] = []
-    for written in config.routes:
-        chain: list[Filter] = []
-        for entry, link in zip(config.filters, links, strict=True):
-            override = written.filters.get(entry.name)
-            if override is None:
-                chain.append(link)
-            elif override != "off":
-                chain.append(filters.get(entry, override, f"{written.name}/{entry.name}"))
-        match = written.match
-        routes.append(
-            Route(
-                written.name,
-                Chain(chain, length),
-                path=match.path,
-                model=match.model,
-                key=match.key,
-                provider=written.provider,
-            )
-        )
-    return Chain(links[:length]), Route("default", Chain(links, length)), routes
-
-
 def check_buildable(config: GatewayConfig) -> None:
     """What the file alone cannot tell: whether its filters can be had, and its prices read. Raises ConfigError."""
-    compile_chains(config, Filters({}))
+    FilterSet(config, make_filter)
     _price_file(config)
 
 
@@ -363,7 +300,7 @@ def check_reload(old: GatewayConfig, new: GatewayConfig) -> None:
     )
     changed = [name for name, before, after in fixed if before != after]
     if changed:
-        raise _refused(f"{', '.join(changed)}: a change needs a restart")
+        raise refused(f"{', '.join(changed)}: a change needs a restart")
 
 
 def _prices(config: GatewayConfig, clock: Clock) -> PriceTable:
@@ -377,7 +314,7 @@ def _price_file(config: GatewayConfig) -> PriceFile | None:
     try:
         return read_price_file(config.prices.file) if config.prices.file is not None else None
     except (PriceFileError, OSError) as error:
-        raise _refused(f"prices.file: {error}") from error
+        raise refused(f"prices.file: {error}") from error
 
 
 def _spool(config: GatewayConfig, worker: str, clock: Clock) -> Spool:
@@ -424,15 +361,10 @@ def _timeouts(provider: Provider) -> Timeouts:
     return Timeouts(*(getattr(times, name).total_seconds() for name in Timeouts._fields))
 
 
-def _pool_limits(provider: Provider) -> PoolLimits:
+def _pool_limits(provider: Provider, workers: int) -> PoolLimits:
+    """Of one worker; rounded up, so that each may have a connection."""
     return PoolLimits(
-        max_connections=provider.limits.connections,
-        max_pending=provider.limits.pending,
+        max_connections=-(-provider.limits.connections // workers),
+        max_pending=-(-provider.limits.pending // workers),
         connect_timeout=provider.timeouts.connect.total_seconds(),
     )
-
-
-def _make_importable(directory: Path) -> None:
-    """A user's filter lies beside the file that names it."""
-    if str(directory) not in sys.path:
-        sys.path.append(str(directory))

@@ -29,7 +29,7 @@ _PLACEHOLDER = re.compile(
     r"1234567890123456|0123456789abcdef|abcdefghijklmnop"
 )
 _TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}")
-_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*|[A-Za-z_][\w-]*", re.ASCII)
 _SENSITIVE = re.compile(r"key|token|secret|password|credential|dsn", re.IGNORECASE)
 
 
@@ -127,7 +127,7 @@ class UseConfig(Section):
     kind: Filled[Literal["use"]] = "use"
 
     target: Annotated[str, AfterValidator(_target)]
-    """The class, as `package.module:Class`."""
+    """The class, as `package.module:Class`, or the name of an entry point in the group `headgate.filters`."""
 
     name: Name
     """As the entry's name."""

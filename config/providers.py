@@ -61,10 +61,10 @@ class ProviderLimits(Section):
     """What protects the gateway from one provider. Overflow is 503 at once."""
 
     connections: Count = 1024
-    """Open connections to this provider. Default 1024."""
+    """Open connections to this provider, shared out over the workers. Default 1024."""
 
     pending: Count = 1024
-    """Requests that wait for a connection. Default 1024."""
+    """Requests that wait for a connection, shared out over the workers. Default 1024."""
 
 
 class Provider(Section):

@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class Retry(Filter):
-    """Installs `ex.retry`."""
+    """Installs `ex.retry`. `workers` share the retries that are always allowed."""
 
     reads_body = False
     after = ("auth",)
 
-    def __init__(self, config: RetryConfig) -> None:
+    def __init__(self, config: RetryConfig, *, workers: int = 1) -> None:
         self.name = "retry"
         self.policy = RetryPolicy(
             config.attempts,
             frozenset(config.on),
             budget_percent=config.budget.percent,
-            budget_min_per_second=config.budget.min_per_second,
+            budget_min_per_second=config.budget.min_per_second / workers,
         )
 
     def on_request(self, ex: Exchange) -> None:
