@@ -149,6 +149,16 @@ async def test_what_an_answer_used_and_cost_stands_on_it() -> None:
     assert (row.outcome, row.status, row.provider, row.upstream_model) == ("ok", 200, "up", "gpt-4o-mini")
 
 
+async def test_a_vendors_price_list_can_be_named() -> None:
+    """Design §6: `price_as`, where the host does not tell whose prices hold."""
+    costs = []
+    for price_as in (None, "groq"):
+        async with gateway_over(json_response(chat_completion()), price_as=price_as) as (gateway, _):
+            costs.append((await gateway.post(b'{"model":"llama-3.3-70b-versatile"}')).header("x-headgate-cost-usd"))
+    assert costs[0] is None
+    assert float(costs[1] or 0) > 0
+
+
 async def test_an_unknown_price_is_absent_and_never_zero() -> None:
     """Design §5."""
     async with gateway_over(json_response(chat_completion(model="home-made"))) as (gateway, _):
