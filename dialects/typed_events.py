@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..proxy.errors import GatewayError
 
 LAST_BYTES = 16 * 1024
-"""What is remembered of an event that passes in parts."""
+"""What is remembered of an event that is not read whole."""
 
 _ABSENT = msgspec.Raw(b"null")
 _SILENT = frozenset(("ping", "keepalive"))
@@ -71,7 +71,7 @@ class TypedStream(StreamReader):
         self._splitter = EventSplitter()
         self._ids = False
         self._large = ""
-        """Type of the event that passes in parts."""
+        """Type of the event that is not read whole."""
         self._last_bytes = b""
 
     @property
@@ -108,9 +108,11 @@ class TypedStream(StreamReader):
         if not self._ids and (event.startswith(b"id") or b"\nid" in event):
             self._ids = has_id(event)
         kind, data = parse_event(event)
-        parsed = _read(data) if data is not None else None
-        if parsed is None:
+        if data is None:
             return event
+        parsed = _read(data)
+        if parsed is None:
+            return self._part(event, first=True, last=True)
         what = parsed.type if isinstance(parsed.type, str) else (kind or b"").decode("latin-1")
         if (usage := _usage(parsed)) is not None:
             self.usage = usage
@@ -123,11 +125,13 @@ class TypedStream(StreamReader):
         return event
 
     def _part(self, piece: bytes, *, first: bool, last: bool) -> bytes:
+        """Part of an event that is too large to hold, or all of one that is no JSON (recorded: a brace too few)."""
         if first:
             head = _EVENT_LINE.search(piece) or _TYPE_FIRST.search(piece)
             self._large = head[1].decode("latin-1") if head is not None else ""
-            self._begin(self._large)
             self._last_bytes = b""
+            if self._large:
+                self._begin(self._large)
         self._last_bytes = (self._last_bytes + piece)[-LAST_BYTES:]
         if not last:
             return piece

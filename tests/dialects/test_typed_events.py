@@ -138,6 +138,14 @@ def test_a_terminal_event_too_large_to_hold_ends_the_stream_with_its_usage(named
     assert (reader.whole, reader.usage, reader.mid_event) == (True, Usage(7, 3), False)
 
 
+def test_a_terminal_event_of_broken_json_ends_the_stream() -> None:
+    """Recorded: the provider left a brace out, and the stream was whole all the same."""
+    reader = stream()
+    reader.feed(DELTA)
+    assert reader.feed(DONE.replace(b"}}", b"}")) == DONE.replace(b"}}", b"}") + COMMENT
+    assert (reader.whole, reader.usage) == (True, Usage(7, 3))
+
+
 def test_a_large_event_that_is_cut_is_no_end() -> None:
     reader = stream()
     for piece in in_pieces(large("x.done", usage=USAGE)[:-9]):

@@ -179,13 +179,19 @@ def response_object(
 def response_events(
     text: Sequence[str] = ("Hel", "lo ", "there."), *, end: str | None = "response.completed", **fields: Any
 ) -> list[bytes]:
-    """The events of a streamed response: two that come before content, one per piece of text, and `end`."""
+    """The events of a streamed response: four that come before content, one per piece of text, and `end`."""
     begun = response_object(None, status="in_progress", usage=None)
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("response.created", {"response": begun}),
         ("response.in_progress", {"response": begun}),
     ]
+    if text:
+        item = {"id": "msg_test", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+        kinds.append(("response.output_item.added", {"output_index": 0, "item": item}))
     place = {"item_id": "msg_test", "output_index": 0, "content_index": 0}
+    if text:
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        kinds.append(("response.content_part.added", {**place, "part": part}))
     kinds += [("response.output_text.delta", {**place, "delta": piece, "logprobs": []}) for piece in text]
     if end is not None:
         whole = response_object("".join(text) or None, status=end.removeprefix("response."), **fields)
