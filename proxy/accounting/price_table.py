@@ -61,7 +61,12 @@ def table_path(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 def _user_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification: a relative path there is to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "headgate"
+    if os.path.isabs(base):
+        return Path(base) / "headgate"
+    try:
+        return Path.home() / ".cache" / "headgate"
+    except RuntimeError:  # a container's user without a name and without HOME
+        return Path(os.devnull) / "headgate"  # cannot be written
 
 
 def _read(path: Path) -> FlatTable | None:

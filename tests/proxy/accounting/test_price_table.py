@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def price_of_gpt_4o(cache: Path) -> float | None:
+def price_of_gpt_4o(cache: Path | None) -> float | None:
     price = load_price_table(cache, wall=time.time).lookup("https://api.openai.com/v1", "gpt-4o")
     return price.cost(Usage(1_000_000, 0)) if price is not None else None
 
@@ -157,6 +157,17 @@ def test_the_table_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_
     for not_absolute in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", not_absolute)
         assert table_path().parent == tmp_path / "home" / ".cache" / "headgate"
+
+
+def test_a_user_without_a_home_has_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(module.Path, "home", homeless)
+    with pytest.raises(NotADirectoryError):
+        table_path().parent.mkdir(parents=True)
+    assert price_of_gpt_4o(None) == 2.5
 
 
 def test_an_unfinished_file_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
