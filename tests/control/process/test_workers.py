@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headgate.proxy.accounting.record import Done, Opened
@@ -19,8 +21,6 @@ from tests_support.traffic import error_events, has_done
 from tests_support.upstream import FakeUpstream, Sleep
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pytest
 
     from tests_support.upstream import Request, Step
@@ -154,6 +154,38 @@ async def test_workers_log_at_the_level_that_was_asked_for(tmp_path: Path) -> No
     async with gateway_process({"providers": MOCK, "filters": [{"use": "loud:Loud"}]}, workers=2, env=env) as gateway:
         await gateway.post()
         await gateway.until(lambda: '"loud"' in gateway.log, "the debug line")
+
+
+NOT_IN_A_WORKER = {
+    *("genai_prices", "h2", "httpx", "httpx2", "openai", "prometheus_client", "redis", "sqlite3"),
+    *("headgate.control.admin.app", "headgate.control.events", "headgate.control.telemetry"),
+}
+SPY = """
+import json, sys
+from headgate import Filter
+class Spy(Filter):
+    def on_request(self, ex):
+        json.dump(sorted(sys.modules), open("modules.json", "w"))
+"""
+
+
+async def test_a_worker_loads_what_it_serves_with_and_stays_small(tmp_path: Path) -> None:
+    (tmp_path / "spy.py").write_text(SPY)
+    env = {"PYTHONPATH": str(tmp_path)}
+    async with gateway_process({"providers": MOCK, "filters": [{"use": "spy:Spy"}]}, workers=2, env=env) as gateway:
+        await gateway.post()
+        loaded = json.loads((gateway.folder / "modules.json").read_text())
+        costs = [cost_of(pid) for pid in gateway.worker_pids()]
+    assert NOT_IN_A_WORKER & set(loaded) == set()
+    assert max(seconds for seconds, _ in costs) <= 1.0
+    assert max(megabytes for _, megabytes in costs) <= 60
+
+
+def cost_of(pid: int) -> tuple[float, float]:
+    """CPU seconds so far, and proportional memory in MB."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    [pss] = re.findall(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(pss) / 1024
 
 
 async def test_a_disk_that_is_full_fails_no_request_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def test_a_user_without_a_home_has_a_cache_that_cannot_be_written(monkeypatch: p
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(module.Path, "home", homeless)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
     with pytest.raises(NotADirectoryError):
         table_path().parent.mkdir(parents=True)
     assert price_of_gpt_4o(None) == 2.5
