@@ -6,18 +6,19 @@ Back-pressure is kept: what the reader has not taken is bounded, and the provide
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING
 
-from ..proxy.edge.downstream import Downstream, RequestHead
+from ..proxy.edge.downstream import Downstream
+from ..proxy.edge.response_head import BODILESS
 from ..proxy.errors import BodyTooLargeError
+from .pieces import Pieces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..proxy.edge.downstream import Acceptor, Headers
+    from ..proxy.edge.downstream import Acceptor, Headers, RequestHead
 
-WAITING_BYTES = 64 * 1024
+UNREAD_BYTES = 64 * 1024
 
 
 class CutError(Exception):
@@ -25,9 +26,12 @@ class CutError(Exception):
 
 
 class AnswerStream(Downstream):
-    """One exchange. `accept` begins it; then `head` and `read`; `leave` at any time."""
+    """One exchange: `answer`, then `read` until it gives None; `leave` at any time.
 
-    __slots__ = ("_behind", "_body", "_changed", "_cut", "_loop", "_over", "_pieces", "_waiting", "headers", "status")
+    `status` and `headers` are those of the answer, once `answer` has returned.
+    """
+
+    __slots__ = ("_body", "_loop", "_mute", "_pieces", "headers", "status")
 
     def __init__(self, head: RequestHead, body: bytes) -> None:
         self.head = head
@@ -35,49 +39,35 @@ class AnswerStream(Downstream):
         self.headers: Headers = []
         self._body = body
         self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
-        self._pieces: deque[bytes] = deque()
-        self._waiting = 0
-        self._behind = self._over = self._cut = False
+        self._mute = head.method == "HEAD"
+        self._pieces = Pieces(UNREAD_BYTES, self._resume_soon)
 
     async def answer(self, acceptor: Acceptor) -> None:
-        """Run the exchange until the head of its answer is there. Cancelled, it leaves."""
+        """Run the exchange until the first bytes of its answer are there. Raises CutError. Cancelled, it leaves."""
         acceptor.accept(self)
+        pieces = self._pieces
         try:
-            while not self.status and not self._over:
-                await self._wait()
+            while not pieces and not pieces.over:
+                await pieces.change()
         except asyncio.CancelledError:
             self.leave()
             raise
-        if not self.status:
-            raise CutError
+        if not pieces and pieces.error is not None:
+            raise pieces.error
 
     async def read(self) -> bytes | None:
         """The next bytes of the body, None at its end. Raises CutError. Cancelled, it leaves."""
         try:
-            while not self._pieces and not self._over:
-                await self._wait()
+            return await self._pieces.read()
         except asyncio.CancelledError:
             self.leave()
             raise
-        if self._pieces:
-            piece = b"".join(self._pieces)
-            self._pieces.clear()
-            self._waiting = 0
-            if self._behind:
-                self._behind = False
-                if not self._over:
-                    self._loop.call_soon(self._resume)
-            return piece
-        if self._cut:
-            raise CutError
-        return None
 
     def leave(self) -> None:
         """The reader wants no more; harmless when the answer is whole."""
-        if not self._over:
-            self._over = True
-            self._pieces.clear()
+        left = not self._pieces.over
+        self._pieces.drop(CutError())
+        if left:
             self.listener.on_gone()
 
     # What the acceptor calls
@@ -86,45 +76,32 @@ class AnswerStream(Downstream):
         self._loop.call_soon(self._deliver, limit)
 
     def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:
-        if self._over:
-            return
         self.status = status
         self.headers = list(headers)
-        if length is not None:
+        self._mute = self._mute or status in BODILESS
+        if length is not None and status not in BODILESS:
             self.headers.append((b"content-length", b"%d" % length))
-        self._changed.set()
 
     def write(self, data: bytes) -> bool:
-        if self._over or not data or self.head.method == "HEAD":
-            return True
-        self._pieces.append(data)
-        self._waiting += len(data)
-        self._changed.set()
-        self._behind = self._waiting > WAITING_BYTES
-        return not self._behind
+        return self._mute or not data or self._pieces.put(data)
 
     def end(self) -> None:
-        self._over = True
-        self._changed.set()
+        self._pieces.end()
 
     def abort(self) -> None:
-        if self._over:
-            return
-        self._cut = self._over = True
-        self._changed.set()
+        self._pieces.end(CutError())
 
     def _deliver(self, limit: int) -> None:
-        if self._over:
+        if self._pieces.over:
             return
         if len(self._body) > limit:
             self.listener.on_body_error(BodyTooLargeError(f"The body is larger than {limit} bytes."))
         else:
             self.listener.on_body(self._body)
 
-    def _resume(self) -> None:
-        if not self._over:
-            self.listener.on_resume()
+    def _resume_soon(self) -> None:
+        self._loop.call_soon(self._resume)
 
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+    def _resume(self) -> None:
+        if not self._pieces.over:
+            self.listener.on_resume()

@@ -6,14 +6,28 @@ request's own package, which is loaded already.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    import httpx
+    import httpx2
 
     from ..proxy.edge.downstream import Headers
+
+    class AsyncTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):  # type: ignore[misc]
+        """What a type checker knows as a transport of both packages."""
+
+    class Transport(AsyncTransport, httpx.BaseTransport, httpx2.BaseTransport):  # type: ignore[misc]
+        """The same, for sync clients as well."""
+else:
+    AsyncTransport = Transport = object
+
+T = TypeVar("T")
 
 
 class HttpClasses:
@@ -62,24 +76,24 @@ class HttpClasses:
         body = self._sync_body(pieces, leave)
         return self._package.Response(status, headers=headers, stream=body, request=request)
 
-    def read_timeout(self, request: Any) -> Exception:
-        """The client's own patience has ended."""
-        error: Exception = self._package.ReadTimeout("The gateway did not answer in time.", request=request)
-        return error
+    async def within_read_timeout(self, request: Any, work: Awaitable[T]) -> T:
+        """What `work` gives. Where the client's own patience ends before it does, it is cancelled: ReadTimeout."""
+        seconds = request.extensions.get("timeout", {}).get("read")
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError:
+            raise self.error("ReadTimeout", request, "The answer did not come in time.") from None
 
-    def broken(self, request: Any) -> Exception:
-        """The answer was cut."""
-        return self.failed(request, "The answer was cut short.", "RemoteProtocolError")
-
-    def failed(self, request: Any, message: str, kind: str) -> Exception:
+    def error(self, kind: str, request: Any, message: str) -> Exception:
         """The client's own error of that name."""
         error: Exception = getattr(self._package, kind)(message, request=request)
         return error
 
 
 def classes_of(request: Any) -> HttpClasses:
-    """By the package of the request's class."""
-    return _classes(type(request).__module__.partition(".")[0])
+    """By the package of the request's class, or of the one it is derived from."""
+    return _classes(type(request).__mro__[-2].__module__.partition(".")[0])
 
 
 @cache

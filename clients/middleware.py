@@ -4,94 +4,103 @@
 
 It answers the paths of the endpoint table and `/v1/health`; every other scope passes untouched. It starts with the
 application's lifespan, or, under a server that has none, with the first request; it ends with the lifespan.
+
+Who may reach the application is the application's to say: hosts, origins and TLS are not looked at here.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import structlog
+
+from ..gateway import FACES
 from ..proxy.edge.asgi import serve_exchange
-from ..proxy.edge.data_app import data_app
-from .embedded import Embedded
+from ..proxy.faces import FaceTable
+from .embedded import Embedded, below_mount
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, MutableMapping
 
     from ..config import GatewayConfig
     from ..gateway import Gateway
-
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
-    App = Callable[[Message, Receive, Send], Awaitable[None]]
+    from .embedded import App, Message, Receive, Send
 
 HEALTH = "/v1/health"
+_TABLE = FaceTable(FACES)
+_ENDS = frozenset(("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"))
+log = structlog.get_logger("headgate")
 
 
 class GatewayMiddleware:
-    """`app` with the gateway in front of it."""
+    """`app` with the gateway in front of it. `config` is a path, a loaded config, or None for what an empty file
+    means."""
 
     def __init__(self, app: App, config: GatewayConfig | str | os.PathLike[str] | None = None) -> None:
         self._app = app
         self._embedded = Embedded(config)
-        self._health = data_app(self._not_ready, version("headgate"))
 
     @property
     def gateway(self) -> Gateway:
         """The gateway inside."""
         return self._embedded.gateway
 
+    @property
+    def admin(self) -> App:
+        """The admin endpoints, to mount where the application wants them."""
+        return self._embedded.admin
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """One scope, ours or the application's."""
         if scope["type"] == "http":
-            path = scope["path"]
-            if path == HEALTH:
-                await self._embedded.start()
-                await self._health(scope, receive, send)
+            own = below_mount(scope)
+            if _TABLE.serves(own["path"]):
+                server = await self._embedded.start()
+                await serve_exchange(server.context, own, receive, send)
                 return
-            if path.startswith("/v1/"):
-                await self._embedded.start()
-                if self.gateway.engine.accepts(path):
-                    await serve_exchange(self._embedded.context, scope, receive, send)
-                    return
+            if own["path"] == HEALTH:
+                await self._embedded.health(dict(own), receive, send)
+                return
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     async def _lifespan(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Around the application's own lifespan; in its place where it has none."""
-        started = False
+        """Around the application's own lifespan: up before it, down after it."""
+        unread = [await receive()]
+        try:
+            await self._embedded.start()
+        except Exception as error:
+            log.error("not_started", exc_info=error)
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        spoke = False
 
-        async def receive_and_start() -> Message:
-            nonlocal started
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self._embedded.start()
-                started = True
-            return message
+        async def receive_all() -> Message:
+            return unread.pop() if unread else await receive()
 
         async def close_and_send(message: Message) -> None:
-            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
+            nonlocal spoke
+            spoke = True
+            if message["type"] in _ENDS:
                 await self._embedded.aclose()
             await send(message)
 
         try:
-            await self._app(scope, receive_and_start, close_and_send)
-        except Exception:
-            if started:
+            await self._app(scope, receive_all, close_and_send)
+        except Exception as error:
+            if spoke:
                 await self._embedded.aclose()
                 raise
-            # The application has no lifespan, and says so the way ASGI asks for: by raising.
+            log.info("application_has_no_lifespan", error=repr(error))
+        if not spoke:
             await self._own_lifespan(receive, send)
 
     async def _own_lifespan(self, receive: Receive, send: Send) -> None:
+        """In place of an application that has none: it says so by raising, or by not answering."""
+        await send({"type": "lifespan.startup.complete"})
         while (await receive())["type"] != "lifespan.shutdown":
-            await self._embedded.start()
-            await send({"type": "lifespan.startup.complete"})
+            pass
         await self._embedded.aclose()
         await send({"type": "lifespan.shutdown.complete"})
-
-    def _not_ready(self) -> list[str]:
-        return [] if self.gateway.ready else ["starting"]

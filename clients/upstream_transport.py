@@ -4,20 +4,20 @@ chain.
     AsyncClient(transport=UpstreamTransport())
 
 For side calls that want the engine's behaviour, and for comparing it with other clients. Redirects, cookies and
-authentication stay the client's; HTTP/1.1, certificates verified.
+authentication stay the client's; HTTP/1.1, certificates verified. It belongs to the loop of its first request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ..proxy.clock import Deadlines, LoopClock
-from ..proxy.errors import ConnectError, ConnectTimeoutError, GatewayError
+from ..proxy.errors import ConnectError, ConnectTimeoutError, GatewayError, PoolOverflowError, UpstreamError
 from ..proxy.upstream.call import CallReceiver, UpstreamRequest
 from ..proxy.upstream.http_endpoint import HttpEndpoint
-from .http_classes import HttpClasses, classes_of
+from .http_classes import AsyncTransport, HttpClasses, classes_of
+from .pieces import Pieces
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,12 +26,18 @@ if TYPE_CHECKING:
     from ..proxy.edge.downstream import Headers
     from ..proxy.upstream.call import Call, Endpoint, ResponseHead
 
-WAITING_BYTES = 256 * 1024
+UNREAD_BYTES = 256 * 1024
 MAX_ORIGINS = 256
+_KINDS = (
+    (ConnectTimeoutError, "ConnectTimeout"),
+    (ConnectError, "ConnectError"),
+    (PoolOverflowError, "PoolTimeout"),
+    (UpstreamError, "RemoteProtocolError"),
+)
 _FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection"))
 
 
-class UpstreamTransport:
+class UpstreamTransport(AsyncTransport):
     """A transport for `AsyncClient`. Endpoints are made per origin and kept, `MAX_ORIGINS` at the most."""
 
     def __init__(self) -> None:
@@ -42,26 +48,19 @@ class UpstreamTransport:
     async def handle_async_request(self, request: Any) -> Any:
         """One call. Raises the client's own ConnectError, ConnectTimeout, ReadTimeout and RemoteProtocolError."""
         classes = classes_of(request)
-        endpoint = await self._endpoint(request)
+        if request.url.scheme not in ("http", "https"):
+            raise classes.error("UnsupportedProtocol", request, f"'{request.url.scheme}' is not spoken here.")
+        body = await request.aread()
         headers: Headers = [
             (name.lower(), value) for name, value in request.headers.raw if name.lower() not in _FRAMING
         ]
-        body = await request.aread()
-        heard = _Heard()
-        heard.call = endpoint.start(
-            UpstreamRequest(request.method.encode(), request.url.raw_path, headers, body), heard
-        )
+        sent = UpstreamRequest(request.method.encode(), request.url.raw_path, headers, body)
+        heard = Heard()
+        heard.call = (await self._endpoint(request)).start(sent, heard)
         try:
-            async with asyncio.timeout(_read_timeout(request)):
-                head = await heard.head()
-        except TimeoutError:
-            heard.leave()
-            raise classes.read_timeout(request) from None
+            head = await classes.within_read_timeout(request, heard.head())
         except GatewayError as error:
-            raise classes.failed(request, error.message, _kind(error)) from error
-        except asyncio.CancelledError:
-            heard.leave()
-            raise
+            raise classes.error(_kind(error), request, error.message) from error
         return classes.async_response(request, head.status, head.headers, _body(classes, request, heard), heard.leave)
 
     async def _endpoint(self, request: Any) -> Endpoint:
@@ -70,12 +69,13 @@ class UpstreamTransport:
             self._deadlines = Deadlines(self._clock)
         url = request.url
         origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
-        endpoint = self._endpoints.get(origin)
+        endpoint = self._endpoints.pop(origin, None)
         if endpoint is None:
             if len(self._endpoints) >= MAX_ORIGINS:
-                oldest = next(iter(self._endpoints))
-                await self._endpoints.pop(oldest).aclose()
-            endpoint = self._endpoints[origin] = HttpEndpoint(origin, clock=self._clock, deadlines=self._deadlines)
+                longest_unused = next(iter(self._endpoints))
+                await self._endpoints.pop(longest_unused).aclose()
+            endpoint = HttpEndpoint(origin, clock=self._clock, deadlines=self._deadlines)
+        self._endpoints[origin] = endpoint
         return endpoint
 
     async def aclose(self) -> None:
@@ -91,18 +91,44 @@ class UpstreamTransport:
         await self.aclose()
 
 
-class _Heard(CallReceiver):
+class Heard(CallReceiver):
     """What a call said, for whoever awaits it."""
 
     call: Call
 
     def __init__(self) -> None:
         self._head: ResponseHead | None = None
-        self._pieces: deque[bytes] = deque()
-        self._waiting = 0
-        self._over = False
-        self._error: GatewayError | None = None
-        self._changed = asyncio.Event()
+        self._pieces = Pieces(UNREAD_BYTES, lambda: self.call.resume())
+
+    async def head(self) -> ResponseHead:
+        """The head. Raises GatewayError. Cancelled, it leaves."""
+        pieces = self._pieces
+        try:
+            while self._head is None and not pieces.over:
+                await pieces.change()
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+        if self._head is None:
+            raise pieces.error or UpstreamError("There was no answer.")
+        return self._head
+
+    async def read(self) -> bytes | None:
+        """The next bytes, None at the end. Raises GatewayError. Cancelled, it leaves."""
+        try:
+            return await self._pieces.read()
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Nobody reads on; harmless when the answer is whole."""
+        left = not self._pieces.over
+        self._pieces.drop(UpstreamError("The answer was left."))
+        if left:
+            self.call.cancel()
+
+    # What the call says
 
     def on_sent(self, call: Call) -> None:
         """Nothing waits for it."""
@@ -110,81 +136,32 @@ class _Heard(CallReceiver):
     def on_head(self, call: Call, head: ResponseHead) -> None:
         """The answer begins."""
         self._head = head
-        self._changed.set()
+        self._pieces.wake()
 
     def on_data(self, call: Call, data: bytes) -> None:
         """Kept until it is read; above a bound the provider waits."""
-        self._pieces.append(data)
-        self._waiting += len(data)
-        if self._waiting > WAITING_BYTES:
+        if not self._pieces.put(data):
             call.pause()
-        self._changed.set()
 
     def on_end(self, call: Call, clean: bool) -> None:
         """Whole: a client of HTTP may also take the end of the connection for the end of the body (RFC 9112, 6.3)."""
-        self._over = True
-        self._changed.set()
+        self._pieces.end()
 
     def on_error(self, call: Call, error: GatewayError) -> None:
         """Not whole."""
-        self._error = error
-        self._over = True
-        self._changed.set()
-
-    async def head(self) -> ResponseHead:
-        """The head. Raises GatewayError."""
-        while self._head is None:
-            if self._error is not None:
-                raise self._error
-            await self._wait()
-        return self._head
-
-    async def read(self) -> bytes | None:
-        """The next bytes, None at the end. Raises GatewayError."""
-        while not self._pieces and not self._over:
-            await self._wait()
-        if self._pieces:
-            piece = b"".join(self._pieces)
-            self._pieces.clear()
-            if self._waiting > WAITING_BYTES and not self._over:
-                self.call.resume()
-            self._waiting = 0
-            return piece
-        if self._error is not None:
-            raise self._error
-        return None
-
-    def leave(self) -> None:
-        """Nobody reads on."""
-        if not self._over:
-            self._over = True
-            self.call.cancel()
-
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+        self._pieces.end(error)
 
 
-async def _body(classes: HttpClasses, request: Any, heard: _Heard) -> AsyncIterator[bytes]:
+async def _body(classes: HttpClasses, request: Any, heard: Heard) -> AsyncIterator[bytes]:
     while True:
         try:
-            async with asyncio.timeout(_read_timeout(request)):
-                piece = await heard.read()
-        except TimeoutError:
-            raise classes.read_timeout(request) from None
+            piece = await classes.within_read_timeout(request, heard.read())
         except GatewayError as error:
-            raise classes.failed(request, error.message, _kind(error)) from error
+            raise classes.error(_kind(error), request, error.message) from error
         if piece is None:
             return
         yield piece
 
 
 def _kind(error: GatewayError) -> str:
-    if isinstance(error, ConnectTimeoutError):
-        return "ConnectTimeout"
-    return "ConnectError" if isinstance(error, ConnectError) else "RemoteProtocolError"
-
-
-def _read_timeout(request: Any) -> float | None:
-    timeout = request.extensions.get("timeout", {}).get("read")
-    return None if timeout is None else float(timeout)
+    return next((name for kind, name in _KINDS if isinstance(error, kind)), "LocalProtocolError")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from ...config.listeners import is_loopback
 from ...proxy.edge.guard import Guard
 from ...proxy.errors import (
     DownstreamError,
@@ -144,7 +143,7 @@ def permitted(view: AdminView, access: Access, scope: Scope) -> bool:
 def _is_local(view: AdminView, scope: Scope) -> bool:
     """Only this machine reaches the listener, and no web page that had its name re-bound to it."""
     host = next((value for name, value in scope["headers"] if name == b"host"), None)
-    return is_loopback(view.config.listeners.admin.address) and THIS_MACHINE.check(host, None) is None
+    return view.loopback and THIS_MACHINE.check(host, None) is None
 
 
 def _identify(view: AdminView, scope: Scope) -> Principal:

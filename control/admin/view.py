@@ -44,6 +44,10 @@ class AdminView(Protocol):
         """Unix seconds."""
 
     @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches the admin endpoints."""
+
+    @property
     def stats(self) -> ControlStats: ...
 
     @property

@@ -79,9 +79,18 @@ class ControlHalf:
 
     @asynccontextmanager
     async def running(self, admin: socket.socket, view: AdminView) -> AsyncIterator[None]:
-        """Serve admin and tail the ledger; at the end the ledger holds what was written by then."""
-        self._warn()
+        """Serve admin and tail the ledger."""
         server = await serve(admin_app(view), self._context, [admin])
+        try:
+            async with self.tailing():
+                yield
+        finally:
+            await server.aclose()
+
+    @asynccontextmanager
+    async def tailing(self) -> AsyncIterator[None]:
+        """Warn, and tail the ledger; at the end the ledger holds what was written by then."""
+        self._warn()
         tailing = asyncio.get_running_loop().create_task(self._tail())
         try:
             yield
@@ -91,7 +100,6 @@ class ControlHalf:
             if not await self.tailer.flush():
                 log.warning("ledger_behind", spool=str(self.config.events.spool.path))
             self.tailer.close()
-            await server.aclose()
 
     def not_ready(self) -> list[str]:
         """What of the control half should keep traffic away."""

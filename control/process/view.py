@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from ...config.listeners import is_loopback
 from ...filters.auth import Auth
 from ...proxy.exchange import ANONYMOUS, Principal
 from ..admin.chains import describe_chains
@@ -44,6 +45,11 @@ class View(ABC):
     def started(self) -> float:
         """Unix seconds."""
         return self._control.started
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches the admin listener."""
+        return is_loopback(self.config.listeners.admin.address)
 
     @property
     def stats(self) -> ControlStats:
