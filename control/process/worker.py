@@ -40,15 +40,16 @@ async def run_worker(
     channel = await Channel.over(control)
     try:
         first = await channel.from_supervisor()
-    except EOFError:
-        return 0
-    if isinstance(first, Configure):
-        half = make_half(source.parse(first.text))
-        await half.start()
-        server = DataServer(half, version)
-        await server.open([data])
-        await _Worker(channel, server, source).run(first.digest)
-    await channel.aclose()
+        if isinstance(first, Configure):
+            half = make_half(source.parse(first.text))
+            await half.start()
+            server = DataServer(half, version)
+            await server.open([data])
+            await _Worker(channel, server, source).run(first.digest)
+    except EOFError as error:
+        log.warning("supervisor_gone", reason=str(error))
+    finally:
+        await channel.aclose()
     return 0
 
 

@@ -174,9 +174,10 @@ async def test_a_worker_loads_what_it_serves_with_and_stays_small(tmp_path: Path
     env = {"PYTHONPATH": str(tmp_path)}
     async with gateway_process({"providers": MOCK, "filters": [{"use": "spy:Spy"}]}, workers=2, env=env) as gateway:
         await gateway.post()
-        loaded = json.loads((gateway.folder / "modules.json").read_text())
+        loaded = set(json.loads((gateway.folder / "modules.json").read_text()))
+        loaded -= {"sqlite3"} if "coverage" in loaded else set()
         costs = [cost_of(pid) for pid in gateway.worker_pids()]
-    assert NOT_IN_A_WORKER & set(loaded) == set()
+    assert NOT_IN_A_WORKER & loaded == set()
     assert max(seconds for seconds, _ in costs) <= 1.0
     assert max(megabytes for _, megabytes in costs) <= 60
 

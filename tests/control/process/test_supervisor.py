@@ -1,0 +1,227 @@
+"""supervisor: what it makes of workers that do not start, do not answer, talk nonsense, or will not go back.
+
+Its workers are scripts that speak the channel and do nothing else; the real ones are in test_workers.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from headgate.config import ConfigError
+from headgate.control.admin.view import ControlStats
+from headgate.control.process import supervisor as module
+from headgate.control.process import worker_process
+from headgate.control.process.errors import BootError
+from headgate.control.process.source import ConfigSource
+from headgate.control.process.supervisor import Supervisor
+from headgate.control.process.worker_process import WorkerProcess
+from headgate.proxy.clock import Deadlines, LoopClock
+from tests_support.caller import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from headgate.control.process.control_half import ControlHalf
+
+PLAYED = """
+import asyncio, socket, sys
+from headgate.control.process.channel import *
+from headgate.config import Problem
+
+async def main(fd, play):
+    channel = await Channel.over(socket.socket(fileno=fd))
+    async def refuse(order):
+        channel.send(Refused(order.digest, [Problem("gateway.yaml", 3, 1, "x", "not me")]))
+    async def take(order):
+        channel.send(Ready(order.digest, [{"route": "default"}]))
+    async def next():
+        return await channel.from_supervisor()
+    await eval(play)(channel, next, take, refuse)
+    await channel.aclose()
+
+async def sits(channel, next, take, refuse):
+    await next()
+    await asyncio.sleep(60)
+
+async def obeys(channel, next, take, refuse):
+    while isinstance(order := await next(), Configure):
+        await take(order)
+
+async def refuses(channel, next, take, refuse):
+    await take(await next())
+    while isinstance(order := await next(), Configure):
+        await refuse(order)
+
+async def deaf(channel, next, take, refuse):
+    await take(await next())
+    await asyncio.sleep(60)
+
+async def only_once(channel, next, take, refuse):
+    await take(await next())
+    await take(await next())
+    while isinstance(order := await next(), Configure):
+        await refuse(order)
+
+async def babbles(channel, next, take, refuse):
+    await take(await next())
+    channel._writer.write(b"\\0\\0\\0\\3abc")
+    await asyncio.sleep(60)
+
+asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
+"""
+TEXTS = ["limits: {json_depth: 7}", "limits: {json_depth: 8}"]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RELOAD_SECONDS", 1.0)
+    monkeypatch.setattr(module, "SLACK_SECONDS", 0.3)
+    monkeypatch.setattr(worker_process, "LAST_WORDS_SECONDS", 0.3)
+
+
+@asynccontextmanager
+async def supervising(*plays: str) -> AsyncIterator[tuple[Supervisor, list[asyncio.Task[None]]]]:
+    """One place for a worker for each play, without the control half and its signals."""
+    clock = LoopClock()
+    source = ConfigSource(None)
+
+    def command(name: str, control: int, data: int) -> list[str]:
+        return [sys.executable, "-P", "-c", PLAYED, str(control), plays[int(name)]]
+
+    made = Supervisor(
+        source,
+        TEXTS[0],
+        source.parse(TEXTS[0]),
+        command=command,
+        version="test",
+        clock=clock,
+        deadlines=Deadlines(clock),
+    )
+    made._control = cast("ControlHalf", SimpleNamespace(stats=ControlStats()))
+    made._data = socket.create_server(("127.0.0.1", 0))
+    keepers = [asyncio.ensure_future(made._keep(str(number))) for number in range(len(plays))]
+    try:
+        yield made, keepers
+    finally:
+        hurry = asyncio.Event()
+        hurry.set()
+        await made._drain(keepers, hurry)
+        await asyncio.gather(*keepers, return_exceptions=True)
+        assert made.workers == {}
+
+
+async def ready(made: Supervisor, count: int) -> list[WorkerProcess]:
+    """So many serving workers, by name."""
+    await eventually(lambda: len(made._serving()) == count, 20)
+    return sorted(made._serving(), key=lambda worker: worker.name)
+
+
+async def push(made: Supervisor, text: str) -> None:
+    """As a reload does."""
+    await made._push((text, ConfigSource(None).parse(text)))
+
+
+def digests(made: Supervisor) -> set[str]:
+    """What the serving workers have taken over."""
+    return {worker._digest for worker in made._serving()}
+
+
+async def test_a_config_is_taken_over_by_all() -> None:
+    async with supervising("obeys", "obeys") as (made, _):
+        await ready(made, 2)
+        assert made.not_ready() == []
+        assert made.chains == [{"route": "default"}]
+        before = digests(made)
+        await push(made, TEXTS[1])
+        assert len(digests(made)) == 1
+        assert digests(made) != before
+
+
+async def test_the_first_worker_that_refuses_spares_the_others() -> None:
+    async with supervising("refuses", "obeys") as (made, _):
+        [refuser, other] = await ready(made, 2)
+        made.workers = {"0": refuser, "1": other}
+        before = digests(made)
+        with pytest.raises(ConfigError, match=r"gateway\.yaml:3:1: x: not me"):
+            await push(made, TEXTS[1])
+        assert digests(made) == before
+        assert {worker.process.pid for worker in made._serving()} == {refuser.process.pid, other.process.pid}
+
+
+async def test_a_worker_that_does_not_answer_refuses_in_time_and_is_replaced() -> None:
+    async with supervising("obeys", "deaf") as (made, _):
+        [_, deaf] = await ready(made, 2)
+        before = digests(made)
+        with pytest.raises(ConfigError, match="worker 1: did not take the config over within 1 s"):
+            await push(made, TEXTS[1])
+        assert digests(made) == before
+        assert made._served[0] == TEXTS[0]
+        deaf.kill()
+        await eventually(lambda: made._control.stats.worker_restarts == 1, 20)
+
+
+async def test_a_worker_that_will_not_go_back_is_killed_and_its_successor_starts_under_what_is_served() -> None:
+    async with supervising("only_once", "refuses") as (made, _):
+        [stubborn, refuser] = await ready(made, 2)
+        made.workers = {"0": stubborn, "1": refuser}
+        before = digests(made)
+        with capture_logs() as logged, pytest.raises(ConfigError, match="not me"):
+            await push(made, TEXTS[1])
+        assert [event["worker"] for event in logged if event["event"] == "worker_killed"] == ["0"]
+        await eventually(lambda: made._control.stats.worker_restarts == 1, 20)
+        await ready(made, 2)
+        assert digests(made) == before
+
+
+async def test_a_worker_that_talks_nonsense_is_killed_and_replaced() -> None:
+    async with supervising("babbles") as (made, _):
+        await eventually(lambda: made._control.stats.worker_restarts >= 2, 20)
+
+
+async def test_a_worker_that_is_not_ready_in_time_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "START_SECONDS", 0.5)
+    with capture_logs() as logged:
+        async with supervising("sits") as (made, _):
+            assert made.not_ready() == ["no worker is ready"]
+            await eventually(lambda: made._control.stats.worker_restarts >= 1, 20)
+    assert "worker_overdue" in [event["event"] for event in logged]
+
+
+async def test_workers_that_cannot_even_be_started_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: Any) -> WorkerProcess:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(WorkerProcess, "spawn", fails)
+    with capture_logs() as logged:
+        async with supervising("obeys", "obeys") as (_, keepers):
+            done, _ = await asyncio.wait(keepers, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+            errors = [keeper.exception() for keeper in done]
+    assert {type(error) for error in errors} == {BootError}
+    assert [event["event"] for event in logged].count("worker_not_started") >= 5
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_command_that_does_not_exist_leaves_no_socket() -> None:
+    def command(name: str, control: int, data: int) -> list[str]:
+        return ["/nowhere/at/all"]
+
+    with pytest.raises(FileNotFoundError):
+        await WorkerProcess.spawn("0", command, 0)
+
+
+async def test_a_worker_that_is_still_starting_is_told_of_a_drain_and_of_a_refusal() -> None:
+    async with supervising("obeys") as (made, keepers):
+        made.refuse_new_work()
+        assert made.not_ready() == ["draining"]
+        hurry = asyncio.Event()
+        await made._drain(keepers, hurry)
+        assert made.not_ready() == ["draining"]
+        assert all(keeper.done() for keeper in keepers)
