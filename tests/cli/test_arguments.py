@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,3 +118,22 @@ def test_a_worker_is_started_by_the_line_it_reads() -> None:
     read = cli._parser()[0].parse_args(command[command.index("_worker") :])
     assert (read.name, read.control_fd, read.data_fd) == ("1", 7, 8)
     assert (read.file, read.workers, read.log_level) == ("my gateway.yaml", 2, "debug")
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(headgate: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_version_text", interrupted)
+    assert (headgate("version").code, headgate("version").err) == (130, "")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """`headgate schema | head -1`."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "headgate", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
