@@ -12,6 +12,7 @@ import pytest
 
 from tests_support.command import Finished, command, exists
 from tests_support.gateway import written
+from tests_support.process import gateway_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,3 +138,19 @@ async def test_workers_that_die_before_they_are_ready_end_it_with_what_to_do(tmp
     assert "--workers 1" in last
     assert time.monotonic() - started < 30
     assert not any(exists(death["pid"]) for death in deaths)
+
+
+async def test_neither_a_cache_nor_a_ledger_that_cannot_be_written_keeps_it_from_serving(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    events = {"path": str(tmp_path / "file" / "events.db"), "spool": {"path": str(tmp_path / "spool")}}
+    env = {"XDG_CACHE_HOME": str(tmp_path / "file")}
+    async with gateway_process({"events": events}, env=env) as gateway:
+        assert (await gateway.post(key=None)).status == 200
+        await gateway.until(lambda: '"ledger_away"' in gateway.log, "the ledger to be missed")
+        ready = await gateway.admin.send("GET", "/ready", key=None)
+        assert (ready.status, ready.json()["warnings"][-1]) == (
+            200,
+            "the event store is away; records wait in the spool",
+        )
+        assert await gateway.terminate() == 0
+        assert '"ledger_behind"' in gateway.log

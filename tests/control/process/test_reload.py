@@ -6,17 +6,32 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests_support.answers import chat_completion, json_response
-from tests_support.gateway import CLIENT_KEY, config_for, written
+from tests_support.answers import (
+    LAST_CHUNK,
+    chat_chunks,
+    chat_completion,
+    chunk,
+    event,
+    json_response,
+    response_head,
+)
+from tests_support.gateway import CLIENT_KEY, bearer, config_for, written
 from tests_support.process import GatewayProcess, gateway_process
-from tests_support.upstream import FakeUpstream
+from tests_support.raw import CHAT, RawClient, request
+from tests_support.traffic import has_done
+from tests_support.upstream import FakeUpstream, Pause
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from tests_support.raw import Answer
+    from tests_support.upstream import Request, Step
 
 WITHIN = 20.0
 PICKY = """
@@ -33,6 +48,7 @@ class Picky(Filter):
                 os._exit(9)
 """
 MOCK = {"mock": {"base_url": "mock:"}}
+STREAM = request("POST", CHAT, b'{"model":"m","stream":true}', bearer(CLIENT_KEY))
 
 
 async def reloads(gateway: GatewayProcess) -> dict[str, int]:
@@ -174,3 +190,70 @@ async def test_twenty_hangups_at_once_are_reloads_one_after_the_other() -> None:
         [line] = (await reloaded(gateway, last))[-1:]
         assert line["event"] == "reloaded"
         assert await versions(gateway) == {line["config"]}
+
+
+SLOW = [pytest.param(workers, 100, marks=pytest.mark.slow) for workers in (1, 2)]
+
+
+@pytest.mark.parametrize(("workers", "rounds"), [(1, 8), (2, 8), *SLOW])
+async def test_reloads_good_and_bad_under_load_fail_no_request_and_cut_no_stream(workers: int, rounds: int) -> None:
+    """Faults D3, D4, G20: each good one rotates the provider's key, so that connections change under the requests."""
+    go = Pause()
+    async with FakeUpstream(plain_or_streamed(go)) as upstream:
+
+        def config(n: int) -> dict[str, Any]:
+            return {**config_for(upstream, provider_key=f"sk-{n}"), "limits": {"json_depth": 20 + n}}
+
+        async with gateway_process(config(0), workers=workers) as gateway, AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(RawClient(gateway.port, within=60)) for _ in range(5)]
+            for stream in streams:
+                await stream.send(STREAM)
+                await stream.head()
+            stop = asyncio.Event()
+            load = [asyncio.ensure_future(ask_until(gateway, stop)) for _ in range(6)]
+            known = set()
+            for n in range(1, rounds + 1):
+                [line] = await reloaded(gateway, config(n))
+                known.add(line["config"])
+                gateway.config_file.write_text("filtres: []")
+                [line] = await reloaded(gateway)
+                assert line["event"] == "reload_refused"
+            latest = line_version(gateway)
+            stop.set()
+            answers = [answer for asked in load for answer in await asked]
+            assert {answer.status for answer in answers} == {200}
+            assert {answer.header("x-headgate-config") for answer in answers} >= {latest}
+            assert len(known) == rounds
+            assert await reloads(gateway) == {"applied": rounds, "refused": rounds}
+            go.go()
+            assert [has_done((await stream.rest()).body) for stream in streams] == [1] * 5
+            assert await gateway.terminate() == 0
+            outcomes = [row["outcome"] for row in gateway.ledger()]
+    assert outcomes == ["ok"] * (len(answers) + 5)
+
+
+def plain_or_streamed(pause: Pause) -> Callable[[Request], list[Step]]:
+    """A provider whose streams stop in the middle until the test says go."""
+    events = [chunk(event(one)) for one in chat_chunks()]
+    head = response_head(200, [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")])
+
+    def script(asked: Request) -> list[Step]:
+        if asked.json().get("stream"):
+            return [head, *events[:2], pause, *events[2:], LAST_CHUNK]
+        return [json_response(chat_completion())]
+
+    return script
+
+
+async def ask_until(gateway: GatewayProcess, stop: asyncio.Event) -> list[Answer]:
+    """One request after the other."""
+    answers = []
+    while not stop.is_set():
+        answers.append(await gateway.post())
+    return answers
+
+
+def line_version(gateway: GatewayProcess) -> str:
+    """Of the last config that was taken over."""
+    taken = [json.loads(line) for line in gateway.log.splitlines() if '"event": "reloaded"' in line]
+    return str(taken[-1]["config"])
