@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .config import ConfigError, GatewayConfig
     from .control.process.source import ConfigSource
+    from .control.process.worker_process import Command
 
 DEFAULT_FILE = "gateway.yaml"
 LEVELS = ("debug", "info", "warning", "error")
@@ -119,7 +120,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     return parser, tuple(commands.choices)
 
 
-def _worker_command(source: ConfigSource, log_level: str) -> Callable[[str, int, int], Sequence[str]]:
+def _worker_command(source: ConfigSource, log_level: str) -> Command:
     """The command line that `_worker` reads. Nothing of the working directory may be imported by accident (-P)."""
     path = [] if source.path is None else [str(source.path)]
     workers = [] if source.workers is None else ["--workers", str(source.workers)]

@@ -21,7 +21,6 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-LEVELS = ("debug", "info", "warning", "error")
 FIELD_CHARACTERS = 2048
 EXACT = 2**53
 """Whole numbers beyond it are not exact for every reader of JSON."""

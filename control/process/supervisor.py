@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ...config import GatewayConfig
     from ...proxy.clock import Clock, Deadlines
     from .source import ConfigSource
+    from .worker_process import Command
 
 START_SECONDS = 30.0
 RELOAD_SECONDS = 10.0
@@ -53,7 +54,7 @@ class Supervisor:
         text: str,
         config: GatewayConfig,
         *,
-        command: Callable[[str, int, int], Sequence[str]],
+        command: Command,
         version: str,
         clock: Clock,
         deadlines: Deadlines,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,10 @@ from ...config import ConfigError, Problem
 from .channel import Channel, Configure, Ready, Refused, Told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from ...proxy.snapshot import Life, Totals
 
-Command = "Callable[[str, int, int], Sequence[str]]"
-"""The command line of a worker, from its name and its two descriptors: control and data."""
-
+Command = Callable[[str, int, int], Sequence[str]]
+"""Makes the command line of a worker from its name and its two descriptors: its channel, and the listening socket."""
 LAST_WORDS_SECONDS = 2.0
 """Between the end of the channel and that of the process, in either order; then the process is killed."""
 log = structlog.get_logger("headgate")
@@ -46,7 +44,7 @@ class WorkerProcess:
         self._changed = asyncio.Event()
 
     @classmethod
-    async def spawn(cls, name: str, command: Callable[[str, int, int], Sequence[str]], data: int) -> WorkerProcess:
+    async def spawn(cls, name: str, command: Command, data: int) -> WorkerProcess:
         """Start one; `data` is the listening socket. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
@@ -98,6 +96,8 @@ class WorkerProcess:
                 self._changed.set()
         except EOFError as end:
             log.debug("worker_silent", worker=self.name, reason=str(end))
+        except Exception as error:  # a bug, which costs this worker and no other
+            log.error("worker_not_heard", worker=self.name, exc_info=error)
 
     async def configure(self, order: Configure, seconds: float) -> None:
         """Have it serve under another config. Raises ConfigError where it does not, for whatever reason."""
