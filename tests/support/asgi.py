@@ -11,6 +11,7 @@ import asyncio
 import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import uvicorn
 
@@ -24,14 +25,14 @@ App = Any
 def http_scope(
     method: str, path: str, headers: Iterable[tuple[str, str]] = (), *, query: bytes = b"", root_path: str = ""
 ) -> dict[str, Any]:
-    """The scope of a request, as uvicorn makes it."""
+    """The scope of a request, as uvicorn makes it; `path` as it stands on the wire."""
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": method,
         "scheme": "http",
-        "path": root_path + path,
+        "path": unquote(root_path + path),
         "raw_path": (root_path + path).encode(),
         "query_string": query,
         "root_path": root_path,
