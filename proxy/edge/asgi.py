@@ -136,6 +136,10 @@ class AsgiDownstream(Downstream):
 
     def abort(self) -> None:
         if not self._over:
+            if self._start is not None:
+                # Where nothing was begun, servers answer for the application, with a page of their own.
+                self._queue.append(self._start)
+                self._start = None
             self._let_go()
 
     # Its two tasks, its deadline and its end

@@ -22,8 +22,8 @@ from tests_support.answers import LAST_CHUNK, chat_chunks, chat_completion, chun
 from tests_support.asgi import Lifespan, ask, http_scope, served
 from tests_support.embedded import MESSAGES, embedded_config, ledger
 from tests_support.gateway import CHAT_BODY, CLIENT_KEY, config_for
-from tests_support.raw import CHAT
-from tests_support.upstream import STALL, FakeUpstream, Pause, Request, Step
+from tests_support.raw import CHAT, RawClient, request
+from tests_support.upstream import FIN, STALL, FakeUpstream, Pause, Request, Step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -279,6 +279,16 @@ async def test_a_stream_that_cannot_be_made_whole_is_not_ended(tmp_path: Path) -
             body = b'{"model":"m","input":"x","voice":"v"}'
             answer = await ask(app, "POST", "/v1/audio/speech", body, BEARER)
     assert (answer.status, answer.whole, answer.body) == (200, False, b"half")
+
+
+async def test_an_answer_that_breaks_before_its_first_byte_is_no_page_of_the_server(tmp_path: Path) -> None:
+    head = response_head(200, [("content-type", "audio/mpeg"), ("transfer-encoding", "chunked")])
+    async with FakeUpstream([head, FIN]) as upstream:
+        app = GatewayMiddleware(application(), embedded_config(tmp_path, upstream))
+        async with served(app) as url, RawClient(int(url.rpartition(":")[2])) as client:
+            await client.send(request("POST", "/v1/audio/speech", b'{"model":"m","input":"x","voice":"v"}', BEARER))
+            answer = await client.answer()
+    assert (answer.status, answer.body, answer.whole) == (200, b"", False)
 
 
 @pytest.mark.parametrize("prefix", ["/llm", "/a b"])

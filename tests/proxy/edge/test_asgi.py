@@ -209,14 +209,7 @@ async def test_a_cancelled_exchange_is_a_client_that_left() -> None:
     assert recorder.gone == 1
 
 
-@pytest.mark.parametrize(
-    "act",
-    [
-        lambda downstream: downstream.abort(),
-        lambda downstream: downstream.end(),
-        lambda downstream: (downstream.start(200, [JSON], 5), downstream.end()),
-    ],
-)
+@pytest.mark.parametrize("act", [lambda downstream: downstream.abort(), lambda downstream: downstream.end()])
 async def test_an_answer_that_never_began_ends_the_exchange(act: Callable[[Any], Any]) -> None:
     acceptor = EchoAcceptor(nothing)
     server = Server(acceptor)
@@ -224,6 +217,19 @@ async def test_an_answer_that_never_began_ends_the_exchange(act: Callable[[Any],
     act((await acceptor.next()).downstream)
     await running
     assert server.sent == []
+
+
+@pytest.mark.parametrize("act", [lambda downstream: downstream.abort(), lambda downstream: downstream.end()])
+async def test_an_answer_that_broke_before_its_first_byte_is_begun_and_not_ended(act: Callable[[Any], Any]) -> None:
+    """A server would answer in its place, where nothing was begun."""
+    acceptor = EchoAcceptor(nothing)
+    server = Server(acceptor)
+    running = asyncio.create_task(server.run())
+    downstream = (await acceptor.next()).downstream
+    downstream.start(200, [JSON], 5)
+    act(downstream)
+    await running
+    assert [message["type"] for message in server.sent] == ["http.response.start"]
 
 
 async def test_a_client_that_leaves_twice_left_once() -> None:
