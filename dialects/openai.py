@@ -21,7 +21,7 @@ from ..proxy.replies import error_body
 from .json_request import JsonFacts, find_model, positive, read_object, read_stream
 from .one_shot import ONE_SHOT
 from .responses import Responses
-from .sse import EventSplitter, has_id, parse_event
+from .sse import BOM, EventSplitter, has_id, parse_event
 
 if TYPE_CHECKING:
     from ..proxy.dialect import RequestFacts
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 _DONE = b"[DONE]"
 _ABSENT = msgspec.Raw(b"null")
 _NO_TEXT: tuple[object, ...] = (None, "", [], {})
+_LF = 0x0A
+_MOST_CHOICES = 1024
+"""Indexes that a stream may make us remember."""
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _StreamOptions(msgspec.Struct):
@@ -58,22 +62,18 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    index: int = 0
+    index: Any = 0
     delta: _Delta | None = None
     message: _Delta | None = None
     text: Any = None
     finish_reason: Any = None
 
 
-class _GroqExtra(msgspec.Struct):
-    usage: msgspec.Raw = _ABSENT
-
-
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = _ABSENT
     error: Any = None
-    x_groq: _GroqExtra | None = None
+    x_groq: Any = None
     service_tier: Any = None
 
 
@@ -132,7 +132,7 @@ class Chat(Operation):
         """Usage and error of a whole completion."""
         try:
             answer = _decode_chunk(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except _UNREADABLE:
             return AnswerFacts()
         text = sum(_choice_bytes(choice) for choice in answer.choices or ())
         return AnswerFacts(_usage(answer), error=bool(answer.error), text_bytes=text)
@@ -154,9 +154,9 @@ def _include_usage(facts: ChatFacts) -> Splice:
 
 
 def _usage(chunk: _Chunk) -> Usage | None:
-    raw = chunk.usage
-    if raw == _ABSENT and chunk.x_groq is not None:
-        raw = chunk.x_groq.usage
+    raw: bytes | msgspec.Raw = chunk.usage
+    if raw == _ABSENT and isinstance(chunk.x_groq, dict) and "usage" in chunk.x_groq:
+        raw = _encode(chunk.x_groq["usage"])
     usage = None if raw == _ABSENT else parse_chat_usage(raw)
     if usage is not None and usage.service_tier is None and isinstance(chunk.service_tier, str):
         return msgspec.structs.replace(usage, service_tier=chunk.service_tier)
@@ -219,17 +219,22 @@ class ChatStream(StreamReader):
         if (
             data.startswith(b"data: {")
             and data.find(b"\n") == len(data) - 2
+            and data[-1] == _LF
             and not (splitter.tail or splitter.mid_event or self.finished or self.rewrite is not None)
         ):
-            # One event of one line and nothing before it: what nearly every read of a stream is.
-            return self._chunk(data, None, data[6:])
-        events = splitter.feed(data)
+            # One event of one line and nothing before it: what nearly every read of a stream is. A CR in it may end
+            # lines, too; then this is not JSON.
+            try:
+                chunk = _decode_chunk(data[6:])
+            except _UNREADABLE:
+                pass
+            else:
+                return data if self._take(chunk) else b""
         relayed = []
-        for event in events:
+        for event in splitter.feed(data):
             if self.finished:
                 break
-            kept = self._event(event)
-            relayed.append(kept if self.rewrite is None or not kept else self.rewrite(kept))
+            relayed.append(self._event(event))
         return b"".join(relayed)
 
     def end(self) -> tuple[bytes, bool]:
@@ -240,60 +245,66 @@ class ChatStream(StreamReader):
             data = parse_event(tail)[1]
             if data is not None and (data.strip() == _DONE or _parses(data)):
                 last = self._event(tail)
-        whole = self.finished or (len(self._seen | self._ended) >= self._choices and self._seen <= self._ended)
-        return last, whole
+        return last, self.finished or (len(self._seen) >= self._choices and self._seen == self._ended)
 
     def _event(self, event: bytes) -> bytes:
-        if not self._ids and (event.startswith(b"id") or b"\nid" in event):
+        """Take in one event; what of it may be relayed, our comment before the terminal one."""
+        if not self._ids and (event.startswith((b"id", BOM)) or b"\nid" in event or b"\rid" in event):
             self._ids = has_id(event)
         kind, data = parse_event(event)
-        if data is None:
-            return event
-        if data.startswith(_DONE) and data.strip() == _DONE:
-            self.finished = True
-            if self.before_terminal is not None and not self._ids:
-                return self.before_terminal() + event
-            return event
-        return self._chunk(event, kind, data)
+        comment = b""
+        if data is not None:
+            if data.startswith(_DONE) and data.strip() == _DONE:
+                self.finished = True
+                if self.before_terminal is not None and not self._ids:
+                    comment = self.before_terminal()
+            elif not self._chunk(kind, data):
+                return b""
+        return comment + (event if self.rewrite is None else self.rewrite(event))
 
-    def _chunk(self, event: bytes, kind: bytes | None, data: bytes) -> bytes:
-        """Take in an event with data; what of it may be relayed."""
+    def _chunk(self, kind: bytes | None, data: bytes) -> bool:
+        """Take in the data of an event. Whether it goes down."""
         try:
             chunk = _decode_chunk(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return event
-        usage = None if chunk.usage == _ABSENT and chunk.x_groq is None else _usage(chunk)
-        if usage is not None:
-            self.usage = usage
+        except _UNREADABLE:
+            self.failed = self.failed or kind == b"error"
+            return True
+        return self._take(chunk, kind)
+
+    def _take(self, chunk: _Chunk, kind: bytes | None = None) -> bool:
+        """Take in a chunk. Whether it goes down: all but usage that only we have asked for."""
+        choices = chunk.choices
+        asked_by_us = False
         if chunk.error or kind == b"error":
             self.failed = True
-            return event
-        choices = chunk.choices
-        if not choices:
-            return b"" if choices is not None and usage is not None and self._hide_usage else event
-        for choice in choices:
-            delta = choice.delta
-            if delta is not None:
-                text = _text_bytes(delta)
-                if text or delta.audio not in _NO_TEXT:
+        elif choices:
+            for choice in choices:
+                delta = choice.delta
+                text = _text_bytes(delta) if delta is not None else _choice_bytes(choice)
+                if text or (delta is not None and delta.audio not in _NO_TEXT):
                     self.text_bytes += text
                     self.text_events += 1
                     self.committed = True
-            elif choice.text:
-                self.text_bytes += _choice_bytes(choice)
-                self.text_events += 1
-                self.committed = True
-            self._seen.add(choice.index)
-            if choice.finish_reason is not None and isinstance(choice.finish_reason, str) and choice.finish_reason:
-                self._ended.add(choice.index)
-                self.committed = True
-        return event
+                index = choice.index if choice.index.__class__ is int else 0
+                if index not in self._seen and len(self._seen) < _MOST_CHOICES:
+                    self._seen.add(index)
+                if choice.finish_reason and isinstance(choice.finish_reason, str) and index in self._seen:
+                    self._ended.add(index)
+                    self.committed = True
+        else:
+            asked_by_us = self._hide_usage and choices is not None
+        if chunk.usage != _ABSENT or chunk.x_groq is not None:
+            usage = _usage(chunk)
+            if usage is not None:
+                self.report(usage)
+            return not (asked_by_us and chunk.usage != _ABSENT)
+        return True
 
 
 def _parses(data: bytes) -> bool:
     try:
         _decode_chunk(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         return False
     return True
 

@@ -19,7 +19,7 @@ MAX_TAIL = 256 * 1024
 
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?=[^\n]))(?:\r\n|\n|\r(?=[^\n]))")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 class EventSplitter:
@@ -72,7 +72,7 @@ def parse_event(event: bytes) -> tuple[bytes | None, bytes | None]:
         return None, event[6:].rstrip(b"\n")
     kind: bytes | None = None
     data: list[bytes] = []
-    for line in _LINE_END.split(event.removeprefix(_BOM)):
+    for line in _LINE_END.split(event.removeprefix(BOM)):
         name, colon, value = line.partition(b":")
         if not name:
             continue
@@ -87,4 +87,5 @@ def parse_event(event: bytes) -> tuple[bytes | None, bytes | None]:
 
 def has_id(event: bytes) -> bool:
     """Whether a line of the event sets the last-event id; a comment block between such events breaks openai-python."""
-    return any(line.startswith(b"id") and line[2:3] in (b":", b"") for line in _LINE_END.split(event))
+    lines = _LINE_END.split(event.removeprefix(BOM))
+    return any(line.startswith(b"id") and line[2:3] in (b":", b"") for line in lines)

@@ -115,7 +115,7 @@ class TypedStream(StreamReader):
             return self._part(event, first=True, last=True)
         what = parsed.type if isinstance(parsed.type, str) else (kind or b"").decode("latin-1")
         if (usage := _usage(parsed)) is not None:
-            self.usage = usage
+            self.report(usage)
         self._begin(what, failed=bool(parsed.error))
         if what in self._types.terminal:
             return self._terminal(event)
@@ -135,7 +135,8 @@ class TypedStream(StreamReader):
         self._last_bytes = (self._last_bytes + piece)[-LAST_BYTES:]
         if not last:
             return piece
-        self.usage = _last_usage(self._last_bytes) or self.usage
+        if (usage := _last_usage(self._last_bytes)) is not None:
+            self.report(usage)
         return self._terminal(piece) if self._large in self._types.terminal else piece
 
     def _begin(self, what: str, *, failed: bool = False) -> None:

@@ -5,45 +5,51 @@ provider's own error event, or by a clean end with a finish for every choice, it
 event and no `[DONE]`, or, where half an event has already gone down, a closed connection. Bodies that are not streams
 of events are relayed as they are and a cut closes the connection.
 
-What the exchange used is settled here, where the last of its text is known.
+What the exchange used is settled here, where the last of its text is known. Its record is written before the last byte
+leaves: a client that holds a whole answer has its row, whenever this process dies.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from .accounting.prices import format_usd
-from .errors import BrokenAnswerError, GatewayError
+from .errors import BrokenAnswerError, ErrorEventError, UpstreamError
 from .headers import to_downstream
+from .own_fields import own_fields, request_id
 from .replies import NO_RETRY
 from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
+    from .accounting.record import Outcome
+    from .attempt import Attempt, WholeAnswer
     from .dialect import StreamReader
-    from .dispatch import Attempt, WholeAnswer
-    from .edge.downstream import Headers
-    from .run import Run
-
-CONFIG_ORDER = (b"x-headgate-strategy", b"config-order")
-_encode = msgspec.json.encode
+    from .dispatch import Dispatch
+    from .errors import GatewayError
 
 
 class Answer:
     """One answer and its client. `reader` None: not a stream of events."""
 
-    __slots__ = ("_attempt", "_reader", "_run", "_settled")
+    __slots__ = ("_attempt", "_dispatch", "_observers", "_reader", "_run", "_upstream")
 
-    def __init__(self, run: Run, attempt: Attempt, reader: StreamReader | None) -> None:
-        self._run = run
+    def __init__(
+        self, dispatch: Dispatch, attempt: Attempt, upstream: ResponseHead, reader: StreamReader | None
+    ) -> None:
+        self._dispatch = dispatch
+        self._run = dispatch.run
         self._attempt = attempt
+        self._upstream = upstream
         self._reader = reader
-        self._settled = False
-        if reader is not None:
-            # Set before the first byte is read: a whole stream may come in one piece.
-            reader.before_terminal = self._comment if self._wants_comment() else None
-            reader.rewrite = self._rewrite if run.chain.events else None
+        self._observers = dispatch.run.chain.observers
+
+    @property
+    def ended_as(self) -> Outcome | None:
+        """What the provider itself said in a stream about its end, before the end: that it is whole, or failed."""
+        reader = self._reader
+        if reader is None:
+            return None
+        return "upstream_error" if reader.failed else "ok" if reader.whole else None
 
     # -- whole
 
@@ -51,24 +57,16 @@ class Answer:
         """A collected answer, in one piece with everything we know about it."""
         run, body = self._run, whole.body
         ex = run.ex
-        status = whole.head.status
         if whole.facts is not None:
-            run.engine.ledger.settle(ex, whole.facts.usage, whole.facts.text_bytes)
-        self._settled = True
-        head = self._head(whole.head)
-        head.headers += self._usage_fields()
-        head.headers += self._timing_fields()
+            run.engine.ledger.settle(ex, whole.facts)
+        self._dispatch.end(self._attempt, None)
+        head = self._head()
         if ex.error is not None and len(ex.attempts) > 1:
             head.headers.append(NO_RETRY)
-        if run.dispatch is not None:
-            run.dispatch.end_attempt(self._attempt, self._attempt.error)
-        if not run.respond(head):
-            return
-        for observe in run.chain.observers:
-            observe(ex, body)
+        run.respond(head)
+        self._observe(body)
         ex.bytes_out = len(body)
-        failed = status >= 400 or ex.error is not None
-        run.finish("upstream_error" if failed else "ok", status)
+        run.finish("upstream_error" if head.status >= 400 or ex.error is not None else "ok", head.status)
         run.downstream.reply(head.status, head.headers, body)
 
     # -- as it comes
@@ -76,23 +74,23 @@ class Answer:
     def begin(self, taken: bytes) -> None:
         """The head goes down with the first bytes."""
         run, reader = self._run, self._reader
-        upstream = self._attempt.head
-        assert upstream is not None  # noqa: S101 - an attempt commits after its head
-        head = self._head(upstream)
+        ex = run.ex
+        head = self._head()
         length: int | None = None
         if reader is None:
-            announced = upstream.header(b"content-length")
+            announced = self._upstream.header(b"content-length")
             length = int(announced) if announced is not None else None
         else:
-            if upstream.header(b"cache-control") is None:
+            if reader.committed:
+                ex.first_token_at = run.engine.clock.monotonic()
+            if self._upstream.header(b"cache-control") is None:
                 head.headers.append((b"cache-control", b"no-cache"))
-            cost = run.engine.ledger.estimate_cost(run.ex)
+            cost = run.engine.ledger.estimate_cost(ex)
             if cost is not None:
                 head.headers.append((b"x-headgate-cost-estimate-usd", format_usd(cost).encode()))
-        head.headers += self._timing_fields()
-        if not run.respond(head):
-            return
+        run.respond(head)
         run.downstream.start(head.status, head.headers, length)
+        run.started = True
         if reader is not None and reader.finished:
             self.complete(taken)
         elif taken:
@@ -100,8 +98,6 @@ class Answer:
 
     def on_data(self, data: bytes) -> None:
         """More of the body."""
-        if self._run.done:
-            return
         reader = self._reader
         if reader is None:
             self._down(data)
@@ -111,16 +107,11 @@ class Answer:
             self._run.ex.first_token_at = self._run.engine.clock.monotonic()
         if reader.finished:
             self.complete(ready)
-        elif ready:
+            return
+        if ready:
             self._down(ready)
-
-    def _down(self, data: bytes) -> None:
-        run = self._run
-        for observe in run.chain.observers:
-            observe(run.ex, data)
-        run.ex.bytes_out += len(data)
-        if not run.downstream.write(data):
-            self._attempt.pause()
+        if reader.failed or reader.whole:
+            self._attempt.end_soon()
 
     def on_resume(self) -> None:
         """The client reads again."""
@@ -129,28 +120,19 @@ class Answer:
 
     def on_end(self, clean: bool) -> None:
         """The message ended. Whole, or cut?"""
-        if self._run.done:
-            return
-        reader = self._reader
-        if reader is None:
-            if clean:
-                self.complete()
-            else:
-                self.cut(BrokenAnswerError("The provider's answer was cut short."))
-            return
-        last, whole = reader.end() if clean else (b"", False)
-        if whole or reader.whole or reader.failed:
+        last, whole = b"", clean
+        if self._reader is not None and clean:
+            last, whole = self._reader.end()
+        if whole or self.ended_as is not None:
             self.complete(last)
         else:
             if last:
                 self._down(last)
-            self.cut(BrokenAnswerError("The provider's stream was cut short."))
+            self.cut(BrokenAnswerError("The provider's answer was cut short."))
 
     def on_error(self, error: GatewayError) -> None:
         """The connection broke, or the provider fell silent."""
-        if self._run.done:
-            return
-        if self._reader is not None and (self._reader.whole or self._reader.failed):
+        if self.ended_as is not None:
             self.complete()
         else:
             self.cut(error)
@@ -158,19 +140,14 @@ class Answer:
     # -- the ends
 
     def complete(self, last: bytes = b"") -> None:
-        """The answer is as whole as the provider made it, once `last` has gone down.
-
-        The record is written first: a client that holds a whole answer has its row, whenever this process dies.
-        """
-        run, reader = self._run, self._reader
-        failed = reader is not None and reader.failed
+        """The answer is as whole as the provider made it, once `last` has gone down."""
+        run = self._run
+        failed = self._reader is not None and self._reader.failed
         self._settle()
         self._attempt.linger()
-        if run.dispatch is not None:
-            run.dispatch.end_attempt(self._attempt, None)
+        self._dispatch.end(self._attempt, ErrorEventError("The provider's stream failed.") if failed else None)
         if last:
-            for observe in run.chain.observers:
-                observe(run.ex, last)
+            self._observe(last)
             run.ex.bytes_out += len(last)
         run.finish("upstream_error" if failed or run.ex.status >= 400 else "ok", run.ex.status)
         if last:
@@ -180,16 +157,14 @@ class Answer:
     def cut(self, error: GatewayError) -> None:
         """Say that the answer is not whole, in the way this answer still allows."""
         run, reader = self._run, self._reader
-        if run.done:
-            return
         run.ex.error = error
         self._settle()
         self._attempt.stop()
-        if run.dispatch is not None:
-            run.dispatch.end_attempt(self._attempt, error)
+        at_fault = isinstance(error, UpstreamError)
+        self._dispatch.end(self._attempt, error if at_fault else None, cancelled=not at_fault)
         event = b""
-        if reader is not None and not reader.mid_event and run.dispatch is not None:
-            event = run.dispatch.operation.error_event(error)
+        if reader is not None and not reader.mid_event:
+            event = self._dispatch.operation.error_event(error)
             run.ex.bytes_out += len(event)
         run.finish("truncated", run.ex.status)
         if event:
@@ -200,80 +175,39 @@ class Answer:
 
     def stop(self) -> None:
         """The client left."""
-        self._settle()
         self._attempt.stop()
-        if self._run.dispatch is not None:
-            self._run.dispatch.end_attempt(self._attempt, None)
+        self._dispatch.end(self._attempt, None, cancelled=True)
+        self._settle()
 
-    def _settle(self) -> None:
-        if self._settled:
-            return
-        self._settled = True
-        reader = self._reader
-        if reader is not None:
-            self._run.engine.ledger.settle(self._run.ex, reader.usage, reader.text_bytes, reader.text_events)
+    # -- inside
 
-    # -- what we add
-
-    def _head(self, upstream: ResponseHead) -> ResponseHead:
-        run, attempt = self._run, self._attempt
-        upstream_id = upstream.header(b"x-request-id")
+    def _head(self) -> ResponseHead:
+        """The provider's head as the client sees it, with our fields."""
+        run, upstream = self._run, self._upstream
         headers = to_downstream(upstream.headers)
-        headers += run.own_headers(upstream_id)
-        headers += attempt.target.fields
-        scorer = run.ex.scorer
-        headers.append(CONFIG_ORDER if scorer is None else (b"x-headgate-strategy", scorer.name.encode()))
+        if not self._attempt.request_id:
+            headers.append(request_id(run.ex))
+        headers += own_fields(run.ex, run.engine.clock.monotonic())
         return ResponseHead(upstream.status, headers)
 
-    def _usage_fields(self) -> Headers:
-        ex = self._run.ex
-        usage = ex.usage
-        if usage is None or usage.source == "none":
-            return []
-        fields = [
-            (b"x-headgate-tokens-prompt", b"%d" % usage.prompt_tokens),
-            (b"x-headgate-tokens-completion", b"%d" % usage.completion_tokens),
-        ]
-        if ex.cost_usd is not None:
-            fields.append((b"x-headgate-cost-usd", format_usd(ex.cost_usd).encode()))
-        return fields
+    def _down(self, data: bytes) -> None:
+        run = self._run
+        if self._observers:
+            self._observe(data)
+        run.ex.bytes_out += len(data)
+        if not run.downstream.write(data):
+            self._attempt.pause()
 
-    def _timing_fields(self) -> Headers:
-        """Milliseconds so far: in all, at the provider (all attempts), and the difference, which is ours."""
-        run, attempt = self._run, self._attempt
-        now = run.engine.clock.monotonic()
-        total = (now - run.ex.started) * 1000
-        upstream = run.ex.upstream_seconds(now) * 1000
-        if self._reader is not None and attempt.head_at is not None:
-            upstream -= (now - attempt.head_at) * 1000
-        upstream = max(0.0, upstream)
-        return [
-            (b"x-headgate-latency-ms", b"%.1f" % total),
-            (b"x-headgate-upstream-ms", b"%.1f" % upstream),
-            (b"x-headgate-overhead-ms", b"%.1f" % max(0.0, total - upstream)),
-            (b"server-timing", b"upstream;dur=%.1f, gateway;dur=%.1f" % (upstream, max(0.0, total - upstream))),
-        ]
+    def _observe(self, data: bytes) -> None:
+        """Show the bytes to every `on_bytes`; one that breaks is not asked again, and breaks nothing else."""
+        for observe in self._observers:
+            try:
+                observe(self._run.ex, data)
+            except Exception as error:
+                self._run.bug(error, moment="on_bytes")
+                self._observers = tuple(other for other in self._observers if other is not observe)
 
-    def _wants_comment(self) -> bool:
-        wish = self._run.ex.head.header(b"x-headgate-stream-metadata")
-        return wish is None or wish.lower() != b"off"
-
-    def _comment(self) -> bytes:
-        """`: headgate {…}`: what the head of a stream could not know. A comment, because every SDK skips comments."""
-        self._settle()
-        ex = self._run.ex
-        now = self._run.engine.clock.monotonic()
-        facts: dict[str, object] = {"request_id": ex.id, "latency_ms": round((now - ex.started) * 1000, 1)}
-        if ex.first_token_at is not None:
-            facts["ttft_ms"] = round((ex.first_token_at - ex.started) * 1000, 1)
-        usage = ex.usage
-        if usage is not None and usage.source != "none":
-            facts["tokens_prompt"] = usage.prompt_tokens
-            facts["tokens_completion"] = usage.completion_tokens
-            facts["usage"] = usage.source
-        if ex.cost_usd is not None:
-            facts["cost_usd"] = ex.cost_usd
-        return b": headgate %b\n\n" % _encode(facts)
-
-    def _rewrite(self, event: bytes) -> bytes:
-        return self._run.chain.rewrite(self._run.ex, event)
+    def _settle(self) -> None:
+        """Set what the exchange used, unless that is done."""
+        if self._reader is not None:
+            self._run.engine.ledger.settle(self._run.ex, self._reader.facts())

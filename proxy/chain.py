@@ -15,15 +15,23 @@ from .filter import Event, Filter
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .attempt import Attempt
     from .exchange import Exchange
 
 
 class RequestStep(NamedTuple):
-    """One `on_request`. A sync one is called in place; only an async one costs a task."""
+    """One `on_request`. A sync one is called in place; only an `async def` costs a task."""
 
     position: int
     call: Callable[[Exchange], Any]
     is_async: bool
+
+
+class AttemptStep(NamedTuple):
+    """One `on_attempt`, and the `on_attempt_end` of the same filter, which takes it back."""
+
+    begin: Callable[[Exchange, Attempt], None]
+    end: Callable[[Exchange, Attempt], None]
 
 
 class Chain:
@@ -51,8 +59,10 @@ class Chain:
             for at, f in placed
             if at >= first and _overrides(f, "on_request")
         )
-        self.attempts = tuple(f.on_attempt for f in self.filters if _overrides(f, "on_attempt"))
-        self.attempt_ends = tuple(f.on_attempt_end for f in self.filters if _overrides(f, "on_attempt_end"))
+        self.attempts = tuple(
+            AttemptStep(f.on_attempt, f.on_attempt_end) for f in self.filters if _overrides(f, "on_attempt")
+        )
+        self.attempt_ends = tuple(f.on_attempt_end for f in reversed(self.filters) if _overrides(f, "on_attempt_end"))
         self.responses = tuple((at, f.on_response) for at, f in reversed(placed) if _overrides(f, "on_response"))
         self.observers = tuple(f.on_bytes for f in reversed(self.filters) if _overrides(f, "on_bytes"))
         self.events = tuple(f.on_event for f in reversed(self.filters) if _overrides(f, "on_event"))

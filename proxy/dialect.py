@@ -39,15 +39,25 @@ class RequestFacts:
 
 
 class AnswerFacts:
-    """What a whole answer says. `error`: a provider's error in a 200; `text_bytes`: of generated text, for an
-    estimate."""
+    """What an answer has said. `error`: a provider's error in a 200; `text_bytes`: of generated text, and
+    `text_events`: those that carried some, for an estimate; `usage_is_final`: nothing was generated after it."""
 
-    __slots__ = ("error", "text_bytes", "usage")
+    __slots__ = ("error", "text_bytes", "text_events", "usage", "usage_is_final")
 
-    def __init__(self, usage: Usage | None = None, *, error: bool = False, text_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        usage: Usage | None = None,
+        *,
+        error: bool = False,
+        text_bytes: int = 0,
+        text_events: int = 0,
+        usage_is_final: bool = True,
+    ) -> None:
         self.usage = usage
         self.error = error
         self.text_bytes = text_bytes
+        self.text_events = text_events
+        self.usage_is_final = usage_is_final
 
 
 class StreamReader(ABC):
@@ -58,6 +68,7 @@ class StreamReader(ABC):
     """
 
     __slots__ = (
+        "_reported_at",
         "before_terminal",
         "committed",
         "failed",
@@ -79,13 +90,30 @@ class StreamReader(ABC):
         self.failed = False
         """The provider sent an error event of its own."""
         self.usage: Usage | None = None
+        """The latest report; set by `report`."""
         self.text_bytes = 0
         self.text_events = 0
         """Of generated text so far, and the events it came in: for an estimate where nobody reports usage."""
+        self._reported_at = 0
         self.before_terminal: Callable[[], bytes] | None = None
         """Asked once, for bytes to put before the terminal event (after it, in a dialect without `[DONE]`)."""
         self.rewrite: Callable[[bytes], bytes] | None = None
         """Filters that rewrite events; None keeps the byte path."""
+
+    def report(self, usage: Usage) -> None:
+        """The provider says what it has used up to here."""
+        self.usage = usage
+        self._reported_at = self.text_events
+
+    def facts(self) -> AnswerFacts:
+        """What has been said so far."""
+        return AnswerFacts(
+            self.usage,
+            error=self.failed,
+            text_bytes=self.text_bytes,
+            text_events=self.text_events,
+            usage_is_final=self._reported_at >= self.text_events,
+        )
 
     @property
     @abstractmethod

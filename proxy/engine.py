@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from .accounting.ledger import Ledger
+    from .attempt import Attempt
     from .clock import Clock, Deadlines
     from .dialect import Dialect, Operation
     from .edge.downstream import Downstream
@@ -49,6 +50,8 @@ class Engine:
         self.stats = Stats()
         self.log: structlog.stdlib.BoundLogger = structlog.get_logger("headgate")
         self.live: set[Run] = set()
+        self.lingering: set[Attempt] = set()
+        """Attempts whose answer is whole and whose message is not: they outlive their run, by seconds at most."""
         self.draining = False
         self._operations: Mapping[str, Operation] = face_dialect.operations
         self._ids = count(1)
@@ -80,10 +83,6 @@ class Engine:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def over(self, run: Run) -> None:
-        """A run has finished."""
-        self.live.discard(run)
-
     async def drain(self, grace: float) -> int:
         """Refuse new exchanges and wait for those under way, at most `grace` seconds; returns how many are left."""
         self.draining = True
@@ -95,15 +94,14 @@ class Engine:
     def cut(self) -> None:
         """End what is still under way with an error the client can see; each leaves its record."""
         for run in list(self.live):
-            if run.dispatch is not None:
-                run.dispatch.cut(ShuttingDownError("The gateway is shutting down.", retry_after=1.0))
-            if not run.done:
-                run.refuse(ShuttingDownError("The gateway is shutting down.", retry_after=1.0))
+            run.cut(ShuttingDownError("The gateway is shutting down.", retry_after=1.0))
 
     async def aclose(self) -> None:
-        """Cut what is left and end every task of the engine."""
+        """Cut what is left and end every call and task of the engine."""
         self.draining = True
         self.cut()
+        for attempt in list(self.lingering):
+            attempt.stop()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -1,16 +1,19 @@
 """Everything that can go wrong with an exchange, as types.
 
-Three questions are answered by the class alone: whose fault (`DownstreamError`: the caller's, `UpstreamError`: the
-provider's, `OverloadError`: ours), what to answer (`status`, `code`, `type`), and may another attempt help
-(`condition`: the word of the `retry` filter's `on:` list, None for never). The message is read by the client: it says
-what to do and holds no host name and no secret; `detail` is for the log alone.
+Four questions are answered by the class alone: whose fault (`DownstreamError`: the caller's, `UpstreamError`: the
+provider's, `OverloadError`: ours), what to answer (`status`, `code`, `type`), what the record calls it (`outcome`), and
+may another attempt help (`condition`: the word of the `retry` filter's `on:` list, None for never). The message is read
+by the client: it says what to do and holds no host name and no secret; `detail` is for the log alone.
 
 Turning an error into an answer happens in replies.py and nowhere else. Any other exception is a bug of ours: 500.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from .accounting.record import Outcome
 
 
 class GatewayError(Exception):
@@ -19,6 +22,7 @@ class GatewayError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
+    outcome: ClassVar[Outcome] = "failed"
     condition: ClassVar[str | None] = None
     hopeless: ClassVar[bool] = False
     """The same request will fail until somebody changes the gateway's config: no client should retry it."""
@@ -39,6 +43,7 @@ class DownstreamError(GatewayError):
     status = 400
     code = "invalid_request"
     type = "invalid_request_error"
+    outcome = "refused"
 
 
 class InvalidRequestError(DownstreamError):
@@ -175,6 +180,7 @@ class OverloadError(GatewayError):
 
     status = 503
     code = "overloaded"
+    outcome = "refused"
 
 
 class ShuttingDownError(OverloadError):

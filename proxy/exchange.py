@@ -1,7 +1,7 @@
 """One request and what became of it: the object every filter sees.
 
 Slotted and plain. It holds facts and decisions, never behaviour of the engine: who moves it along is run.py,
-dispatch.py and answer.py.
+dispatch.py, attempt.py and answer.py.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from .errors import ModelNotFoundError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .accounting.estimate import PromptEstimate
     from .accounting.record import Outcome
     from .accounting.usage import Usage
+    from .attempt import Attempt
     from .dialect import RequestFacts
-    from .dispatch import Attempt
-    from .edge.downstream import Headers, RequestHead
+    from .edge.downstream import RequestHead
     from .errors import GatewayError
     from .faces import Face
     from .graph import Graph, Route
@@ -63,6 +65,7 @@ class Exchange:
         "_candidates",
         "_model",
         "admitted",
+        "attempt",
         "attempts",
         "bytes_in",
         "bytes_out",
@@ -79,6 +82,7 @@ class Exchange:
         "id",
         "outcome",
         "principal",
+        "provider",
         "reached",
         "retry",
         "rough_prompt",
@@ -109,17 +113,24 @@ class Exchange:
         self.scorer: Scorer | None = None
         self.vetoes: list[Veto] = []
         self.attempts: list[Attempt] = []
+        self.attempt: Attempt | None = None
+        """The one whose answer or failure the client gets: the latest, unless the answer of an earlier one goes
+        down."""
+        self.provider: str | None = None
+        """The only provider the caller wants (`x-headgate-provider`)."""
         self.state: dict[type, Any] = {}
         self.deadline = inf
         """Monotonic time after which the caller no longer waits (`x-headgate-timeout-ms`)."""
         self.admitted = False
         """It has an `open` record, so it will have a `done` one."""
         self.reached = -1
-        """Position in the chain of the last filter whose `on_request` was reached."""
+        """How far down the chain: the position of the filter whose `on_request` runs or ended the exchange; the
+        number of filters once all let it pass."""
         self.status = 0
         self.outcome: Outcome = "failed"
         self.error: GatewayError | None = None
         self.usage: Usage | None = None
+        """What it used, once that is settled; its source is `none` where nothing is known."""
         self.rough_prompt: PromptEstimate | None = None
         """The prompt as estimated, where something asked for it."""
         self.cost_usd: float | None = None
@@ -142,10 +153,14 @@ class Exchange:
 
     @property
     def candidates(self) -> tuple[Target, ...]:
-        """Every target the config allows for the model, in config order. Raises ModelNotFoundError when there
-        is none."""
+        """Every target that the config, the route and the caller allow for the model, in config order. Raises
+        ModelNotFoundError when there is none."""
         if self._candidates is None:
             only = self.route.provider if self.route is not None else None
+            if self.provider is not None:
+                if only not in (None, self.provider):
+                    raise ModelNotFoundError(f"This route does not lead to the provider '{self.provider}'.")
+                only = self.provider
             self._candidates = self.graph.models.resolve(self._model, provider=only)
         return self._candidates
 
@@ -159,11 +174,6 @@ class Exchange:
         for attempt in self.attempts:
             seconds += (attempt.ended_at or now) - attempt.started
         return seconds
-
-    @property
-    def header_fields(self) -> Headers:
-        """The request's fields."""
-        return self.head.headers
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.face.name} model={self._model!r}>"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
-    from .dispatch import Attempt
+    from .attempt import Attempt
     from .exchange import Exchange
     from .replies import Reply
     from .upstream.call import ResponseHead
@@ -59,19 +59,23 @@ class Filter:
         return cls(**config)
 
     def on_request(self, ex: Exchange) -> Reply | Awaitable[Reply | None] | None:
-        """Let pass (None), answer (a Reply), or refuse (raise GatewayError). May be `async def`."""
+        """Let pass (None), answer (a Reply), or refuse (raise GatewayError). May be `async def`; it is cancelled
+        when the client leaves."""
 
     def on_attempt(self, ex: Exchange, attempt: Attempt) -> None:
-        """An attempt is about to start; raise SkipTarget to try another target."""
+        """An attempt is about to start; raise SkipTarget to try another target, GatewayError to refuse."""
 
     def on_attempt_end(self, ex: Exchange, attempt: Attempt) -> None:
-        """An attempt ended; exactly once for each that started."""
+        """An attempt ended: exactly once for each that started, and for each that this filter's `on_attempt` let pass
+        and a filter below stopped. `attempt.error` says what failed; `attempt.cancelled`, that nobody waited for it."""
 
     def on_response(self, ex: Exchange, head: ResponseHead) -> None:
-        """The committed answer's head; fields may be edited in place."""
+        """The committed answer's head; fields may be edited in place. An answer that a filter gave by itself passes
+        the filters above that one."""
 
     def on_bytes(self, ex: Exchange, data: bytes) -> None:
-        """Bytes of the answer's body on their way down; look, do not touch."""
+        """Bytes of the answer's body on their way down; look, do not touch. What raises is logged, and is not asked
+        again in this exchange."""
 
     def on_event(self, ex: Exchange, event: Event) -> Event | list[Event] | None:
         """An event of a stream: keep, replace, split or drop it. A chain with one leaves the byte path."""

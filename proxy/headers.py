@@ -7,6 +7,10 @@ name space. The verdict on a name is remembered, because the same twenty names c
 
 from __future__ import annotations
 
+import re
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from math import isfinite
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,7 +53,7 @@ _NOT_UP = _HOP | frozenset(
 _NOT_DOWN = _HOP | frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security"))
 _OURS = b"x-headgate-"
 _REMEMBERED = 4096
-MAX_REQUEST_ID = 128
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class _Verdicts(dict[bytes, bool]):
@@ -93,14 +97,7 @@ def to_downstream(headers: Headers) -> Headers:
 def client_request_id(head: RequestHead) -> bytes | None:
     """The client's `x-request-id` where it is one: at most 128 visible ASCII characters."""
     value = head.header(b"x-request-id")
-    if (
-        value
-        and len(value) <= MAX_REQUEST_ID
-        and value.isascii()
-        and not any(byte <= 0x20 or byte == 0x7F for byte in value)
-    ):
-        return value
-    return None
+    return value if value is not None and _REQUEST_ID.fullmatch(value) else None
 
 
 def _named_by_connection(headers: Headers) -> frozenset[bytes] | tuple[()]:
@@ -110,3 +107,34 @@ def _named_by_connection(headers: Headers) -> frozenset[bytes] | tuple[()]:
                 token.strip().lower() for key, tokens in headers if key == b"connection" for token in tokens.split(b",")
             )
     return ()
+
+
+def retry_after(headers: Headers, wall: float) -> float | None:
+    """Seconds a provider asks to wait: `retry-after-ms`, or `retry-after` in seconds or as a date; None when none of
+    them is usable. `wall` is now, for a date."""
+    fields = dict(headers)
+    for name, read in ((b"retry-after-ms", _milliseconds), (b"retry-after", _seconds)):
+        value = fields.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = read(value.decode("latin-1").strip(), wall)
+        except (ValueError, TypeError, OverflowError):
+            continue
+        if isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+def _milliseconds(text: str, wall: float) -> float:
+    return float(text) / 1000
+
+
+def _seconds(text: str, wall: float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        date = parsedate_to_datetime(text)
+    if date.tzinfo is None:  # "-0000": UTC, of an unknown place
+        date = date.replace(tzinfo=UTC)
+    return date.timestamp() - wall

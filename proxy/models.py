@@ -1,7 +1,8 @@
 """From the name a client asks for to the targets that may answer.
 
 Exact names beat wildcards, of which the longest prefix wins. Without `models` in the config, `provider/model` addresses
-any provider and a bare name goes to the first; with `models`, only providers marked `direct` can be addressed so.
+any provider and a bare name goes to the first; with `models`, only providers marked `direct` can be addressed so. Where
+a route or the caller names the provider, that is the same as the prefix.
 """
 
 from __future__ import annotations
@@ -55,15 +56,17 @@ class ModelTable:
         known = self._resolved.get((model, provider))
         if known is not None:
             return known
+        found = self._find(model)
+        if provider is not None:
+            found = [entry for entry in found if entry.cluster.name == provider]
+            if not found and provider in self._direct:
+                found = [ModelTarget(self._direct[provider], model, 0, None)]
+        if not found:
+            who = "no provider serves it" if provider is None else f"the provider '{provider}' does not serve it"
+            raise ModelNotFoundError(f"The model '{model[:128]}' does not exist or {who}.", param="model")
         targets = tuple(
-            Target(entry.cluster, entry.model or model, priority=entry.priority, price=entry.price)
-            for entry in self._find(model)
-            if provider is None or entry.cluster.name == provider
+            Target(entry.cluster, entry.model or model, priority=entry.priority, price=entry.price) for entry in found
         )
-        if not targets:
-            raise ModelNotFoundError(
-                f"The model '{model[:128]}' does not exist or no provider serves it.", param="model"
-            )
         if len(self._resolved) >= _REMEMBERED:
             self._resolved.clear()
         if not model:
@@ -78,7 +81,7 @@ class ModelTable:
             return self._entries[model]
         for prefix in self._wildcards:
             if model.startswith(prefix):
-                return [entry._replace(model=entry.model or model) for entry in self._entries[prefix + "*"]]
+                return self._entries[prefix + "*"]
         name, slash, rest = model.partition("/")
         if slash and rest and name in self._direct:
             return [ModelTarget(self._direct[name], rest, 0, None)]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BACKOFF_BASE = 0.025
 BACKOFF_MAX = 0.25
 """Seconds; Envoy's defaults (router filter, `retry_back_off`)."""
+CROWD = 8
+CROWD_SECONDS = 2.0
+"""Where this many retries of a provider wait already, the next ones are spread over this time."""
 MAX_RETRY_AFTER = 60.0
 
 UNCONFIGURED = "unconfigured"
@@ -161,13 +164,13 @@ def next_step(
     The next untried target comes first. The same one again only after a failure that cannot have reached the provider
     (`ConnectError`), or after a 429 when it is the only one and its Retry-After fits `remaining` seconds.
     """
-    delay = backoff(len(tried), rng)
     for target in plan.targets:
         if not any(target is other for other in tried) and not vetoed(target):
-            return Step(target, delay)
+            return Step(target, backoff(len(tried), rng, waiting=target.cluster.retries_waiting))
     last = tried[-1]
     if vetoed(last):
         return None
+    delay = backoff(len(tried), rng, waiting=last.cluster.retries_waiting)
     if error.condition == "connect-failure":
         return Step(last, delay)
     if error.condition == "429" and len(plan.targets) == 1 and error.retry_after is not None:
@@ -177,6 +180,8 @@ def next_step(
     return None
 
 
-def backoff(made: int, rng: Random) -> float:
-    """Full jitter: uniform in [0, min(250 ms, 25 ms · 2^(made-1)))."""
+def backoff(made: int, rng: Random, *, waiting: int = 0) -> float:
+    """Full jitter: uniform in [0, min(250 ms, 25 ms · 2^(made-1))); in [0, 2 s) behind a crowd of `waiting` retries."""
+    if waiting >= CROWD:
+        return rng.random() * CROWD_SECONDS
     return rng.random() * min(BACKOFF_MAX, BACKOFF_BASE * 2.0 ** (made - 1))

@@ -40,7 +40,8 @@ def json_reply(value: object, status: int = 200) -> Reply:
 def error_body(error: GatewayError, request_id: str | None = None) -> bytes:
     """OpenAI's error object as JSON bytes."""
     content: dict[str, object] = {
-        "message": error.message,
+        # A message may quote a path that is not UTF-8.
+        "message": error.message.encode("utf-8", "replace").decode(),
         "type": error.type,
         "param": error.param,
         "code": error.code,

@@ -8,36 +8,38 @@ It is driven by callbacks from the client's side and, through `Dispatch`, from t
 a task is made only where a filter's `on_request` is async, and is cancelled when the client leaves. `finish` is the one
 way out, runs once, and leaves exactly one record.
 
+What is raised on the way is caught where the outside called in, and nowhere between: an error of ours becomes its
+answer (`refuse`), anything else is a bug and becomes a 500, or a cut connection where an answer is under way (`crash`).
+
 Bare callbacks instead of a coroutine, because this runs for every request: a task and its wake-ups cost as much as all
 the filters together.
 """
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from typing import TYPE_CHECKING
 
 from .dispatch import Dispatch
 from .errors import (
-    DownstreamError,
     GatewayError,
     InvalidRequestError,
     OverloadError,
     ShuttingDownError,
     UnsupportedMediaTypeError,
-    UpstreamError,
 )
 from .exchange import Exchange
 from .headers import client_request_id
+from .own_fields import own_fields, request_id
 from .replies import Reply, error_reply, internal_error
 from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable
 
     from .accounting.record import Outcome
     from .chain import Chain, RequestStep
-    from .edge.downstream import Downstream
+    from .edge.downstream import Downstream, Headers
     from .engine import Engine
 
 MAX_TIMEOUT_MS = 86_400_000
@@ -46,15 +48,17 @@ MAX_TIMEOUT_MS = 86_400_000
 class Run:
     """One exchange on its way. The listener of its `Downstream`."""
 
-    __slots__ = ("chain", "dispatch", "done", "downstream", "engine", "ex", "task")
+    __slots__ = ("chain", "dispatch", "done", "downstream", "engine", "ex", "started", "task")
 
     def __init__(self, engine: Engine, downstream: Downstream) -> None:
         self.engine = engine
         self.downstream = downstream
         self.ex: Exchange
-        self.chain: Chain
+        self.chain: Chain = engine.graph.prefix
         self.dispatch: Dispatch | None = None
         self.task: asyncio.Task[None] | None = None
+        self.started = False
+        """The head of an answer has gone down, and the rest has not yet."""
         self.done = False
 
     # -- from the top
@@ -62,38 +66,27 @@ class Run:
     def start(self) -> None:
         """Find the face, run the prefix. Answers in any case; never raises."""
         engine, head = self.engine, self.downstream.head
-        graph = engine.graph
-        clock = engine.clock
-        self.chain = graph.prefix
+        graph, clock = engine.graph, engine.clock
         try:
             face = graph.faces.find(head.method, head.path)
         except GatewayError as error:
-            # Not an exchange: nothing of the gateway was used.
-            id_ = engine.next_id()
-            reply = error_reply(error, id_)
-            self.done = True
-            self.downstream.reply(reply.status, [*reply.headers, (b"x-request-id", id_.encode())], reply.body)
+            self._refuse_path(error)
             return
         self.ex = ex = Exchange(engine.next_id(), head, face, graph, clock.monotonic(), clock.wall())
+        ex.client_request_id = client_request_id(head)
         engine.live.add(self)
         try:
-            ex.client_request_id = client_request_id(head)
-            if engine.draining:
-                raise ShuttingDownError("The gateway is shutting down; send the request again.", retry_after=1.0)
-            self._read_own_fields(ex)
-        except GatewayError as error:
-            self.refuse(error)
-            return
-        self._advance(graph.prefix.requests, 0)
+            self._advance(graph.prefix.requests, 0)
+        except Exception as error:
+            self.fail(error)
 
-    def _read_own_fields(self, ex: Exchange) -> None:
-        timeout = ex.head.header(b"x-headgate-timeout-ms")
-        if timeout is not None:
-            if not (timeout.isdigit() and 0 < int(timeout[:12]) <= MAX_TIMEOUT_MS):
-                raise InvalidRequestError(
-                    "x-headgate-timeout-ms must be a whole number of milliseconds from 1 to a day."
-                )
-            ex.deadline = ex.started + int(timeout) / 1000
+    def _refuse_path(self, error: GatewayError) -> None:
+        """Not an exchange: nothing of the gateway was used."""
+        self.done = True
+        id_ = self.engine.next_id()
+        reply, name = error_reply(error, id_), id_.encode()
+        headers = [*reply.headers, (b"x-request-id", name), (b"x-headgate-request-id", name), self.engine.graph.field]
+        self.downstream.reply(reply.status, headers, reply.body)
 
     def _advance(self, steps: tuple[RequestStep, ...], at: int) -> None:
         """Run `on_request` from step `at` on; go on with what follows once all have let pass."""
@@ -101,78 +94,69 @@ class Run:
         for index in range(at, len(steps)):
             step = steps[index]
             ex.reached = step.position
-            try:
-                result = step.call(ex)
-            except GatewayError as error:
-                self.refuse(error)
-                return
-            except Exception as error:
-                self.crash(error)
-                return
             if step.is_async:
-                self.task = self.engine.spawn(self._await(result, steps, index))
+                self.task = self.engine.spawn(self._await(steps, index))
                 return
+            result = step.call(ex)
             if result is not None:
                 self.reply(result)
                 return
-        if steps is ex.graph.prefix.requests and ex.route is None:
+        ex.reached = len(self.chain.filters)
+        if ex.route is None:
             self._after_prefix()
         else:
             self._after_rest()
 
-    async def _await(self, pending: Awaitable[Reply | None], steps: tuple[RequestStep, ...], index: int) -> None:
-        """Wait for one async filter. Cancelled when the client leaves; the filter cleans up after itself."""
+    async def _await(self, steps: tuple[RequestStep, ...], index: int) -> None:
+        """Run one async filter, and go on from there. Cancelled when the client leaves; the filter cleans up after
+        itself."""
         try:
-            result = await pending
-        except GatewayError as error:
+            result = await steps[index].call(self.ex)
+            if self.done:  # it made light of being cancelled
+                return
             self.task = None
-            self.refuse(error)
-            return
+            if result is not None:
+                self.reply(result)
+            else:
+                self._advance(steps, index + 1)
         except Exception as error:
-            self.task = None
-            self.crash(error)
-            return
-        self.task = None
-        if self.done:
-            return
-        if result is not None:
-            self.reply(result)
-            return
-        self._advance(steps, index + 1)
+            if not self.done:
+                self.task = None
+                self.fail(error)
+            elif not isinstance(error, GatewayError):
+                self.bug(error)
+        except CancelledError as error:
+            if not self.done:  # not by us: something that the filter waited for was cancelled
+                self.task = None
+                self.crash(error)
+            raise
 
     def _after_prefix(self) -> None:
         ex = self.ex
         face = ex.face
-        ex.reached = len(ex.graph.prefix.filters) - 1
-        try:
-            if face.metered:
-                self.engine.ledger.admit(ex)
-            if not face.reads_body:
-                self._choose_route()
-                return
+        if face.metered:
+            self.engine.ledger.admit(ex)
+        if self.engine.draining:
+            raise ShuttingDownError("The gateway is shutting down; send the request again.", retry_after=1.0)
+        _read_own_fields(ex)
+        if face.reads_body:
             _check_media_type(ex)
-        except GatewayError as error:
-            self.refuse(error)
-            return
-        self.downstream.read_body(ex.graph.body_limit)
+            self.downstream.read_body(ex.graph.body_limit)
+        else:
+            self._choose_route()
 
     def on_body(self, body: bytes) -> None:
         """The request is complete: understand it, choose the route, run its filters."""
         if self.done:
             return
         ex = self.ex
-        ex.bytes_in = len(body)
         try:
-            operation = self.engine.operation(ex.face)
-            ex.facts = facts = operation.read(body, max_depth=ex.graph.json_depth)
+            ex.bytes_in = len(body)
+            ex.facts = facts = self.engine.operation(ex.face).read(body, max_depth=ex.graph.json_depth)
             ex.model = facts.model
-        except GatewayError as error:
-            self.refuse(error)
-            return
+            self._choose_route()
         except Exception as error:
-            self.crash(error)
-            return
-        self._choose_route()
+            self.fail(error)
 
     def _choose_route(self) -> None:
         ex = self.ex
@@ -181,25 +165,18 @@ class Run:
         self._advance(route.chain.requests, 0)
 
     def _after_rest(self) -> None:
-        ex = self.ex
-        ex.reached = len(self.chain.filters) - 1
-        try:
-            if ex.face.handler is not None:
-                self.reply(ex.face.handler(ex))
-                return
+        handler = self.ex.face.handler
+        if handler is not None:
+            self.reply(handler(self.ex))
+        else:
             self.dispatch = Dispatch(self)
             self.dispatch.start()
-        except GatewayError as error:
-            self.refuse(error)
-        except Exception as error:
-            self.crash(error)
 
     # -- from the client's side
 
     def on_body_error(self, error: GatewayError) -> None:
         """The body cannot be had."""
-        if not self.done:
-            self.refuse(error)
+        self.fail(error)
 
     def on_resume(self) -> None:
         """The client reads again."""
@@ -210,95 +187,92 @@ class Run:
         """The client left: stop the provider's work at once, charge what was delivered."""
         if self.done:
             return
-        if self.task is not None:
-            self.task.cancel()
-            self.task = None
+        outcome: Outcome = "cancelled"
         if self.dispatch is not None:
-            self.dispatch.client_gone()
-        self.finish("cancelled", self.ex.status or 499)
+            self.dispatch.stop()
+            if self.dispatch.answer is not None:
+                outcome = self.dispatch.answer.ended_as or outcome
+        self.finish(outcome, self.ex.status or 499)
 
     # -- the ways out
+
+    def fail(self, error: Exception) -> None:
+        """It cannot go on: by an error of ours, or by a bug."""
+        if not isinstance(error, GatewayError):
+            self.crash(error)
+        elif not self.done:
+            self.refuse(error)
 
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error of ours."""
         ex = self.ex
         ex.error = error
-        face = ex.face
-        if face.metered and not ex.admitted and (self.chain.admission < 0 or ex.reached > self.chain.admission):
-            try:
-                self.engine.ledger.admit(ex)
-            except OverloadError as full:
-                error = ex.error = full
         if error.detail is not None:
             self.engine.log.info("refused", id=ex.id, code=error.code, detail=error.detail)
-        reply = error_reply(error, ex.id, attempts=len(ex.attempts))
-        outcome: Outcome = (
-            "failed"
-            if isinstance(error, UpstreamError) or not isinstance(error, DownstreamError | OverloadError)
-            else "refused"
-        )
-        self.reply(reply, outcome)
+        self.reply(error_reply(error, ex.id, attempts=len(ex.attempts)), error.outcome)
 
-    def crash(self, error: Exception) -> None:
-        """A bug: traceback to the log, 500 to the client, or a cut connection where an answer is under way."""
-        self.engine.stats.internal_errors += 1
-        self.engine.log.error("internal_error", id=self.ex.id, exc_info=error)
-        if self.done:
-            self.downstream.abort()  # harmless where the answer has ended
+    def crash(self, error: BaseException) -> None:
+        """A bug: traceback to the log, 500 to the client, or a cut connection where an answer is under way.
+
+        The 500 passes no filter: the bug may be in one of them.
+        """
+        self.bug(error)
+        if self.done:  # while the last of the answer was said
+            self.downstream.abort()
             return
-        if self.dispatch is not None:
-            self.dispatch.client_gone()
-            if self.dispatch.answer is not None:
-                self.ex.error = internal_error()
-                self.downstream.abort()
-                self.finish("failed", self.ex.status)
-                return
-        self.refuse(internal_error())
-
-    def reply(self, reply: Reply, outcome: Outcome = "ok") -> None:
-        """A whole answer of our own. It passes `on_response` of the filters above the one that gave it."""
         ex = self.ex
-        head = ResponseHead(reply.status, list(reply.headers))
-        head.headers += self.own_headers(None)
-        if not self.respond(head):
+        ex.error = internal_error()
+        try:
+            if self.dispatch is not None:
+                self.dispatch.stop()
+        except Exception as another:
+            self.bug(another)
+        if self.started:
+            self.finish("failed", ex.status)
+            self.downstream.abort()
             return
+        reply = error_reply(ex.error, ex.id, attempts=len(ex.attempts))
+        headers = self._own_head(reply)
         ex.bytes_out = len(reply.body)
-        self.finish(outcome, head.status)
-        self.downstream.reply(head.status, head.headers, reply.body)
+        self.finish("failed", reply.status)
+        self.downstream.reply(reply.status, headers, reply.body)
 
-    def respond(self, head: ResponseHead) -> bool:
-        """Run `on_response` of every filter that was passed, bottom to top; False if one of them broke."""
+    def reply(self, reply: Reply, outcome: Outcome | None = None) -> None:
+        """A whole answer of our own. It passes `on_response` of the filters above the one that gave it."""
+        try:
+            head = ResponseHead(reply.status, self._own_head(reply))
+            self.respond(head)
+            self.ex.bytes_out = len(reply.body)
+            self.finish(outcome or ("refused" if reply.status >= 400 else "ok"), head.status)
+            self.downstream.reply(head.status, head.headers, reply.body)
+        except Exception as error:
+            self.crash(error)
+
+    def cut(self, error: GatewayError) -> None:
+        """The gateway stops: whatever is under way ends now, with an error that the client can see."""
+        try:
+            if self.dispatch is not None:
+                self.dispatch.cut(error)
+            if not self.done:
+                self.refuse(error)
+        except Exception as problem:
+            self.crash(problem)
+
+    def respond(self, head: ResponseHead) -> None:
+        """Run `on_response` of every filter above the place the exchange has come to, bottom to top."""
         ex = self.ex
-        ex.status = head.status
         for position, on_response in self.chain.responses:
-            if position <= ex.reached:
-                try:
-                    on_response(ex, head)
-                except Exception as error:
-                    self.engine.stats.internal_errors += 1
-                    self.engine.log.error("filter_failed", id=ex.id, moment="on_response", exc_info=error)
-                    self.downstream.abort()
-                    if self.dispatch is not None:
-                        self.dispatch.client_gone()
-                    ex.error = internal_error()
-                    self.finish("failed", 500)
-                    return False
-        return True
+            if position < ex.reached:
+                on_response(ex, head)
+        ex.status = head.status
 
-    def own_headers(self, upstream_id: bytes | None) -> list[tuple[bytes, bytes]]:
-        """What every answer carries, whoever made it."""
-        ex = self.ex
-        id_ = ex.id.encode()
-        fields = [
-            (b"x-headgate-request-id", id_),
-            ex.graph.field,
-            (b"x-headgate-attempts", b"%d" % len(ex.attempts)),
-        ]
-        if upstream_id is None:
-            fields.append((b"x-request-id", ex.client_request_id or id_))
-        if ex.route is not None:
-            fields.append(ex.route.field)
-        return fields
+    def _own_head(self, reply: Reply) -> Headers:
+        return [*reply.headers, request_id(self.ex), *own_fields(self.ex, self.engine.clock.monotonic())]
+
+    def bug(self, error: BaseException, **where: str) -> None:
+        """The traceback of what should not have happened goes to the log, and nowhere else."""
+        self.engine.stats.internal_errors += 1
+        self.engine.log.error("internal_error", id=self.ex.id, exc_info=error, **where)
 
     def finish(self, outcome: Outcome, status: int) -> None:
         """The exchange is over: `on_done` bottom to top, counters, the record. Once."""
@@ -306,22 +280,50 @@ class Run:
             return
         self.done = True
         engine, ex = self.engine, self.ex
+        engine.live.discard(self)
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
         ex.outcome = outcome
         ex.status = status
-        now = engine.clock.monotonic()
         for position, on_done in self.chain.done:
             if position <= ex.reached:
                 try:
                     on_done(ex)
                 except Exception as error:
-                    engine.stats.internal_errors += 1
-                    engine.log.error("filter_failed", id=ex.id, moment="on_done", exc_info=error)
-        if ex.admitted:
-            engine.stats.count(ex, now)
-            engine.ledger.close(ex, now)
-        elif ex.face.metered and ex.reached == self.chain.admission >= 0:
+                    self.bug(error, moment="on_done")
+        if ex.reached > self.chain.admission:
+            self._record()
+        elif outcome == "refused":
             engine.stats.refused_by_auth += 1
-        engine.over(self)
+
+    def _record(self) -> None:
+        engine, ex = self.engine, self.ex
+        if not ex.face.metered:
+            return
+        now = engine.clock.monotonic()
+        engine.stats.count(ex, now)
+        try:
+            if not ex.admitted:
+                engine.ledger.admit(ex)
+        except OverloadError:
+            return  # the ledger is full and its policy is to refuse: the client was told so
+        engine.ledger.close(ex, now)
+
+
+def _read_own_fields(ex: Exchange) -> None:
+    """What the caller asks of the gateway itself. Raises InvalidRequestError."""
+    timeout = ex.head.header(b"x-headgate-timeout-ms")
+    if timeout is not None:
+        if not (timeout.isdigit() and len(timeout) < 10 and 0 < int(timeout) <= MAX_TIMEOUT_MS):
+            raise InvalidRequestError("x-headgate-timeout-ms must be a whole number of milliseconds from 1 to a day.")
+        ex.deadline = ex.started + int(timeout) / 1000
+    provider = ex.head.header(b"x-headgate-provider")
+    if provider is not None:
+        name = provider.decode("latin-1")
+        if name not in ex.graph.clusters:
+            raise InvalidRequestError(f"x-headgate-provider: there is no provider '{name[:64]}'.")
+        ex.provider = name
 
 
 def _check_media_type(ex: Exchange) -> None:

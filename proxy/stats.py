@@ -91,9 +91,10 @@ class Stats:
         """An exchange is over."""
         outcome = (ex.face.name, ex.outcome, ex.status)
         self.exchanges[outcome] = self.exchanges.get(outcome, 0) + 1
-        if not ex.attempts:
+        attempt = ex.attempt
+        if attempt is None:
             return
-        target = ex.attempts[-1].target
+        target = attempt.target
         key = (ex.face.name, target.cluster.name, target.model)
         series = self.series.get(key)
         if series is None:

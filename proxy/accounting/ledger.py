@@ -1,7 +1,8 @@
 """From an exchange to its two records: `open` at admission, `done` at the end, and what it used and cost in between.
 
 The one place that decides what an exchange is charged: what the provider reported; else, where text was delivered, an
-estimate marked as one; else nothing. A client that left, or a stream that broke, pays for what was delivered.
+estimate marked as one; else nothing. A client that left, or a stream that broke, pays for what was delivered, also
+where the provider had reported something earlier.
 
 Not here: writing (spool.py), storing (control/events/), prices (price_lookup.py).
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from ..errors import OverloadError
 from .estimate import delivered_tokens
 from .record import Done, Opened, encode
@@ -17,6 +20,7 @@ from .spool import SpoolFullError
 from .usage import NO_USAGE, Usage
 
 if TYPE_CHECKING:
+    from ..dialect import AnswerFacts
     from ..exchange import Exchange
     from .estimate import Estimator
     from .spool import Spool
@@ -60,33 +64,45 @@ class Ledger:
                 "The gateway cannot record this request: its ledger is full.", retry_after=5.0
             ) from None
 
-    def settle(self, ex: Exchange, reported: Usage | None, text_bytes: int, text_events: int = 0) -> None:
-        """Set `ex.usage` and `ex.cost_usd` from the provider's report, or from what was delivered."""
-        attempt = ex.attempts[-1]
-        facts = ex.facts
-        if reported is not None:
-            usage = reported
-            if facts is not None and ex.rough_prompt is not None:
-                self.estimator.observe(attempt.target.model, ex.rough_prompt, reported.prompt_tokens)
-        elif facts is not None and text_bytes:
-            prompt = ex.rough_prompt or self.estimator.estimate_prompt(attempt.target.model, facts.body)
-            usage = Usage(prompt.tokens, delivered_tokens(text_bytes, text_events), source="estimated")
-        else:
-            usage = NO_USAGE
-        ex.usage = usage
+    def settle(self, ex: Exchange, said: AnswerFacts) -> None:
+        """Set `ex.usage` and `ex.cost_usd` from the provider's report, or from what was delivered; once."""
+        attempt = ex.attempt
+        if ex.usage is not None or attempt is None:
+            return
+        ex.usage = usage = self._usage(ex, attempt.target.model, said)
         price = ex.graph.price(attempt.target)
         if price is not None:
             ex.cost_usd = price.cost(usage)
             ex.cost_source = price.source
 
+    @staticmethod
+    def unsettle(ex: Exchange) -> None:
+        """Another answer takes the place of the one that was settled."""
+        ex.usage = ex.cost_usd = None
+        ex.cost_source = ""
+
+    def _usage(self, ex: Exchange, model: str, said: AnswerFacts) -> Usage:
+        facts, usage = ex.facts, said.usage
+        delivered = delivered_tokens(said.text_bytes, said.text_events)
+        if usage is not None:
+            if ex.rough_prompt is not None:
+                self.estimator.observe(model, ex.rough_prompt, usage.prompt_tokens)
+            if said.usage_is_final or delivered <= usage.completion_tokens:
+                return usage
+            return replace(usage, completion_tokens=delivered, source="estimated")
+        if facts is None or not delivered:
+            return NO_USAGE
+        prompt = ex.rough_prompt or self.estimator.estimate_prompt(model, facts.body)
+        return Usage(prompt.tokens, delivered, source="estimated")
+
     def estimate_cost(self, ex: Exchange) -> float | None:
         """What a stream that begins now may cost: the estimated prompt and the output it is allowed. None:
         price unknown."""
-        facts, target = ex.facts, ex.attempts[-1].target
-        price = ex.graph.price(target)
-        if facts is None or price is None:
+        facts, attempt = ex.facts, ex.attempt
+        price = ex.graph.price(attempt.target) if attempt is not None else None
+        if facts is None or attempt is None or price is None:
             return None
-        prompt = ex.rough_prompt = self.estimator.estimate_prompt(target.model, facts.body)
+        prompt = ex.rough_prompt = self.estimator.estimate_prompt(attempt.target.model, facts.body)
         output = self.estimator.output_reservation(facts.max_tokens, facts.n)
         return price.cost(Usage(prompt.tokens, output, source="estimated"))
 
@@ -97,7 +113,7 @@ class Ledger:
             return
         principal = ex.principal
         usage = ex.usage or NO_USAGE
-        attempt = ex.attempts[-1] if ex.attempts else None
+        attempt = ex.attempt
         duration = now - ex.started
         upstream = ex.upstream_seconds(now) if attempt is not None else None
         self._spool.append(

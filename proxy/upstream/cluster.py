@@ -41,6 +41,7 @@ class Cluster:
         "name",
         "price",
         "price_as",
+        "retries_waiting",
         "retry_budget",
         "rq_error",
         "rq_retry",
@@ -83,6 +84,8 @@ class Cluster:
         self.price = price
         """What every model costs here, where the cluster itself knows; None leaves it to the price order."""
         self.retry_budget = RetryBudget()
+        self.retries_waiting = 0
+        """Exchanges whose next attempt goes here once their back-off is over."""
         self.rq_total = 0
         self.rq_success = 0
         self.rq_error = 0

@@ -257,7 +257,7 @@ async def test_shutdown_drains(tmp_path: Path) -> None:
     assert answer.body.endswith(b"data: [DONE]\n\n")
     assert (late.status, json.loads(late.body)["error"]["code"]) == (503, "shutting_down")
     assert (health.status, json.loads(health.body)["status"]) == (503, "draining")
-    assert [row["outcome"] for row in ledger(tmp_path)] == ["ok"]
+    assert [row["outcome"] for row in ledger(tmp_path)] == ["ok", "refused"]
 
 
 async def test_a_client_that_leaves_cancels_the_provider(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def exchange(model: str, usage: Usage | None = None, cost: float | None = None, 
     values: dict[str, Any] = {
         "face": SimpleNamespace(name="chat"),
         "graph": SimpleNamespace(models=SimpleNamespace(names=lambda: ["configured"])),
-        "attempts": [SimpleNamespace(target=target)],
+        "attempt": SimpleNamespace(target=target),
         "outcome": "ok",
         "status": 200,
         "started": 10.0,
@@ -60,7 +60,7 @@ def test_an_answer_without_usage_counts_time_alone() -> None:
 
 
 def test_an_exchange_that_reached_no_provider_has_no_series() -> None:
-    stats = counted(exchange("m", attempts=[], outcome="refused", status=400))
+    stats = counted(exchange("m", attempt=None, outcome="refused", status=400))
     assert stats.series == {}
     assert stats.exchanges == {("chat", "refused", 400): 1}
 

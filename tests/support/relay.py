@@ -11,8 +11,9 @@ One relay carries any number of exchanges, so that a test may cut an answer at e
 
 from __future__ import annotations
 
+import json
 from random import Random
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from headgate.config import RetryConfig
 from headgate.dialects.openai import OpenAI
@@ -21,7 +22,8 @@ from headgate.gateway import FACES
 from headgate.proxy.accounting.estimate import Estimator
 from headgate.proxy.accounting.ledger import Ledger
 from headgate.proxy.accounting.record import Done, Opened, decode
-from headgate.proxy.chain import Chain
+from headgate.proxy.accounting.spool import SpoolFullError
+from headgate.proxy.chain import Chain, prefix_length
 from headgate.proxy.clock import Deadlines
 from headgate.proxy.engine import Engine
 from headgate.proxy.faces import FaceTable
@@ -36,8 +38,11 @@ from .downstream import FakeDownstream
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from headgate.proxy.accounting.prices import Price
     from headgate.proxy.accounting.spool import Spool
     from headgate.proxy.filter import Filter
+
+    from .calls import FakeCall
 
 EVERY_FAILURE = RetryConfig(on=frozenset({"connect-failure", "reset", "5xx", "429", "timeout"}))
 BACKOFF = 0.3
@@ -62,12 +67,33 @@ class Lines:
         return taken
 
 
+class FullSpool(Lines):
+    """A spool that is full, and whose policy is to refuse."""
+
+    def append(self, line: bytes) -> bool:
+        """Refuse what opens an exchange."""
+        if isinstance(decode(line), Opened):
+            raise SpoolFullError
+        return super().append(line)
+
+
 class Exchange:
     """One request through a relay."""
 
     def __init__(self, downstream: FakeDownstream, lines: Lines) -> None:
         self.downstream = downstream
         self._lines = lines
+
+    @property
+    def rows(self) -> list[Done]:
+        """Its `done` records so far, of which there is at most one."""
+        return [line for line in self._lines.take() if isinstance(line, Done)]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object of an answer."""
+        error: dict[str, Any] = json.loads(self.downstream.received)["error"]
+        return error
 
     @property
     def row(self) -> Done:
@@ -80,33 +106,42 @@ class Exchange:
 
 
 class Relay:
-    """`providers` are asked in their order. `filters` run after `retry`; `retry` None makes one attempt only."""
+    """`providers` are asked in their order. `before` stands above `retry` in the chain, and `filters` below it;
+    `retry` None makes one attempt only."""
 
     def __init__(
         self,
         *,
         providers: int = 1,
         retry: RetryConfig | None = EVERY_FAILURE,
+        before: Sequence[Filter] = (),
         filters: Sequence[Filter] = (),
         timeouts: Timeouts | None = None,
+        has_credential: bool = False,
+        price: Price | None = None,
+        lines: Lines | None = None,
     ) -> None:
         self.clock = FakeClock()
-        self.lines = Lines()
+        self.lines = lines or Lines()
         self.providers = [FakeEndpoint(f"http://up{n}") for n in range(providers)]
         self.timeouts = timeouts or Timeouts()
         dialect = OpenAI()
         clusters = {
-            f"up{n}": Cluster(f"up{n}", dialect, [endpoint], timeouts=self.timeouts)
+            f"up{n}": Cluster(
+                f"up{n}", dialect, [endpoint], timeouts=self.timeouts, has_credential=has_credential, price=price
+            )
             for n, endpoint in enumerate(self.providers)
         }
+        self.clusters = list(clusters.values())
         targets = [ModelTarget(cluster, None, 0, None) for cluster in clusters.values()]
-        chain = Chain([*([Retry(retry)] if retry is not None else []), *filters])
+        links = [*before, *([Retry(retry)] if retry is not None else []), *filters]
+        length = prefix_length(links, frozenset())
         graph = Graph(
             version="test",
             faces=FaceTable(FACES),
-            prefix=Chain([]),
+            prefix=Chain(links[:length]),
             routes=[],
-            default=Route("default", chain),
+            default=Route("default", Chain(links, length)),
             models=ModelTable({"*": targets}, clusters, frozenset()),
             prices=None,
             clusters=clusters,
@@ -124,6 +159,11 @@ class Relay:
             ledger=Ledger(cast("Spool", self.lines), Estimator()),
         )
 
+    def accept(self, downstream: FakeDownstream) -> Exchange:
+        """A request whose body has not been delivered."""
+        self.engine.accept(downstream)
+        return Exchange(downstream, self.lines)
+
     def ask(self, body: bytes, downstream: FakeDownstream | None = None) -> Exchange:
         """A request whose body has arrived. The clock moves on a little, so that no retry budget runs out."""
         for provider in self.providers:
@@ -131,13 +171,19 @@ class Relay:
         self.clock.advance(1)
         downstream = downstream or FakeDownstream(body)
         downstream.body = body
-        self.engine.accept(downstream)
+        exchange = self.accept(downstream)
         if downstream.asked is not None:
             downstream.deliver()
-        return Exchange(downstream, self.lines)
+        return exchange
+
+    @property
+    def calls(self) -> list[FakeCall]:
+        """Every attempt since the latest request, those of one provider together."""
+        return [call for provider in self.providers for call in provider.calls]
 
     def at_rest(self) -> bool:
         """Nothing is under way: no run, no watched deadline, no call that was neither ended nor cancelled."""
         self.clock.advance(3)
-        calls = [call for provider in self.providers for call in provider.calls]
-        return not self.engine.live and not len(self.engine.deadlines) and all(call.over for call in calls)
+        engine = self.engine
+        nothing_left = not (engine.live or engine.lingering or len(engine.deadlines))
+        return nothing_left and all(call.over for call in self.calls)

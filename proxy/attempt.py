@@ -1,0 +1,352 @@
+"""One try at one target: has its answer really begun, and is it still moving?
+
+Until commit an attempt may fail and another take its place without the client noticing. A stream commits with its first
+event that has content, reasoning, refusal, audio, a tool call or a finish; role chunks and pings before it are held,
+for at most 64 KiB and 2 s. A plain answer of up to 8 MiB is collected whole, so it may fail at any byte. After commit
+the bytes are answer.py's.
+
+    WAITING ─ head ─┬─ stream ──── HOLDING ──┬─ commit ─ RELAYING ─ whole ─ LINGERING ─┐
+                    ├─ plain ───── COLLECTING ┤                                         ├─ OVER
+                    └─ any other ─ commit     └─ whole, or failed ─────────────────────┘
+
+All its waits share one deadline in the coarse timer, moved by whatever happens. It never counts the time in which the
+client is behind: a provider that is not read cannot be late.
+
+Not here: what follows a failure (dispatch.py).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from math import inf
+from typing import TYPE_CHECKING
+
+from .clock import NEVER
+from .errors import BrokenAnswerError, ErrorEventError, UpstreamTimeoutError
+from .json_splice import is_object
+from .upstream.call import CallReceiver
+
+if TYPE_CHECKING:
+    from .answer import Answer
+    from .dialect import AnswerFacts, StreamReader
+    from .dispatch import Dispatch
+    from .errors import GatewayError
+    from .plan import Target
+    from .upstream.call import Call, ResponseHead, UpstreamRequest
+
+HELD_BYTES = 64 * 1024
+HELD_SECONDS = 2.0
+COLLECTED_BYTES = 8 * 1024 * 1024
+LINGER_SECONDS = 2.0
+"""How long the rest of a message may take after its terminal event, so that its connection can be used again."""
+
+
+class State(IntEnum):
+    """Where an attempt stands."""
+
+    WAITING = 0
+    COLLECTING = 1
+    HOLDING = 2
+    RELAYING = 3
+    LINGERING = 4
+    OVER = 5
+
+
+WAITING, COLLECTING, HOLDING, RELAYING, LINGERING, OVER = State
+
+
+class WholeAnswer:
+    """A provider's answer as far as it matters, in one piece. `facts`: what one with a good status says."""
+
+    __slots__ = ("attempt", "body", "facts", "head")
+
+    def __init__(self, attempt: Attempt, head: ResponseHead, body: bytes, facts: AnswerFacts | None) -> None:
+        self.attempt = attempt
+        self.head = head
+        self.body = body
+        self.facts = facts
+
+
+class Attempt(CallReceiver):
+    """Filters read `number`, `target`, `endpoint`, `status`, `error`, `cancelled` and the times (monotonic seconds)."""
+
+    __slots__ = (
+        "_answer", "_call", "_dispatch", "_first_token_by", "_head", "_paused_at", "_reader", "_size", "_state",
+        "_taken", "_total_at", "cancelled", "deadline", "ended_at", "endpoint", "error", "head_at", "number",
+        "request_id", "sent_at", "started", "status", "target",
+    )  # fmt: skip
+
+    def __init__(self, dispatch: Dispatch, number: int, target: Target, started: float) -> None:
+        self.number = number
+        self.target = target
+        self.endpoint = ""
+        self.started = started
+        self.sent_at: float | None = None
+        self.head_at: float | None = None
+        self.ended_at: float | None = None
+        self.status = 0
+        self.error: GatewayError | None = None
+        self.cancelled = False
+        self.request_id = ""
+        """The provider's."""
+        self.deadline = NEVER
+        self._dispatch = dispatch
+        self._state = WAITING
+        self._call: Call | None = None
+        """None once the message has ended: there is nothing to pause or to cancel."""
+        self._head: ResponseHead
+        self._reader: StreamReader | None = None
+        self._answer: Answer
+        self._taken: list[bytes] = []
+        self._size = 0
+        self._first_token_by = inf
+        self._total_at = inf
+        self._paused_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self.number} at {self.target!r} {self._state.name.lower()}>"
+
+    # -- from the dispatcher and the answer
+
+    def start(self, request: UpstreamRequest) -> None:
+        """Begin. Until the request has been sent, it has as long for that as it may take in all."""
+        run, cluster = self._dispatch.run, self.target.cluster
+        self._total_at = self.deadline = min(self.started + cluster.timeouts.total, run.ex.deadline)
+        run.engine.deadlines.add(self)
+        self._call, self.endpoint = cluster.start(request, self)
+
+    def stop(self) -> None:
+        """Nobody waits for it any more. Harmless when it is over."""
+        engine = self._dispatch.run.engine
+        engine.deadlines.discard(self)
+        if self._state is LINGERING:
+            engine.lingering.discard(self)
+        self._state = OVER
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def linger(self) -> None:
+        """The answer is whole. Where the message is not yet, let it end, so that its connection can be used again."""
+        call = self._call
+        if call is None:
+            self.stop()
+            return
+        self._state = LINGERING
+        self._dispatch.run.engine.lingering.add(self)
+        self.deadline = self._now() + LINGER_SECONDS
+        call.resume()
+
+    def end_soon(self) -> None:
+        """The provider has said that it failed: what else it has to say must come now."""
+        now = self._now()
+        self._total_at = min(self._total_at, now + LINGER_SECONDS)
+        self._expect(now)
+
+    def pause(self) -> None:
+        """The client is behind."""
+        if self._paused_at is None:
+            self._paused_at = self._now()
+        self.deadline = self._total_at
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        """The client reads again."""
+        now = self._now()
+        if self._paused_at is not None:
+            self._first_token_by += now - self._paused_at
+            self._paused_at = None
+        self._expect(now)
+        if self._call is not None:
+            self._call.resume()
+
+    # -- from the provider
+
+    def on_sent(self, call: Call) -> None:
+        """The clock of the answer starts."""
+        run, timeouts = self._dispatch.run, self.target.cluster.timeouts
+        now = self.sent_at = self._now()
+        self._total_at = self.deadline = min(now + timeouts.total, run.ex.deadline)
+        self._first_token_by = now + timeouts.first_token
+        if run.ex.facts is not None and run.ex.facts.stream:
+            self.deadline = min(self._first_token_by, self._total_at)
+
+    def on_head(self, call: Call, head: ResponseHead) -> None:
+        """Decide how this answer is taken: held, collected or relayed."""
+        try:
+            if self.sent_at is None:
+                self.on_sent(call)
+            self._take_head(head)
+        except Exception as error:
+            self._dispatch.run.crash(error)
+
+    def _take_head(self, head: ResponseHead) -> None:
+        now = self.head_at = self._now()
+        self._head = head
+        status = self.status = head.status
+        request_id = head.header(b"x-request-id")
+        if request_id is not None:
+            self.request_id = request_id.decode("ascii", "replace")
+        kind = (head.header(b"content-type") or b"").lower()
+        streams = kind.startswith(b"text/event-stream")
+        facts = self._dispatch.run.ex.facts
+        # We ask for identity. A stream that is encoded all the same passes unread; its framing says if it is whole.
+        if status < 300 and streams and facts is not None and head.header(b"content-encoding") in (None, b"identity"):
+            self._reader = self._dispatch.open_stream(facts)
+            self._state = HOLDING
+            self.deadline = min(self._first_token_by, self._total_at, now + HELD_SECONDS)
+        elif status >= 300 or not kind or b"json" in kind or (kind.startswith(b"text/") and not streams):
+            self._state = COLLECTING
+            self.deadline = self._total_at
+        else:
+            self._commit()
+
+    def on_data(self, call: Call, data: bytes) -> None:
+        """Bytes of the answer."""
+        try:
+            state = self._state
+            if state is RELAYING:
+                reader = self._reader
+                if reader is not None and reader.committed and self._paused_at is None:
+                    until = self._dispatch.run.engine.deadlines.soon + self.target.cluster.timeouts.idle
+                    if until > self._total_at:
+                        until = self._total_at
+                    self.deadline = until
+                self._answer.on_data(data)
+            elif state is HOLDING:
+                self._hold(data)
+            elif state is COLLECTING:
+                self._taken.append(data)
+                self._size += len(data)
+                if self._size > COLLECTED_BYTES:
+                    self._commit()
+        except Exception as error:
+            self._dispatch.run.crash(error)
+
+    def on_end(self, call: Call, clean: bool) -> None:
+        """The message ended."""
+        try:
+            self._call = None
+            state = self._state
+            if state is COLLECTING:
+                self._end_collected(clean)
+            elif state is HOLDING:
+                self._end_held(clean)
+            elif state is RELAYING:
+                self._answer.on_end(clean)
+            elif state is WAITING:
+                self._fail(BrokenAnswerError("The provider closed the connection without an answer."))
+            else:
+                self.stop()
+        except Exception as error:
+            self._dispatch.run.crash(error)
+
+    def on_error(self, call: Call, error: GatewayError) -> None:
+        """It will not be whole."""
+        try:
+            self._call = None
+            if self._state is RELAYING:
+                self._answer.on_error(error)
+            elif self._state < RELAYING:
+                self._fail(error)
+            else:
+                self.stop()
+        except Exception as crash:
+            self._dispatch.run.crash(crash)
+
+    # -- from the clock
+
+    def on_deadline(self) -> None:
+        """Too late: the held events go down, or the attempt has failed."""
+        try:
+            now, state = self._now(), self._state
+            if state is LINGERING:
+                self.stop()
+            elif state is HOLDING and now < self._total_at and now < self._first_token_by:
+                self._commit()
+            else:
+                error = UpstreamTimeoutError(f"The provider did not {self._overdue(now)} in time.")
+                if state is RELAYING:
+                    self._answer.on_error(error)
+                else:
+                    self._fail(error)
+        except Exception as error:
+            self._dispatch.run.crash(error)
+
+    def _overdue(self, now: float) -> str:
+        if now >= self._total_at:
+            return "finish" if self.sent_at is not None else "take the request"
+        return "go on" if self._reader is not None and self._reader.committed else "send a first token"
+
+    def _expect(self, now: float) -> None:
+        """The deadline of an answer under way: a stream's first token, then its silence; and always the total."""
+        reader = self._reader
+        if reader is None or self._paused_at is not None:
+            self.deadline = self._total_at
+        elif reader.committed:
+            self.deadline = min(now + self.target.cluster.timeouts.idle, self._total_at)
+        else:
+            self.deadline = min(self._first_token_by, self._total_at)
+
+    # -- before commit
+
+    def _hold(self, data: bytes) -> None:
+        reader = self._reader
+        assert reader is not None  # noqa: S101 - narrows for the type checker: only a stream is held
+        events = reader.feed(data)
+        if events:
+            self._taken.append(events)
+            self._size += len(events)
+        if reader.failed and not reader.committed:
+            if not self._is_made_good(reader):
+                self._commit()
+        elif reader.committed or reader.finished or self._size > HELD_BYTES:
+            self._commit()
+
+    def _end_held(self, clean: bool) -> None:
+        reader = self._reader
+        assert reader is not None  # noqa: S101 - narrows for the type checker: only a stream is held
+        whole = False
+        if clean:
+            last, whole = reader.end()
+            if last:
+                self._taken.append(last)
+        if not whole and not reader.failed:
+            self._fail(BrokenAnswerError("The provider's stream ended before it began."))
+        elif reader.committed or not reader.failed or not self._is_made_good(reader):
+            self._commit()
+            if not self._dispatch.run.done:
+                self._answer.complete()
+
+    def _is_made_good(self, reader: StreamReader) -> bool:
+        """Whether another attempt takes the place of a stream that began with an error."""
+        said = WholeAnswer(self, self._head, b"".join(self._taken), reader.facts())
+        if not self._dispatch.is_followed(ErrorEventError("The provider's stream began with an error."), said):
+            return False
+        self.stop()
+        return True
+
+    def _end_collected(self, clean: bool) -> None:
+        body, self._taken = b"".join(self._taken), []
+        if not clean and not is_object(body):
+            self._fail(BrokenAnswerError("The provider's answer was cut short."))
+            return
+        self.stop()
+        facts = self._dispatch.operation.read_answer(body) if self.status < 300 else None
+        self._dispatch.collected(WholeAnswer(self, self._head, body, facts))
+
+    def _commit(self) -> None:
+        """From here on the client sees this attempt."""
+        self._state = RELAYING
+        taken, self._taken = b"".join(self._taken), []
+        self._expect(self._now())
+        self._answer = self._dispatch.commit(self, self._head, self._reader)
+        self._answer.begin(taken)
+
+    def _fail(self, error: GatewayError) -> None:
+        self.stop()
+        self._dispatch.failed(self, error)
+
+    def _now(self) -> float:
+        return self._dispatch.run.engine.clock.monotonic()

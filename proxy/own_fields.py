@@ -1,0 +1,89 @@
+"""What the gateway says of itself on every answer: its ids and choices, the times, and what the answer used.
+
+One place for providers' answers and for our own, so that an error tells as much as a success. What the head of a stream
+cannot know yet comes as one comment block before its terminal event: comments, because every SDK skips them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .accounting.prices import format_usd
+
+if TYPE_CHECKING:
+    from .dialect import StreamReader
+    from .edge.downstream import Headers
+    from .exchange import Exchange
+    from .run import Run
+
+CONFIG_ORDER = (b"x-headgate-strategy", b"config-order")
+_encode = msgspec.json.encode
+
+
+def own_fields(ex: Exchange, now: float) -> Headers:
+    """The `x-headgate-*` fields and `server-timing`, as far as they are known at `now`.
+
+    Times are milliseconds so far: in all, at providers (all attempts), and the difference, which is ours.
+    """
+    fields = [
+        (b"x-headgate-request-id", ex.id.encode()),
+        ex.graph.field,
+        (b"x-headgate-attempts", b"%d" % len(ex.attempts)),
+    ]
+    if ex.route is not None:
+        fields.append(ex.route.field)
+    attempt = ex.attempt
+    if attempt is not None:
+        fields += attempt.target.fields
+        fields.append(CONFIG_ORDER if ex.scorer is None else (b"x-headgate-strategy", ex.scorer.name.encode()))
+    usage = ex.usage
+    if usage is not None and usage.source != "none":
+        fields += (
+            (b"x-headgate-tokens-prompt", b"%d" % usage.prompt_tokens),
+            (b"x-headgate-tokens-completion", b"%d" % usage.completion_tokens),
+        )
+        if ex.cost_usd is not None:
+            fields.append((b"x-headgate-cost-usd", format_usd(ex.cost_usd).encode()))
+    total, upstream = now - ex.started, ex.upstream_seconds(now)
+    own = max(0.0, total - upstream) * 1000
+    upstream *= 1000
+    fields += (
+        (b"x-headgate-latency-ms", b"%.1f" % (total * 1000)),
+        (b"x-headgate-upstream-ms", b"%.1f" % upstream),
+        (b"x-headgate-overhead-ms", b"%.1f" % own),
+        (b"server-timing", b"upstream;dur=%.1f, gateway;dur=%.1f" % (upstream, own)),
+    )
+    return fields
+
+
+def request_id(ex: Exchange) -> tuple[bytes, bytes]:
+    """`x-request-id` of an answer to which no provider gave one: the client's own, or ours."""
+    return (b"x-request-id", ex.client_request_id or ex.id.encode())
+
+
+def wants_comment(ex: Exchange) -> bool:
+    """Unless the caller switched it off."""
+    wish = ex.head.header(b"x-headgate-stream-metadata")
+    return wish is None or wish.lower() != b"off"
+
+
+def stream_comment(run: Run, reader: StreamReader) -> bytes:
+    """`: headgate {…}`, once the last of a stream's text and usage is known; settles what it used."""
+    ex, engine = run.ex, run.engine
+    engine.ledger.settle(ex, reader.facts())
+    facts: dict[str, object] = {
+        "request_id": ex.id,
+        "latency_ms": round((engine.clock.monotonic() - ex.started) * 1000, 1),
+    }
+    if ex.first_token_at is not None:
+        facts["ttft_ms"] = round((ex.first_token_at - ex.started) * 1000, 1)
+    usage = ex.usage
+    if usage is not None and usage.source != "none":
+        facts["tokens_prompt"] = usage.prompt_tokens
+        facts["tokens_completion"] = usage.completion_tokens
+        facts["usage"] = usage.source
+    if ex.cost_usd is not None:
+        facts["cost_usd"] = ex.cost_usd
+    return b": headgate %b\n\n" % _encode(facts)
