@@ -134,7 +134,9 @@ class Chat(Operation):
             answer = _decode_chunk(body)
         except _UNREADABLE:
             return AnswerFacts()
-        text = sum(_choice_bytes(choice) for choice in answer.choices or ())
+        text = 0
+        for choice in answer.choices or ():
+            text += _choice_bytes(choice)
         return AnswerFacts(_usage(answer), error=bool(answer.error), text_bytes=text)
 
     def error_event(self, error: GatewayError) -> bytes:

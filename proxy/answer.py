@@ -64,7 +64,8 @@ class Answer:
         if ex.error is not None and len(ex.attempts) > 1:
             head.headers.append(NO_RETRY)
         run.respond(head)
-        self._observe(body)
+        if self._observers:
+            self._observe(body)
         ex.bytes_out = len(body)
         run.finish("upstream_error" if head.status >= 400 or ex.error is not None else "ok", head.status)
         run.downstream.reply(head.status, head.headers, body)

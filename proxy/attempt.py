@@ -166,7 +166,7 @@ class Attempt(CallReceiver):
     def on_sent(self, call: Call) -> None:
         """The clock of the answer starts."""
         run, timeouts = self._dispatch.run, self.target.cluster.timeouts
-        now = self.sent_at = self._now()
+        now = self.sent_at = run.engine.clock.monotonic()
         self._total_at = self.deadline = min(now + timeouts.total, run.ex.deadline)
         self._first_token_by = now + timeouts.first_token
         if run.ex.facts is not None and run.ex.facts.stream:
@@ -182,7 +182,8 @@ class Attempt(CallReceiver):
             self._dispatch.run.crash(error)
 
     def _take_head(self, head: ResponseHead) -> None:
-        now = self.head_at = self._now()
+        run = self._dispatch.run
+        now = self.head_at = run.engine.clock.monotonic()
         self._head = head
         status = self.status = head.status
         request_id = head.header(b"x-request-id")
@@ -190,7 +191,7 @@ class Attempt(CallReceiver):
             self.request_id = request_id.decode("ascii", "replace")
         kind = (head.header(b"content-type") or b"").lower()
         streams = kind.startswith(b"text/event-stream")
-        facts = self._dispatch.run.ex.facts
+        facts = run.ex.facts
         # We ask for identity. A stream that is encoded all the same passes unread; its framing says if it is whole.
         if status < 300 and streams and facts is not None and head.header(b"content-encoding") in (None, b"identity"):
             self._reader = self._dispatch.open_stream(facts)
@@ -332,7 +333,8 @@ class Attempt(CallReceiver):
         if not clean and not is_object(body):
             self._fail(BrokenAnswerError("The provider's answer was cut short."))
             return
-        self.stop()
+        self._state = OVER
+        self._dispatch.run.engine.deadlines.discard(self)
         facts = self._dispatch.operation.read_answer(body) if self.status < 300 else None
         self._dispatch.collected(WholeAnswer(self, self._head, body, facts))
 

@@ -11,6 +11,7 @@ Decisions are in plan.py, one try is attempt.py, the committed answer is answer.
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from .answer import Answer
@@ -58,7 +59,7 @@ class Dispatch:
     def start(self) -> None:
         """Build the plan and begin. Raises GatewayError when nobody is left, or the model is unknown."""
         ex = self.run.ex
-        if self._remaining() <= 0:
+        if ex.deadline < inf and self._remaining() <= 0:
             raise UpstreamTimeoutError("The time the caller gives was over before a provider could be asked.")
         self._plan = build_plan(ex.candidates, ex.vetoes, ex.scorer)
         for target in self._plan.targets:

@@ -83,7 +83,11 @@ def build_plan(candidates: Sequence[Target], vetoes: Iterable[Veto], scorer: Sco
     allowed: list[Target] = []
     vetoed: list[tuple[Target, str]] = []
     for target in candidates:
-        reason = _standing_veto(target, real)
+        reason = None
+        if target.cluster.unconfigured:
+            reason = UNCONFIGURED
+        elif real and target.cluster.stand_in:
+            reason = STAND_IN
         for veto in vetoes:
             if reason is not None:
                 break
@@ -98,14 +102,6 @@ def build_plan(candidates: Sequence[Target], vetoes: Iterable[Veto], scorer: Sco
         else:
             allowed.sort(key=lambda target: (target.priority, scorer.score(target)))
     return Plan(tuple(allowed), tuple(vetoed))
-
-
-def _standing_veto(target: Target, real: bool) -> str | None:
-    if target.cluster.unconfigured:
-        return UNCONFIGURED
-    if target.cluster.stand_in and real:
-        return STAND_IN
-    return None
 
 
 def rejection(model: str, vetoed: Sequence[tuple[Target, str]]) -> GatewayError:

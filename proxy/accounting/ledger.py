@@ -83,13 +83,14 @@ class Ledger:
 
     def _usage(self, ex: Exchange, model: str, said: AnswerFacts) -> Usage:
         facts, usage = ex.facts, said.usage
-        delivered = delivered_tokens(said.text_bytes, said.text_events)
         if usage is not None:
             if ex.rough_prompt is not None:
                 self.estimator.observe(model, ex.rough_prompt, usage.prompt_tokens)
-            if said.usage_is_final or delivered <= usage.completion_tokens:
+            if said.usage_is_final:
                 return usage
-            return replace(usage, completion_tokens=delivered, source="estimated")
+        delivered = delivered_tokens(said.text_bytes, said.text_events)
+        if usage is not None:
+            return replace(usage, completion_tokens=max(delivered, usage.completion_tokens), source="estimated")
         if facts is None or not delivered:
             return NO_USAGE
         prompt = ex.rough_prompt or self.estimator.estimate_prompt(model, facts.body)
