@@ -243,16 +243,13 @@ def _cut_whole(make: _Maker) -> Case:
 
 
 def _left(make: _Maker) -> Case:
-    """The client leaves a stream that stands still."""
+    """The client leaves a stream that stands still, once it has seen all of it."""
     ask = make.ask(streamed=True)
     assert ask.events is not None
-    seen = [one for one in ask.events if len(one) < 5000][: make.rng.randint(5, 7)]
-    seen = [
-        one
-        for one in seen
-        if not any(mark in one for mark in (b"[DONE]", b".completed", b".incomplete", b'"choices":[]'))
-    ]
-    return make.case(ask, [SSE, *map(chunk, seen), STALL], stream=True, leave_at=seen[-1])
+    ends = (b"event: response.completed", b"event: response.incomplete", b"event: image_generation.completed")
+    going = [one for one in ask.events if one != DONE and not one.startswith(ends) and b'"choices":[]' not in one]
+    seen = going[: make.rng.randint(5, 7)]
+    return make.case(ask, [SSE, *map(chunk, seen), STALL], stream=True, leave_at=b"".join(seen))
 
 
 def _late(make: _Maker) -> Case:
