@@ -12,12 +12,22 @@ import pytest
 
 from headgate import __main__ as cli
 from headgate import __version__
+from headgate.control.arguments import _age, make_parser, worker_command
 from headgate.control.process.source import ConfigSource
 
 if TYPE_CHECKING:
+    import argparse
+
     from tests_support.command import InProcess
 
 COMMANDS = ("serve", "check", "schema", "usage", "mock", "version")
+
+
+def commands() -> argparse.ArgumentParser:
+    """The parser; what it parses runs nothing."""
+    parser, names = make_parser(dict.fromkeys((*COMMANDS, "_worker"), lambda _: 0))
+    assert names == (*COMMANDS, "_worker")
+    return parser
 
 
 def test_help_lists_every_command_with_what_it_does(headgate: InProcess) -> None:
@@ -40,10 +50,9 @@ def test_the_help_of_a_command_says_what_each_option_is_and_gives_an_example_tha
     said = headgate(name, "-h")
     assert said.code == 0
     [example] = re.findall(r"Example: headgate (.+)", re.sub(r"\s+", " ", said.out))
-    arguments = shlex.split(example.partition(">")[0])
-    parser, _ = cli._parser()
-    assert arguments[0] == name
-    assert callable(parser.parse_args(arguments).run)
+    words = shlex.split(example.partition(">")[0])
+    assert words[0] == name
+    commands().parse_args(words)  # which exits where they do not parse
     options = said.out.partition("\noptions:")[2].partition("\n\n")[0]
     described = re.findall(r"^  (--[\w-]+)[^\n]*?(?:  |\n {8,})(\w)", options, re.MULTILINE)
     assert len(described) == len(re.findall(r"^  --", options, re.MULTILINE))
@@ -97,14 +106,14 @@ def test_a_wrong_argument_is_refused_with_what_would_be_right(
 
 
 def test_ages_are_read_in_minutes_hours_and_days() -> None:
-    assert [cli._age(text) for text in ("90m", "12h", "7d")] == [5400, 43_200, 604_800]
+    assert [_age(text) for text in ("90m", "12h", "7d")] == [5400, 43_200, 604_800]
 
 
 def test_the_log_level_comes_from_the_environment_where_it_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = []
     for value in ("debug", "verbose"):
         monkeypatch.setenv("HEADGATE_LOG", value)
-        levels.append(cli._parser()[0].parse_args(["serve"]).log_level)
+        levels.append(commands().parse_args(["serve"]).log_level)
     assert levels == ["debug", "info"]
 
 
@@ -114,8 +123,8 @@ def test_version_is_the_packages(headgate: InProcess) -> None:
 
 
 def test_a_worker_is_started_by_the_line_it_reads() -> None:
-    command = cli._worker_command(ConfigSource("my gateway.yaml", workers=2), "debug")("1", 7, 8)
-    read = cli._parser()[0].parse_args(command[command.index("_worker") :])
+    command = worker_command(ConfigSource("my gateway.yaml", workers=2), "debug")("1", 7, 8)
+    read = commands().parse_args(command[command.index("_worker") :])
     assert (read.name, read.control_fd, read.data_fd) == ("1", 7, 8)
     assert (read.file, read.workers, read.log_level) == ("my gateway.yaml", 2, "debug")
 
