@@ -71,8 +71,8 @@ class Attempt(CallReceiver):
     """Filters read `number`, `target`, `endpoint`, `status`, `error`, `cancelled` and the times (monotonic seconds)."""
 
     __slots__ = (
-        "_answer", "_call", "_dispatch", "_first_token_by", "_head", "_paused_at", "_reader", "_size", "_state",
-        "_taken", "_total_at", "cancelled", "deadline", "ended_at", "endpoint", "error", "head_at", "number",
+        "_answer", "_call", "_dispatch", "_engine", "_first_token_by", "_head", "_paused_at", "_reader", "_size",
+        "_state", "_taken", "_total_at", "cancelled", "deadline", "ended_at", "endpoint", "error", "head_at", "number",
         "request_id", "sent_at", "started", "status", "target",
     )  # fmt: skip
 
@@ -91,6 +91,7 @@ class Attempt(CallReceiver):
         """The provider's."""
         self.deadline = NEVER
         self._dispatch = dispatch
+        self._engine = dispatch.run.engine
         self._state = WAITING
         self._call: Call | None = None
         """None once the message has ended: there is nothing to pause or to cancel."""
@@ -117,7 +118,7 @@ class Attempt(CallReceiver):
 
     def stop(self) -> None:
         """Nobody waits for it any more. Harmless when it is over."""
-        engine = self._dispatch.run.engine
+        engine = self._engine
         engine.deadlines.discard(self)
         if self._state is LINGERING:
             engine.lingering.discard(self)
@@ -133,9 +134,18 @@ class Attempt(CallReceiver):
             self.stop()
             return
         self._state = LINGERING
-        self._dispatch.run.engine.lingering.add(self)
+        self._engine.lingering.add(self)
         self.deadline = self._now() + LINGER_SECONDS
         call.resume()
+
+    def let_go(self) -> None:
+        """The exchange is over, and knows no more of it than its public fields; the message may still end."""
+        del self._dispatch
+        reader = self._reader
+        if reader is not None:
+            reader.before_terminal = reader.rewrite = None
+        if self._state > RELAYING and hasattr(self, "_answer"):
+            del self._answer
 
     def end_soon(self) -> None:
         """The provider has said that it failed: what else it has to say must come now."""
@@ -174,12 +184,13 @@ class Attempt(CallReceiver):
 
     def on_head(self, call: Call, head: ResponseHead) -> None:
         """Decide how this answer is taken: held, collected or relayed."""
+        run = self._dispatch.run
         try:
             if self.sent_at is None:
                 self.on_sent(call)
             self._take_head(head)
         except Exception as error:
-            self._dispatch.run.crash(error)
+            run.crash(error)
 
     def _take_head(self, head: ResponseHead) -> None:
         run = self._dispatch.run
@@ -204,13 +215,16 @@ class Attempt(CallReceiver):
             self._commit()
 
     def on_data(self, call: Call, data: bytes) -> None:
-        """Bytes of the answer."""
+        """Bytes of the answer. What comes after its end is nobody's."""
+        state = self._state
+        if state > RELAYING:
+            return
+        run = self._dispatch.run
         try:
-            state = self._state
             if state is RELAYING:
                 reader = self._reader
                 if reader is not None and reader.committed and self._paused_at is None:
-                    until = self._dispatch.run.engine.deadlines.soon + self.target.cluster.timeouts.idle
+                    until = self._engine.deadlines.soon + self.target.cluster.timeouts.idle
                     if until > self._total_at:
                         until = self._total_at
                     self.deadline = until
@@ -223,48 +237,54 @@ class Attempt(CallReceiver):
                 if self._size > COLLECTED_BYTES:
                     self._commit()
         except Exception as error:
-            self._dispatch.run.crash(error)
+            run.crash(error)
 
     def on_end(self, call: Call, clean: bool) -> None:
         """The message ended."""
+        self._call = None
+        state = self._state
+        if state > RELAYING:
+            self.stop()
+            return
+        run = self._dispatch.run
         try:
-            self._call = None
-            state = self._state
             if state is COLLECTING:
                 self._end_collected(clean)
             elif state is HOLDING:
                 self._end_held(clean)
             elif state is RELAYING:
                 self._answer.on_end(clean)
-            elif state is WAITING:
-                self._fail(BrokenAnswerError("The provider closed the connection without an answer."))
             else:
-                self.stop()
+                self._fail(BrokenAnswerError("The provider closed the connection without an answer."))
         except Exception as error:
-            self._dispatch.run.crash(error)
+            run.crash(error)
 
     def on_error(self, call: Call, error: GatewayError) -> None:
         """It will not be whole."""
+        self._call = None
+        if self._state > RELAYING:
+            self.stop()
+            return
+        run = self._dispatch.run
         try:
-            self._call = None
             if self._state is RELAYING:
                 self._answer.on_error(error)
-            elif self._state < RELAYING:
-                self._fail(error)
             else:
-                self.stop()
+                self._fail(error)
         except Exception as crash:
-            self._dispatch.run.crash(crash)
+            run.crash(crash)
 
     # -- from the clock
 
     def on_deadline(self) -> None:
         """Too late: the held events go down, or the attempt has failed."""
+        now, state = self._now(), self._state
+        if state > RELAYING:
+            self.stop()
+            return
+        run = self._dispatch.run
         try:
-            now, state = self._now(), self._state
-            if state is LINGERING:
-                self.stop()
-            elif state is HOLDING and now < self._total_at and now < self._first_token_by:
+            if state is HOLDING and now < self._total_at and now < self._first_token_by:
                 self._commit()
             else:
                 error = UpstreamTimeoutError(f"The provider did not {self._overdue(now)} in time.")
@@ -273,7 +293,7 @@ class Attempt(CallReceiver):
                 else:
                     self._fail(error)
         except Exception as error:
-            self._dispatch.run.crash(error)
+            run.crash(error)
 
     def _overdue(self, now: float) -> str:
         if now >= self._total_at:
@@ -316,8 +336,9 @@ class Attempt(CallReceiver):
         if not whole and not reader.failed:
             self._fail(BrokenAnswerError("The provider's stream ended before it began."))
         elif reader.committed or not reader.failed or not self._is_made_good(reader):
+            run = self._dispatch.run
             self._commit()
-            if not self._dispatch.run.done:
+            if not run.done:
                 self._answer.complete()
 
     def _is_made_good(self, reader: StreamReader) -> bool:
@@ -334,7 +355,7 @@ class Attempt(CallReceiver):
             self._fail(BrokenAnswerError("The provider's answer was cut short."))
             return
         self._state = OVER
-        self._dispatch.run.engine.deadlines.discard(self)
+        self._engine.deadlines.discard(self)
         facts = self._dispatch.operation.read_answer(body) if self.status < 300 else None
         self._dispatch.collected(WholeAnswer(self, self._head, body, facts))
 
@@ -351,4 +372,4 @@ class Attempt(CallReceiver):
         self._dispatch.failed(self, error)
 
     def _now(self) -> float:
-        return self._dispatch.run.engine.clock.monotonic()
+        return self._engine.clock.monotonic()

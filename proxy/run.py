@@ -21,6 +21,7 @@ from asyncio import CancelledError
 from typing import TYPE_CHECKING
 
 from .dispatch import Dispatch
+from .edge.downstream import NOBODY
 from .errors import (
     GatewayError,
     InvalidRequestError,
@@ -296,6 +297,17 @@ class Run:
             self._record()
         elif outcome == "refused":
             engine.stats.refused_by_auth += 1
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Undo the circles of references, so that an exchange is freed by counting: left to the collector, its thirty
+        objects and its bodies cost a tenth of the request."""
+        self.downstream.listener = NOBODY
+        dispatch, self.dispatch = self.dispatch, None
+        if dispatch is not None:
+            dispatch.answer = None
+            for attempt in self.ex.attempts:
+                attempt.let_go()
 
     def _record(self) -> None:
         engine, ex = self.engine, self.ex

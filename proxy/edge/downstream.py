@@ -74,6 +74,20 @@ class DownstreamListener(Protocol):
         """The client left before `end`. Nothing that is written from now on goes anywhere; nothing else is called."""
 
 
+class NobodyListens:
+    """The listener of an exchange that is over: what the client does from now on concerns nobody."""
+
+    __slots__ = ()
+
+    def on_body(self, body: bytes) -> None: ...
+    def on_body_error(self, error: GatewayError) -> None: ...
+    def on_resume(self) -> None: ...
+    def on_gone(self) -> None: ...
+
+
+NOBODY = NobodyListens()
+
+
 class Downstream(ABC):
     """One request, and its answer. Used in the order `read_body`?, `start`, `write`*, `end`; or `abort` at any
     point."""
