@@ -8,6 +8,7 @@ TYPE_CHECKING = False  # the form that type checkers know and that costs no impo
 if TYPE_CHECKING:
     from .clients.middleware import GatewayMiddleware
     from .clients.transport import GatewayTransport
+    from .clients.upstream_transport import UpstreamTransport
     from .config import ConfigError, GatewayConfig, load_config
     from .gateway import Gateway
     from .proxy.errors import GatewayError
@@ -26,6 +27,7 @@ __all__ = [
     "GatewayTransport",
     "Reply",
     "SkipTarget",
+    "UpstreamTransport",
     "__version__",
     "load_config",
 ]
@@ -41,6 +43,7 @@ _MODULES = {
     "GatewayTransport": ".clients.transport",
     "Reply": ".proxy.replies",
     "SkipTarget": ".proxy.filter",
+    "UpstreamTransport": ".clients.upstream_transport",
     "load_config": ".config",
 }
 

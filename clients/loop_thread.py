@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import uvloop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -23,7 +24,7 @@ class LoopThread:
     """A daemon thread, so that a program that forgets `stop` still ends."""
 
     def __init__(self) -> None:
-        self._loop = new_loop()
+        self._loop = uvloop.new_event_loop()
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="headgate", daemon=True)
         self._thread.start()
@@ -57,12 +58,3 @@ class LoopThread:
 
     async def _until_stopped(self) -> None:
         await self._stopped.wait()
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """On uvloop, where there is one."""
-    if sys.platform == "win32":
-        return asyncio.new_event_loop()
-    import uvloop
-
-    return uvloop.new_event_loop()

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from anyio import to_thread
@@ -17,9 +17,6 @@ from headgate.dialects.openai import OpenAI
 from headgate.gateway import FACES
 from tests_support.asgi import Lifespan, ask
 from tests_support.gateway import running_gateway
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT_BODY = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hello"}]}'
@@ -37,13 +34,12 @@ ADDED, ADMIN, STREAMED = examples("docs/embedding.md")
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working directory with a `gateway.yaml`, as the examples have one."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.endswith("_API_KEY") or name == "HEADGATE_KEY"]:
         monkeypatch.delenv(name)
     Path("gateway.yaml").write_text(CONFIG)
-    return tmp_path
 
 
 def execute(example: str) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx2
 import pytest
 
-from headgate import GatewayMiddleware
-from headgate.clients.transport import GatewayTransport
+from headgate import GatewayMiddleware, GatewayTransport
 from headgate.control.events.tailer import Tailer
 from headgate.proxy.clock import LoopClock
 from tests_support.asgi import Lifespan, ask

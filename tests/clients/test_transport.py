@@ -14,8 +14,8 @@ import pytest
 from anyio import to_thread
 from openai import AsyncOpenAI, OpenAI
 
+from headgate import GatewayTransport
 from headgate.clients.answer_stream import UNREAD_BYTES
-from headgate.clients.transport import GatewayTransport
 from headgate.config import ConfigError
 from tests_support.answers import (
     LAST_CHUNK,
@@ -29,9 +29,10 @@ from tests_support.answers import (
     response_head,
     sse,
 )
+from tests_support.asgi import ask
 from tests_support.embedded import MESSAGES, WAYS, Way, embedded_config, ledger, sdk
 from tests_support.gateway import CLIENT_KEY
-from tests_support.upstream import FIN, RST, STALL, FakeUpstream, Repeat, Request, Step
+from tests_support.upstream import FIN, RST, STALL, FakeUpstream, Repeat, Request, Step, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,6 +159,16 @@ async def test_a_body_that_is_cut_is_the_clients_own_protocol_error(way: Way, tm
     ):
         with pytest.raises((openai.APIConnectionError, way.package.RemoteProtocolError)):
             await client.use(lambda sdk: sdk.audio.speech.create(model="tts-1", voice="alloy", input="hello"))
+
+
+@every_way
+async def test_an_answer_that_breaks_before_its_first_byte_is_the_clients_own_error(way: Way, tmp_path: Path) -> None:
+    head = response_head(200, [("content-type", "audio/mpeg"), ("transfer-encoding", "chunked")])
+    async with FakeUpstream([head, FIN]) as upstream, sdk(way, embedded_config(tmp_path, upstream)) as client:
+        with pytest.raises(openai.APIConnectionError) as caught:
+            await client.use(lambda sdk: sdk.audio.speech.create(model="tts-1", voice="alloy", input="hello"))
+    assert isinstance(caught.value.__cause__, way.package.RemoteProtocolError)
+    assert [row["outcome"] for row in ledger(tmp_path)] == ["truncated"]
 
 
 @every_way
@@ -332,6 +343,26 @@ async def test_requests_of_a_class_of_ones_own_are_answered_too(tmp_path: Path) 
         answer = await transport.handle_async_request(Traced("GET", "http://x/v1/models"))
         assert isinstance(answer, httpx.Response)
         assert await answer.aread()
+
+
+async def test_admin_is_there_to_be_mounted(tmp_path: Path) -> None:
+    async with GatewayTransport(embedded_config(tmp_path)) as transport:
+        ready = await ask(transport.admin, "GET", "/ready")
+        metrics = await ask(transport.admin, "GET", "/metrics", headers=[("host", "localhost")])
+        assert transport.gateway.ready
+    assert (ready.status, metrics.status) == (200, 401)
+
+
+def test_a_sync_answer_that_outlives_its_transport_is_cut(tmp_path: Path) -> None:
+    with in_thread(FakeUpstream([SSE, *map(chunk, EVENTS[:3]), STALL])) as upstream:
+        transport = GatewayTransport(embedded_config(tmp_path, upstream, auth=False))
+        body = {"model": "m", "stream": True, "messages": MESSAGES}
+        request = httpx.Request("POST", "http://x/v1/chat/completions", json=body)
+        with transport:
+            answer = transport.handle_request(request)
+        with pytest.raises(httpx.RemoteProtocolError):
+            answer.read()
+        answer.close()
 
 
 async def test_it_runs_on_one_loop_at_a_time(tmp_path: Path) -> None:
