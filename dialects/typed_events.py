@@ -84,6 +84,8 @@ class TypedStream(StreamReader):
         splitter = self._splitter
         goes_on = splitter.mid_event
         pieces = splitter.feed(data)
+        if len(pieces) == 1 and self.rewrite is None and not goes_on and not splitter.mid_event:
+            return self._event(pieces[0])
         whole = len(pieces) - 1 if splitter.mid_event else len(pieces)
         relayed = []
         for at, piece in enumerate(pieces):
@@ -116,7 +118,7 @@ class TypedStream(StreamReader):
         what = parsed.type if isinstance(parsed.type, str) else (kind or b"").decode("latin-1")
         if (usage := _usage(parsed)) is not None:
             self.report(usage)
-        self._begin(what, failed=bool(parsed.error))
+        self._begin(what, parsed.error)
         if what in self._types.terminal:
             return self._terminal(event)
         if parsed.delta and not self.whole:
@@ -139,11 +141,11 @@ class TypedStream(StreamReader):
             self.report(usage)
         return self._terminal(piece) if self._large in self._types.terminal else piece
 
-    def _begin(self, what: str, *, failed: bool = False) -> None:
+    def _begin(self, what: str, error: object = None) -> None:
         """What the type of an event says by itself."""
-        if failed or what in self._types.failed:
+        if error or what in self._types.failed:
             self.failed = True
-        elif not (self.failed or what in self._types.silent or what in _SILENT):
+        elif not (self.committed or self.failed or what in self._types.silent or what in _SILENT):
             self.committed = True
 
     def _terminal(self, event: bytes) -> bytes:

@@ -76,3 +76,14 @@ def test_fields_are_read_as_the_standard_says(event: bytes, kind: bytes | None, 
 )
 def test_an_id_line_is_noticed(event: bytes, expected: bool) -> None:
     assert has_id(event) is expected
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"event: ", b"data: ", b"data:", b"id: 1", b"a", b" ", b"\n", b"\r\n", b"\n\n"]), max_size=8
+    )
+)
+def test_the_common_shapes_are_read_as_any_other(parts: list[bytes]) -> None:
+    """A comment in front leaves the short way, and means nothing."""
+    event = b"".join(parts)
+    assert parse_event(event) == parse_event(b":\n" + event)
