@@ -97,7 +97,8 @@ class ControlHalf:
         finally:
             tailing.cancel()
             await asyncio.gather(tailing, return_exceptions=True)
-            if not await self.tailer.flush():
+            # Where another gateway holds the ledger, it takes over what this one leaves.
+            if not await self.tailer.flush() and (self.tailer.holder or self.tailer.last_error is not None):
                 log.warning("ledger_behind", spool=str(self.config.events.spool.path))
             self.tailer.close()
 
