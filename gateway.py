@@ -17,6 +17,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from .config import AuthConfig, GatewayConfig, RetryConfig, UseConfig, load_config
+from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, refused, users_filter
 from .control.process.errors import BootError
 from .dialects.mock import MockEndpoint
@@ -31,9 +32,7 @@ from .proxy.accounting.prices import own_price
 from .proxy.accounting.spool import Spool
 from .proxy.clock import Clock, Deadlines, LoopClock
 from .proxy.engine import Engine
-from .proxy.faces import Face, FaceTable
 from .proxy.graph import Graph
-from .proxy.model_list import PATH, list_models, retrieve_model
 from .proxy.models import ModelTable, ModelTarget
 from .proxy.upstream.cluster import Cluster, Timeouts
 from .proxy.upstream.http_endpoint import HttpEndpoint
@@ -57,25 +56,6 @@ MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
 """The mock is known to be free, which is not the same as a price that nobody knows."""
 RETIRE_SECONDS = 1.0
 """Between two looks whether the clusters of an earlier config are still in use."""
-FACES = (
-    Face("chat", "POST", "/v1/chat/completions", operation="chat", reads_body=True, repeatable=True, metered=True),
-    *(
-        Face(operation, "POST", path, operation=operation, reads_body=True, repeatable=True, metered=True)
-        for operation, path in (
-            ("completions", "/v1/completions"),
-            ("responses", "/v1/responses"),
-            ("embeddings", "/v1/embeddings"),
-            ("moderations", "/v1/moderations"),
-            ("rerank", "/v1/rerank"),
-            ("images", "/v1/images/generations"),
-            ("speech", "/v1/audio/speech"),
-        )
-    ),
-    Face("models", "GET", PATH, handler=list_models),
-    Face("models", "GET", PATH + "/", handler=retrieve_model),
-)
-
-
 Identity = tuple[str, str, str | None]
 """What makes a cluster the one it is: address, dialect, credential."""
 
@@ -259,7 +239,7 @@ class Gateway:
         clusters = self.resources.clusters
         graph = Graph(
             version=config.digest,
-            faces=FaceTable(FACES),
+            faces=endpoint_table(config.routes),
             prefix=filters.chains.prefix,
             routes=filters.chains.routes,
             default=filters.chains.default,
@@ -267,6 +247,7 @@ class Gateway:
             prices=prices,
             clusters=clusters,
             body_limit=config.limits.body,
+            upload_limit=config.limits.upload,
             json_depth=config.limits.json_depth,
             auth_open=config.auth_is_open,
             own_fields=frozenset((config.auth.header.lower().encode(),)) if config.auth is not None else frozenset(),

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from ..proxy.edge.downstream import Downstream
 from ..proxy.edge.response_head import BODILESS
-from ..proxy.errors import BodyTooLargeError
+from .body_feed import BodyFeed
 from .pieces import Pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterable, Sequence
 
-    from ..proxy.edge.downstream import Acceptor, Headers, RequestHead
+    from ..proxy.edge.body import BodyBudget
+    from ..proxy.edge.downstream import Acceptor, BodyListener, Headers, RequestHead
 
 UNREAD_BYTES = 64 * 1024
 
@@ -33,11 +34,11 @@ class AnswerStream(Downstream):
 
     __slots__ = ("_body", "_loop", "_mute", "_pieces", "headers", "status")
 
-    def __init__(self, head: RequestHead, body: bytes) -> None:
+    def __init__(self, head: RequestHead, body: bytes | AsyncIterable[bytes], budget: BodyBudget) -> None:
         self.head = head
         self.status = 0
         self.headers: Headers = []
-        self._body = body
+        self._body = BodyFeed(body, budget)
         self._loop = asyncio.get_running_loop()
         self._mute = head.method == "HEAD"
         self._pieces = Pieces(UNREAD_BYTES, self._resume_soon)
@@ -67,15 +68,29 @@ class AnswerStream(Downstream):
         """The reader wants no more; harmless when the answer is whole."""
         left = not self._pieces.over
         self._pieces.drop(CutError())
+        self._body.release()
         if left:
             self.listener.on_gone()
 
     # What the acceptor calls
 
     def read_body(self, limit: int) -> None:
-        self._loop.call_soon(self._deliver, limit)
+        self._body.collect(limit, self.listener)
+
+    def stream_body(self, limit: int, to: BodyListener) -> None:
+        self._body.stream(limit, to, self.listener)
+
+    def pause_body(self) -> None:
+        self._body.pause()
+
+    def resume_body(self) -> None:
+        self._body.resume()
+
+    def charge_body(self, size: int) -> None:
+        self._body.charge(size)
 
     def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:
+        self._body.stop()
         self.status = status
         self.headers = list(headers)
         self._mute = self._mute or status in BODILESS
@@ -86,18 +101,12 @@ class AnswerStream(Downstream):
         return self._mute or not data or self._pieces.put(data)
 
     def end(self) -> None:
+        self._body.release()
         self._pieces.end()
 
     def abort(self) -> None:
+        self._body.release()
         self._pieces.end(CutError())
-
-    def _deliver(self, limit: int) -> None:
-        if self._pieces.over:
-            return
-        if len(self._body) > limit:
-            self.listener.on_body_error(BodyTooLargeError(f"The body is larger than {limit} bytes."))
-        else:
-            self.listener.on_body(self._body)
 
     def _resume_soon(self) -> None:
         self._loop.call_soon(self._resume)

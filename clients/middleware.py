@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ..gateway import FACES
+from ..control.endpoints import endpoint_table
 from ..proxy.edge.asgi import serve_exchange
-from ..proxy.faces import FaceTable
 from .embedded import Embedded, below_mount
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from .embedded import App, Message, Receive, Send
 
 HEALTH = "/v1/health"
-_TABLE = FaceTable(FACES)
 _ENDS = frozenset(("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"))
 log = structlog.get_logger("headgate")
 
@@ -39,6 +37,7 @@ class GatewayMiddleware:
     def __init__(self, app: App, config: GatewayConfig | str | os.PathLike[str] | None = None) -> None:
         self._app = app
         self._embedded = Embedded(config)
+        self._table = endpoint_table(self._embedded.gateway.config.routes)
 
     @property
     def gateway(self) -> Gateway:
@@ -54,7 +53,7 @@ class GatewayMiddleware:
         """One scope, ours or the application's."""
         if scope["type"] == "http":
             own = below_mount(scope)
-            if _TABLE.serves(own["path"]):
+            if self._table.serves(own["path"]):
                 server = await self._embedded.start()
                 await serve_exchange(server.context, own, receive, send)
                 return

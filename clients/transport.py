@@ -12,6 +12,7 @@ Not here: the upstream engine alone (upstream_transport.py).
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from .loop_thread import LoopEndedError, LoopThread
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Iterator
     from typing import Self
 
     from ..config import GatewayConfig
@@ -62,7 +63,6 @@ class GatewayTransport(Transport):
 
     async def handle_async_request(self, request: Any) -> Any:
         """One exchange. Raises the client's own ReadTimeout and RemoteProtocolError."""
-        await request.aread()
         classes = classes_of(request)
         stream = await self._answer(classes, request)
         return classes.async_response(
@@ -71,7 +71,7 @@ class GatewayTransport(Transport):
 
     async def _answer(self, classes: HttpClasses, request: Any) -> AnswerStream:
         server = await self._embedded.start()
-        stream = AnswerStream(_head(classes, request), request.content)
+        stream = AnswerStream(_head(classes, request), _body_of(request), server.context.budget)
         try:
             await classes.within_read_timeout(request, stream.answer(server.half.engine))
         except CutError:
@@ -95,7 +95,6 @@ class GatewayTransport(Transport):
 
     def handle_request(self, request: Any) -> Any:
         """The same, from a thread that has no loop."""
-        request.read()
         thread = self._loop_thread()
         classes = classes_of(request)
         stream = thread.call(self._answer(classes, request))
@@ -148,6 +147,20 @@ async def _piece(classes: HttpClasses, request: Any, stream: AnswerStream) -> by
         return await classes.within_read_timeout(request, stream.read())
     except CutError:
         raise _cut(classes, request) from None
+
+
+def _body_of(request: Any) -> bytes | AsyncIterable[bytes]:
+    """The bytes where the client has them, else what gives them. A sync source is asked in a thread: it may read a
+    file."""
+    if hasattr(request, "_content"):
+        return bytes(request.content)
+    stream = request.stream
+    return _in_thread(iter(stream)) if hasattr(stream, "__iter__") else aiter(stream)
+
+
+async def _in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        yield piece
 
 
 def _cut(classes: HttpClasses, request: Any) -> Exception:

@@ -75,6 +75,9 @@ class Limits(Section):
     body: Size = 32 << 20
     """Bytes of one request body that is collected, as for chat. Default 32MiB."""
 
+    upload: Size = 4 << 30
+    """Bytes of one request body that is passed on while it arrives, as for files. Default 4GiB."""
+
     buffered: Size = 512 << 20
     """Bytes of all collected bodies of a process together. Default 512MiB."""
 

@@ -55,7 +55,15 @@ class Route(Section):
     """Which requests. Default: all."""
 
     provider: Name | None = None
-    """Sends whatever matches to this provider as it stands. Default: by `models`."""
+    """Sends whatever matches to this provider as it stands. With a wildcard path and no model: whatever names no model,
+    such as files, and every path under /v1/ that has no endpoint of its own. Default: by `models`."""
 
     filters: Named[str, Override] = Field(default_factory=dict)
     """By filter name: `off`, or settings that replace those of the chain. Not for auth. Default: none."""
+
+    @property
+    def catches(self) -> bool:
+        """A wildcard path with a provider and without a model: it takes what names no model, and opens the paths that
+        the endpoint table does not name."""
+        path = self.match.path
+        return path is not None and path.endswith("*") and self.match.model is None and self.provider is not None

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from .chain import AuthConfig, Key, RetryConfig
 from .events import Events
 from .gateway import GatewayConfig, Routing
-from .listeners import Limits, Listener, Listeners
+from .listeners import Listener, Listeners
 from .models import Model
 from .providers import Provider, ProviderLimits
 from .routes import Match, Route
@@ -23,7 +23,6 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     GatewayConfig: frozenset({"stores", "agents", "policies", "telemetry"}),
     Listeners: frozenset({"grpc"}),
     Listener: frozenset({"tls", "cors", "trusted_proxies"}),
-    Limits: frozenset({"upload"}),
     Provider: frozenset(
         {"api_keys", "endpoints", "health_check", "http2", "load_balancing", "outlier_detection", "tls"}
     ),

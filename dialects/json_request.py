@@ -22,9 +22,9 @@ from ..proxy.json_splice import deeper_than, find_members, value_end
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..proxy.dialect import Splice
+
 T = TypeVar("T")
-Splice = tuple[int, int, bytes]
-"""Replace the bytes from the first place to the second by these."""
 MAX_MODEL = 256
 _encode = msgspec.json.encode
 
@@ -54,6 +54,18 @@ def find_model(body: bytes, model: object) -> tuple[int, int]:
     if len(places) != 1:
         raise DuplicateFieldError("The body names 'model' twice.", param="model")
     return places[0], value_end(body, places[0])
+
+
+def name_model(body: bytes, model: str) -> bytes:
+    """A checked object with `model` as its model, whether it names one or not. Raises DuplicateFieldError."""
+    places = find_members(body, b"model")
+    if len(places) > 1:
+        raise DuplicateFieldError("The body names 'model' twice.", param="model")
+    if places:
+        return body[: places[0]] + _encode(model) + body[value_end(body, places[0]) :]
+    start = body.index(b"{") + 1
+    comma = b"" if body[start:].lstrip().startswith(b"}") else b","
+    return body[:start] + b'"model":' + _encode(model) + comma + body[start:]
 
 
 def read_stream(stream: object) -> bool:

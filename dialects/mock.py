@@ -213,7 +213,9 @@ class MockEndpoint(Endpoint):
 
 
 class _MockCall(Call):
-    __slots__ = ("_body", "_delay", "_handle", "_loop", "_paused", "_pieces", "_receiver", "_target")
+    """A streamed body is taken to its end and forgotten: none of the endpoints that take one is spoken here."""
+
+    __slots__ = ("_body", "_delay", "_handle", "_loop", "_paused", "_pieces", "_receiver", "_source", "_target")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, delay: float, request: UpstreamRequest, receiver: CallReceiver
@@ -221,6 +223,7 @@ class _MockCall(Call):
         self._loop = loop
         self._delay = delay
         self._body = request.body
+        self._source = request.source
         self._target = request.target
         self._receiver: CallReceiver | None = receiver
         self._pieces: list[bytes] = []
@@ -228,9 +231,20 @@ class _MockCall(Call):
         self._handle: asyncio.Handle | None = loop.call_soon(self._begin)
 
     def _begin(self) -> None:
-        receiver = self._receiver
-        if receiver is None:
-            return
+        if self._source is not None:
+            self._source.start(self)
+        elif self._receiver is not None:
+            self._answer(self._receiver)
+
+    def put(self, data: bytes) -> None:
+        pass
+
+    def finish(self) -> None:
+        self._source = None
+        if self._receiver is not None:
+            self._answer(self._receiver)
+
+    def _answer(self, receiver: CallReceiver) -> None:
         receiver.on_sent(self)
         made = answer(self._body) if self._target.startswith(b"/chat/completions") else NOT_SPOKEN
         self._pieces = made.pieces[::-1]
@@ -267,6 +281,9 @@ class _MockCall(Call):
 
     def cancel(self) -> None:
         self._receiver = None
+        if self._source is not None:
+            self._source.cancel()
+            self._source = None
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

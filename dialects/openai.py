@@ -18,16 +18,17 @@ from ..proxy.accounting.usage import Usage, parse_chat_usage
 from ..proxy.dialect import AnswerFacts, Dialect, Operation, StreamReader
 from ..proxy.json_splice import find_members, value_end
 from ..proxy.replies import error_body
-from .json_request import JsonFacts, find_model, positive, read_object, read_stream
+from .forms import FORMS
+from .json_request import JsonFacts, find_model, name_model, positive, read_object, read_stream
 from .one_shot import ONE_SHOT
+from .pass_through import METERED, VERBATIM, PassThrough
 from .responses import Responses
 from .sse import BOM, EventSplitter, has_id, parse_event
 
 if TYPE_CHECKING:
-    from ..proxy.dialect import RequestFacts
+    from ..proxy.dialect import RequestFacts, Splice
     from ..proxy.edge.downstream import Headers
     from ..proxy.errors import GatewayError
-    from .json_request import Splice
 
 _DONE = b"[DONE]"
 _ABSENT = msgspec.Raw(b"null")
@@ -113,6 +114,13 @@ class Chat(Operation):
         """Check JSON, depth and model."""
         request = read_object(body, _decode_request, max_depth=max_depth)
         return ChatFacts(body, request, find_model(body, request.model))
+
+    def read_for(self, model: str, body: bytes, *, max_depth: int) -> ChatFacts:
+        """The same with the model of the path put in."""
+        request = read_object(body, _decode_request, max_depth=max_depth)
+        request.model = model
+        body = name_model(body, model)
+        return ChatFacts(body, request, find_model(body, model))
 
     def encode(self, facts: RequestFacts, model: str) -> bytes:
         """Splice the model's name in, and the wish for usage into a stream that lacks it."""
@@ -317,7 +325,15 @@ class OpenAI(Dialect):
     name = "openai"
 
     def __init__(self) -> None:
-        operations = (Chat(), Chat("completions", b"/completions"), Responses(), *ONE_SHOT)
+        operations = (
+            Chat(),
+            Chat("completions", b"/completions"),
+            Responses(),
+            *ONE_SHOT,
+            *FORMS,
+            PassThrough(VERBATIM, meters=False),
+            PassThrough(METERED, meters=True),
+        )
         self.operations = {operation.name: operation for operation in operations}
 
     def credential(self, key: str) -> Headers:

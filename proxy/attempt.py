@@ -9,6 +9,9 @@ the bytes are answer.py's.
                     ├─ plain ───── COLLECTING ┤                                         ├─ OVER
                     └─ any other ─ commit     └─ whole, or failed ─────────────────────┘
 
+A good answer that begins while the request's body still goes up is EARLY: it is put off until the body is over. A bad
+one ends the body.
+
 All its waits share one deadline in the coarse timer, moved by whatever happens. It never counts the time in which the
 client is behind: a provider that is not read cannot be late.
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from .dispatch import Dispatch
     from .errors import GatewayError
     from .plan import Target
+    from .upload import Upload
     from .upstream.call import Call, ResponseHead, UpstreamRequest
 
 HELD_BYTES = 64 * 1024
@@ -45,14 +49,15 @@ class State(IntEnum):
     """Where an attempt stands."""
 
     WAITING = 0
-    COLLECTING = 1
-    HOLDING = 2
-    RELAYING = 3
-    LINGERING = 4
-    OVER = 5
+    EARLY = 1
+    COLLECTING = 2
+    HOLDING = 3
+    RELAYING = 4
+    LINGERING = 5
+    OVER = 6
 
 
-WAITING, COLLECTING, HOLDING, RELAYING, LINGERING, OVER = State
+WAITING, EARLY, COLLECTING, HOLDING, RELAYING, LINGERING, OVER = State
 
 
 class WholeAnswer:
@@ -72,7 +77,8 @@ class Attempt(CallReceiver):
 
     __slots__ = (
         "_answer", "_call", "_dispatch", "_engine", "_first_token_by", "_head", "_paused_at", "_reader", "_size",
-        "_state", "_taken", "_total_at", "cancelled", "deadline", "ended_at", "endpoint", "error", "head_at", "number",
+        "_state", "_taken", "_total_at", "_upload", "cancelled", "deadline", "ended_at", "endpoint", "error",
+        "head_at", "number",
         "request_id", "sent_at", "started", "status", "target",
     )  # fmt: skip
 
@@ -103,6 +109,7 @@ class Attempt(CallReceiver):
         self._first_token_by = inf
         self._total_at = inf
         self._paused_at: float | None = None
+        self._upload: Upload | None = None
 
     def __repr__(self) -> str:
         return f"<Attempt {self.number} at {self.target!r} {self._state.name.lower()}>"
@@ -113,6 +120,11 @@ class Attempt(CallReceiver):
         """Begin. Until the request has been sent, it has as long for that as it may take in all."""
         run, cluster = self._dispatch.run, self.target.cluster
         self._total_at = self.deadline = min(self.started + cluster.timeouts.total, run.ex.deadline)
+        upload = self._upload = run.upload
+        if upload is not None:
+            # How long the client may take for its body is the edge's to say.
+            self._total_at = self.deadline = run.ex.deadline
+            upload.watcher = self
         run.engine.deadlines.add(self)
         self._call, self.endpoint = cluster.start(request, self)
 
@@ -196,6 +208,18 @@ class Attempt(CallReceiver):
         run = self._dispatch.run
         now = self.head_at = run.engine.clock.monotonic()
         self._head = head
+        upload = self._upload
+        if upload is not None and not upload.passed:
+            if head.status < 300 and not upload.abandoned and self._call is not None:
+                self._state = EARLY
+                self._call.pause()
+                self._total_at = self._dispatch.run.ex.deadline
+                if upload.behind:
+                    self.body_waits()
+                else:
+                    self.body_flows()
+                return
+            upload.cancel()
         status = self.status = head.status
         request_id = head.header(b"x-request-id")
         if request_id is not None:
@@ -206,8 +230,11 @@ class Attempt(CallReceiver):
         # We ask for identity. A stream that is encoded all the same passes unread; its framing says if it is whole.
         if status < 300 and streams and facts is not None and head.header(b"content-encoding") in (None, b"identity"):
             self._reader = self._dispatch.open_stream(facts)
+        if self._reader is not None:
             self._state = HOLDING
             self.deadline = min(self._first_token_by, self._total_at, now + HELD_SECONDS)
+        elif self._dispatch.run.ex.head.method == "HEAD":
+            self._commit()
         elif status >= 300 or not kind or b"json" in kind or (kind.startswith(b"text/") and not streams):
             self._state = COLLECTING
             self.deadline = self._total_at
@@ -236,11 +263,16 @@ class Attempt(CallReceiver):
                 self._size += len(data)
                 if self._size > COLLECTED_BYTES:
                     self._commit()
+            elif state is EARLY:
+                self._taken.append(data)
         except Exception as error:
             run.crash(error)
 
     def on_end(self, call: Call, clean: bool) -> None:
         """The message ended."""
+        if self._state is EARLY and self._upload is not None:
+            self._upload.abandoned = True  # the provider wants no more of it
+            self.body_passed()
         self._call = None
         state = self._state
         if state > RELAYING:
@@ -274,6 +306,37 @@ class Attempt(CallReceiver):
         except Exception as crash:
             run.crash(crash)
 
+    # -- from the upload
+
+    def body_waits(self) -> None:
+        """The provider takes nothing: not for longer than it may be silent."""
+        if self._state <= EARLY:
+            self.deadline = min(self._now() + self.target.cluster.timeouts.idle, self._total_at)
+
+    def body_flows(self) -> None:
+        """It takes more."""
+        if self._state <= EARLY:
+            self.deadline = self._total_at
+
+    def body_passed(self) -> None:
+        """The whole body has gone up: an answer that began early may go on."""
+        call = self._call
+        if self._state is EARLY and call is not None:
+            try:
+                self._take_early(call)
+            except Exception as error:
+                self._dispatch.run.crash(error)
+
+    def _take_early(self, call: Call) -> None:
+        self._state = WAITING
+        pieces, self._taken = self._taken, []
+        self.on_sent(call)
+        self._take_head(self._head)
+        for piece in pieces:
+            self.on_data(call, piece)
+        if self._paused_at is None and self._state < LINGERING:
+            call.resume()
+
     # -- from the clock
 
     def on_deadline(self) -> None:
@@ -296,6 +359,9 @@ class Attempt(CallReceiver):
             run.crash(error)
 
     def _overdue(self, now: float) -> str:
+        upload = self._upload
+        if self._state <= EARLY and upload is not None and not upload.passed:
+            return "take the request"
         if now >= self._total_at:
             return "finish" if self.sent_at is not None else "take the request"
         return "go on" if self._reader is not None and self._reader.committed else "send a first token"

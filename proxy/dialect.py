@@ -14,14 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .accounting.usage import Usage
-    from .edge.downstream import Headers
+    from .edge.downstream import Headers, RequestHead
     from .errors import GatewayError
+
+Splice = tuple[int, int, bytes]
+"""Replace the bytes from the first place to the second by these."""
 
 
 class RequestFacts:
     """What the engine knows of a request body. `body` is the client's own bytes; operations keep more in subclasses."""
 
     __slots__ = ("body", "max_tokens", "model", "n", "stream", "wants_usage")
+
+    verbatim: ClassVar[bool] = False
+    """The body goes up under the client's own content-type."""
 
     def __init__(
         self, body: bytes, model: str, *, stream: bool, wants_usage: bool, max_tokens: int | None, n: int
@@ -36,6 +42,36 @@ class RequestFacts:
     def encode(self, model: str) -> bytes:
         """The body for a target that calls the model `model`; the client's own bytes where nothing has to change."""
         return self.body
+
+    def splices(self, model: str) -> list[Splice]:
+        """What to replace in a body that is passed on while it arrives; places count from its first byte."""
+        return []
+
+
+class BodyReader(ABC):
+    """Looks at a request body while it arrives, before and after it is passed on."""
+
+    __slots__ = ("facts",)
+
+    facts: RequestFacts
+    """What is known by now; `body` is empty."""
+
+    @property
+    @abstractmethod
+    def knows_model(self) -> bool:
+        """The model was seen, or there is none to look for."""
+
+    @abstractmethod
+    def feed(self, data: bytes) -> None:
+        """The next bytes. Raises DownstreamError, which ends the exchange even if they are already on their way."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """That was all. Raises DownstreamError."""
+
+    @abstractmethod
+    def whole(self, body: bytes) -> RequestFacts:
+        """The facts of a body that was held whole, after `end`. Raises DownstreamError."""
 
 
 class AnswerFacts:
@@ -134,6 +170,18 @@ class Operation(ABC):
     """One endpoint of a dialect."""
 
     name: str
+    verbatim: ClassVar[bool] = False
+    """Method, path and query go up as the client sent them."""
+
+    def open_body(self, head: RequestHead) -> BodyReader | None:
+        """A reader for a body that is passed on while it arrives; None: it is collected, for `read`.
+
+        Asked only of faces that stream. Raises DownstreamError."""
+        return None
+
+    def read_for(self, model: str, body: bytes, *, max_depth: int) -> RequestFacts:
+        """As `read`, for a path that names the model; the body need not, and is not believed."""
+        raise NotImplementedError(self.name)
 
     @abstractmethod
     def read(self, body: bytes, *, max_depth: int) -> RequestFacts:
@@ -148,8 +196,8 @@ class Operation(ABC):
         """Path and query below the provider's base URL."""
 
     @abstractmethod
-    def open_stream(self, facts: RequestFacts) -> StreamReader:
-        """A reader for one streamed answer."""
+    def open_stream(self, facts: RequestFacts) -> StreamReader | None:
+        """A reader for one streamed answer; None relays it as it is."""
 
     @abstractmethod
     def read_answer(self, body: bytes) -> AnswerFacts:

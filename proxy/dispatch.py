@@ -24,7 +24,7 @@ from .errors import (
     UpstreamTimeoutError,
 )
 from .filter import SkipTarget
-from .headers import retry_after, to_upstream
+from .headers import below_v1, retry_after, to_upstream, without_version
 from .own_fields import stream_comment, wants_comment
 from .plan import Plan, Step, Target, build_plan, next_step, rejection
 from .upstream.call import UpstreamRequest
@@ -87,10 +87,14 @@ class Dispatch:
 
     # -- from the attempt
 
-    def open_stream(self, facts: RequestFacts) -> StreamReader:
-        """A reader for its stream. What is added is settled before the first byte: all of it may come at once."""
+    def open_stream(self, facts: RequestFacts) -> StreamReader | None:
+        """A reader for its stream; None where it is relayed as it is.
+
+        What is added is settled before the first byte: all of it may come at once."""
         run = self.run
         reader = self.operation.open_stream(facts)
+        if reader is None:
+            return None
         if wants_comment(run.ex):
             reader.before_terminal = partial(stream_comment, run, reader)
         if run.chain.events:
@@ -154,13 +158,7 @@ class Dispatch:
         attempt = Attempt(self, len(ex.attempts) + 1, target, now)
         if run.chain.attempts and not self._is_let_pass(attempt):
             return False
-        facts = ex.facts
-        request = UpstreamRequest(
-            b"POST",
-            self.operation.target(ex.head.query),
-            to_upstream(ex.head, ex.client_request_id or ex.id.encode(), ex.graph.own_fields),
-            self.operation.encode(facts, target.model) if facts is not None else b"",
-        )
+        request = self._request(target)
         if not ex.attempts:
             target.cluster.retry_budget.count_first(now)
         ex.attempts.append(attempt)
@@ -168,6 +166,21 @@ class Dispatch:
         self._tried.append(target)
         attempt.start(request)
         return True
+
+    def _request(self, target: Target) -> UpstreamRequest:
+        """What goes to a target: the client's body with the target's model in it, whole or as it arrives."""
+        run, operation = self.run, self.operation
+        ex = run.ex
+        head, facts, upload = ex.head, ex.facts, run.upload
+        assert facts is not None  # noqa: S101 - narrows for the type checker: whoever dispatches has read the request
+        fields = to_upstream(head, ex.client_request_id or ex.id.encode(), ex.graph.own_fields, verbatim=facts.verbatim)
+        if upload is not None:
+            upload.prepare(facts.splices(target.model))
+        body = operation.encode(facts, target.model) if upload is None else b""
+        if operation.verbatim:
+            return UpstreamRequest(head.method.encode(), below_v1(head), fields, body, upload)
+        query = without_version(head.query) if ex.face.names_model else head.query
+        return UpstreamRequest(b"POST", operation.target(query), fields, body, upload)
 
     def _is_let_pass(self, attempt: Attempt) -> bool:
         """Ask every `on_attempt`. When one stops the attempt, those before it hear of its end."""
@@ -200,7 +213,8 @@ class Dispatch:
         """Who is next, if policy, caller and budget allow another; it is then taken from the budget."""
         run = self.run
         ex, policy = run.ex, run.ex.retry
-        if policy is None or not ex.face.repeatable or not policy.allows(error, len(ex.attempts)):
+        sent = run.upload is not None and run.upload.begun
+        if policy is None or sent or not ex.face.repeatable or not policy.allows(error, len(ex.attempts)):
             return None
         remaining = self._remaining()
         step = next_step(self._plan, self._tried, error, remaining=remaining, rng=run.engine.rng, vetoed=self._vetoed)

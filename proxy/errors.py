@@ -153,6 +153,21 @@ class BodyTooLargeError(DownstreamError):
     code = "body_too_large"
 
 
+class ModelTooLateError(DownstreamError):
+    """A form whose `model` does not come within `limits.body`."""
+
+    status = 413
+    code = "model_field_too_late"
+
+
+class UnknownIssuerError(DownstreamError):
+    """An id, or a request without a model, that one of several providers must answer, and nobody says which."""
+
+    status = 409
+    code = "unknown_issuer"
+    hopeless = True
+
+
 class UnsupportedMediaTypeError(DownstreamError):
     """An encoded body, or a form where JSON is taken."""
 

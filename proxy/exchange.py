@@ -161,6 +161,9 @@ class Exchange:
                 if only not in (None, self.provider):
                     raise ModelNotFoundError(f"This route does not lead to the provider '{self.provider}'.")
                 only = self.provider
+            if self.face.passes:
+                self._candidates = self.graph.models.issuer(only)
+                return self._candidates
             self._candidates = self.graph.models.resolve(self._model, provider=only)
         return self._candidates
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Route:
     """What matches, and the chain it gets. A field that is None matches everything; `model` may end in `*`."""
 
-    __slots__ = ("chain", "field", "key", "model", "name", "path", "provider")
+    __slots__ = ("catches", "chain", "field", "key", "model", "name", "path", "provider")
 
     def __init__(
         self,
@@ -44,11 +44,15 @@ class Route:
         self.model = model
         self.key = key
         self.provider = provider
+        self.catches = path is not None and path.endswith("*") and model is None and provider is not None
+        """A wildcard path with a provider and no model: it takes only what names no model, such as files and
+        whatever the endpoint table has no row for."""
 
     def matches(self, ex: Exchange) -> bool:
         """Whether an exchange whose body has been read takes this route."""
         return (
-            _fits(self.path, ex.head.path)
+            (ex.face.passes or not self.catches)
+            and _fits(self.path, ex.head.path)
             and (self.key is None or self.key == ex.principal.name)
             and _fits(self.model, ex.model)
         )
@@ -76,6 +80,7 @@ class Graph:
         "prefix",
         "prices",
         "routes",
+        "upload_limit",
         "version",
     )
 
@@ -91,6 +96,7 @@ class Graph:
         prices: PriceTable | None,
         clusters: Mapping[str, Cluster],
         body_limit: int,
+        upload_limit: int,
         json_depth: int,
         auth_open: bool,
         own_fields: frozenset[bytes],
@@ -106,6 +112,7 @@ class Graph:
         self.prices = prices
         self.clusters = dict(clusters)
         self.body_limit = body_limit
+        self.upload_limit = upload_limit
         self.json_depth = json_depth
         self.auth_open = auth_open
         """No key guards the data listener."""

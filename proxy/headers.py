@@ -75,16 +75,33 @@ _up = _Verdicts(_NOT_UP, (_OURS, b"x-forwarded-", b"proxy-", b"sec-websocket-"))
 _down = _Verdicts(_NOT_DOWN, (_OURS, b"proxy-"))
 
 
-def to_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes]) -> Headers:
+_CONTENT = frozenset((b"content-type", b"content-encoding"))
+
+
+def to_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes], *, verbatim: bool = False) -> Headers:
     """The client's fields that go to the provider. `own` names further fields of ours, such as a configured key
-    header."""
+    header. `verbatim`: the body is described as the client did, and not as JSON."""
     up = _up
     named = _named_by_connection(head.headers)
     fields = [field for field in head.headers if up[field[0]] and field[0] not in own and field[0] not in named]
-    fields.append((b"content-type", b"application/json"))
+    if verbatim:
+        fields += [field for field in head.headers if field[0] in _CONTENT]
+    else:
+        fields.append((b"content-type", b"application/json"))
     fields.append((b"accept-encoding", b"identity"))
     fields.append((b"x-request-id", request_id))
     return fields
+
+
+def below_v1(head: RequestHead) -> bytes:
+    """Path and query as the client wrote them, below `/v1`, where a provider's base URL ends."""
+    target = head.target.removeprefix(b"/v1")
+    return target + b"?" + head.query if head.query else target
+
+
+def without_version(query: bytes) -> bytes:
+    """A query without Azure's `api-version`, which belongs to the path the client used."""
+    return b"&".join([part for part in query.split(b"&") if not part.startswith(b"api-version=")])
 
 
 def to_downstream(headers: Headers) -> Headers:

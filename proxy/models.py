@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import ModelNotFoundError
+from .errors import ModelNotFoundError, UnknownIssuerError
 from .plan import Target
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ModelTarget(NamedTuple):
 class ModelTable:
     """Resolves names. Immutable but for a bounded memory of answers."""
 
-    __slots__ = ("_anybody", "_direct", "_entries", "_first", "_resolved", "_wildcards")
+    __slots__ = ("_anybody", "_clusters", "_direct", "_entries", "_first", "_resolved", "_wildcards")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class ModelTable:
         self._entries = dict(entries)
         self._wildcards = sorted((name[:-1] for name in entries if name.endswith("*")), key=len, reverse=True)
         self._direct = {name: clusters[name] for name in (direct if entries else clusters)}
+        self._clusters = tuple(clusters.values())
         self._first = None if entries else next(iter(clusters.values()), None)
         usable = [cluster for cluster in clusters.values() if not (cluster.unconfigured or cluster.stand_in)]
         self._anybody = [ModelTarget(cluster, None, 0, None) for cluster in usable]
@@ -73,6 +74,18 @@ class ModelTable:
             targets = targets[:1]
         self._resolved[model, provider] = targets
         return targets
+
+    def issuer(self, provider: str | None) -> tuple[Target, ...]:
+        """Who answers what names no model: `provider`, or the only one there is. Raises UnknownIssuerError."""
+        found = [entry.cluster for entry in self._anybody] or list(self._clusters)
+        if provider is not None:
+            found = [cluster for cluster in self._clusters if cluster.name == provider]
+        if len(found) != 1:
+            raise UnknownIssuerError(
+                "Several providers could be meant. Name one by a route: "
+                'routes: [{name: files, match: {path: "/v1/**"}, provider: NAME}].'
+            )
+        return (Target(found[0], ""),)
 
     def _find(self, model: str) -> Sequence[ModelTarget]:
         if not model:

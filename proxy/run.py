@@ -25,6 +25,7 @@ from .edge.downstream import NOBODY
 from .errors import (
     GatewayError,
     InvalidRequestError,
+    ModelTooLateError,
     OverloadError,
     ShuttingDownError,
     UnsupportedMediaTypeError,
@@ -33,6 +34,7 @@ from .exchange import Exchange
 from .headers import client_request_id
 from .own_fields import own_fields, request_id
 from .replies import Reply, error_reply, internal_error
+from .upload import Upload
 from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ MAX_TIMEOUT_MS = 86_400_000
 class Run:
     """One exchange on its way. The listener of its `Downstream`."""
 
-    __slots__ = ("chain", "dispatch", "done", "downstream", "engine", "ex", "started", "task")
+    __slots__ = ("chain", "dispatch", "done", "downstream", "engine", "ex", "started", "task", "upload")
 
     def __init__(self, engine: Engine, downstream: Downstream) -> None:
         self.engine = engine
@@ -57,6 +59,8 @@ class Run:
         self.ex: Exchange
         self.chain: Chain = engine.graph.prefix
         self.dispatch: Dispatch | None = None
+        self.upload: Upload | None = None
+        """The body, where it is passed on while it arrives."""
         self.task: asyncio.Task[None] | None = None
         self.started = False
         """The head of an answer has gone down, and the rest has not yet."""
@@ -140,7 +144,10 @@ class Run:
         if self.engine.draining:
             raise ShuttingDownError("The gateway is shutting down; send the request again.", retry_after=1.0)
         _read_own_fields(ex)
-        if face.reads_body:
+        if face.streams and (reader := self.engine.operation(face).open_body(ex.head)) is not None:
+            self.upload = Upload(self.downstream, reader)
+            self.downstream.stream_body(ex.graph.upload_limit, self)
+        elif face.reads_body:
             _check_media_type(ex)
             self.downstream.read_body(ex.graph.body_limit)
         else:
@@ -153,7 +160,12 @@ class Run:
         ex = self.ex
         try:
             ex.bytes_in = len(body)
-            ex.facts = facts = self.engine.operation(ex.face).read(body, max_depth=ex.graph.json_depth)
+            operation, depth = self.engine.operation(ex.face), ex.graph.json_depth
+            if ex.face.names_model:
+                facts = operation.read_for(ex.face.model_in(ex.head.path), body, max_depth=depth)
+            else:
+                facts = operation.read(body, max_depth=depth)
+            ex.facts = facts
             ex.model = facts.model
             self._choose_route()
         except Exception as error:
@@ -163,6 +175,9 @@ class Run:
         ex = self.ex
         ex.route = route = ex.graph.route(ex)
         self.chain = route.chain
+        if self.upload is not None and not self.upload.reader.knows_model and route.provider is None:
+            message = f"No field 'model' in the first {ex.graph.body_limit} bytes: send it before the file."
+            raise ModelTooLateError(message, param="model")
         self._advance(route.chain.requests, 0)
 
     def _after_rest(self) -> None:
@@ -175,8 +190,53 @@ class Run:
 
     # -- from the client's side
 
+    def on_body_data(self, data: bytes) -> None:
+        """More of a body that is passed on: hold it until the model is known, then let it flow."""
+        upload, ex = self.upload, self.ex
+        if self.done or upload is None:
+            return
+        ex.bytes_in += len(data)
+        reader = upload.reader
+        try:
+            reader.feed(data)
+            upload.take(data)
+            if not upload.collecting:
+                if not ex.model and reader.facts.model:
+                    ex.model = reader.facts.model
+            elif not upload.small and (reader.knows_model or upload.received > ex.graph.body_limit):
+                ex.facts = reader.facts
+                ex.model = reader.facts.model
+                upload.release()
+                self._choose_route()
+        except Exception as error:
+            self._fail_body(error)
+
+    def on_body_end(self) -> None:
+        """The last byte of a body that is passed on. What is whole before it flows is sent like any other body."""
+        upload, ex = self.upload, self.ex
+        if self.done or upload is None:
+            return
+        try:
+            upload.reader.end()
+            if upload.collecting:
+                upload.end()
+                ex.facts = facts = upload.reader.whole(upload.content())
+                ex.model = facts.model
+                self.upload = None
+                self._choose_route()
+            else:
+                upload.end()
+        except Exception as error:
+            self._fail_body(error)
+
     def on_body_error(self, error: GatewayError) -> None:
         """The body cannot be had."""
+        self._fail_body(error)
+
+    def _fail_body(self, error: Exception) -> None:
+        """What has gone up of it is taken back by ending the attempt."""
+        if self.dispatch is not None and not self.done:
+            self.dispatch.stop()
         self.fail(error)
 
     def on_resume(self) -> None:
@@ -303,6 +363,9 @@ class Run:
         """Undo the circles of references, so that an exchange is freed by counting: left to the collector, its thirty
         objects and its bodies cost a tenth of the request."""
         self.downstream.listener = NOBODY
+        upload, self.upload = self.upload, None
+        if upload is not None:
+            upload.watcher = None
         dispatch, self.dispatch = self.dispatch, None
         if dispatch is not None:
             dispatch.answer = None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
     from .context import EdgeContext
+    from .downstream import BodyListener
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -59,9 +60,9 @@ class AsgiDownstream(Downstream):
     """See `Downstream`. `take` and `give` are its two tasks."""
 
     __slots__ = (
-        "_announced", "_asked", "_behind", "_body", "_body_error", "_body_whole", "_context", "_limit", "_mark",
-        "_mute", "_now", "_over", "_queue", "_sending", "_start", "_started", "_unsent", "_unwanted", "_wake",
-        "deadline", "scope",
+        "_announced", "_asked", "_behind", "_body", "_body_error", "_body_whole", "_context", "_kept", "_limit",
+        "_mark", "_mute", "_now", "_over", "_paused", "_queue", "_received", "_sending", "_start", "_started",
+        "_streams", "_unsent", "_unwanted", "_wake", "deadline", "scope",
     )  # fmt: skip
 
     def __init__(self, context: EdgeContext, head: RequestHead) -> None:
@@ -74,7 +75,11 @@ class AsgiDownstream(Downstream):
         self._asked = asyncio.Event()
         self._body = HeldBytes(context.budget)
         self._body_error: GatewayError | None = None
-        self._body_whole = self._unwanted = False
+        self._kept = HeldBytes(context.budget)
+        """What the acceptor keeps of a streamed body; only counted."""
+        self._streams: BodyListener | None = None
+        self._body_whole = self._unwanted = self._paused = False
+        self._received = 0
         self._mark = 0
         self._start: Message | None = None
         self._started = self._mute = self._behind = self._sending = self._over = False
@@ -95,6 +100,27 @@ class AsgiDownstream(Downstream):
             self._body_error = BodyTooLargeError(f"The body is larger than {limit} bytes.")
         self.deadline = self._now() + self._context.limits.body_idle
         asyncio.get_running_loop().call_soon(self._deliver)
+
+    def stream_body(self, limit: int, to: BodyListener) -> None:
+        self._streams = to
+        self.read_body(limit)
+
+    def pause_body(self) -> None:
+        if self._limit != _NOT_ASKED:
+            self._paused = True
+            self._asked.clear()
+            self.deadline = NEVER
+
+    def resume_body(self) -> None:
+        if self._paused and not self._over:
+            self._paused = False
+            self._asked.set()
+            self.deadline = self._now() + self._context.limits.body_idle
+            asyncio.get_running_loop().call_soon(self._deliver)
+
+    def charge_body(self, size: int) -> None:
+        if not self._over:
+            self._kept.charge(size)
 
     def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:
         if self._over:
@@ -154,7 +180,7 @@ class AsgiDownstream(Downstream):
                 self._keep(message.get("body", b""))
             self._body_whole = not message.get("more_body", False)
             self._deliver()
-            if self._limit == _NOT_ASKED and self._body.size > limits.unread and not self._unwanted:
+            if not self._unwanted and (self._paused or (self._limit == _NOT_ASKED and self._body.size > limits.unread)):
                 await self._asked.wait()
         self.lost()
 
@@ -204,14 +230,17 @@ class AsgiDownstream(Downstream):
 
     def _keep(self, piece: bytes) -> None:
         try:
-            self._body.keep(piece, self._limit if self._limit != _NOT_ASKED else sys.maxsize)
+            self._body.keep(
+                piece, sys.maxsize if self._streams is not None or self._limit == _NOT_ASKED else self._limit
+            )
         except GatewayError as error:
             self._body_error = error
             self._unwanted = True
             self._body.release()
             return
-        if self._limit != _NOT_ASKED and self._body.size - self._mark >= self._context.limits.body_progress:
-            self._mark = self._body.size
+        self._received += len(piece)
+        if self._limit != _NOT_ASKED and self._received - self._mark >= self._context.limits.body_progress:
+            self._mark = self._received
             self.deadline = self._now() + self._context.limits.body_idle
 
     def _deliver(self) -> None:
@@ -219,19 +248,36 @@ class AsgiDownstream(Downstream):
         limit = self._limit
         if limit == _NOT_ASKED:
             return
-        if self._body_error is None and self._body.size > limit:
+        if self._body_error is None and self._received > limit:
             self._body_error = BodyTooLargeError(f"The body is larger than {limit} bytes.")
         if self._body_error is not None:
             self._refuse_body()
             self.listener.on_body_error(self._body_error)
+        elif self._streams is not None:
+            self._pass_on(self._streams)
         elif self._body_whole:
             self._limit = _NOT_ASKED
             self.deadline = NEVER
             self.listener.on_body(self._body.content())
 
+    def _pass_on(self, to: BodyListener) -> None:
+        """Hand on what is here; the acceptor may pause, answer or leave from inside."""
+        while not self._paused and self._limit != _NOT_ASKED:
+            if self._body.size:
+                piece = self._body.content()
+                self._body.release()
+                to.on_body_data(piece)
+            elif self._body_whole:
+                self._limit = _NOT_ASKED
+                self.deadline = NEVER
+                to.on_body_end()
+            else:
+                return
+
     def _refuse_body(self) -> None:
         self._limit = _NOT_ASKED
         self._unwanted = True
+        self._paused = False
         self._body.release()
         self._asked.set()
 
@@ -245,6 +291,8 @@ class AsgiDownstream(Downstream):
     def _let_go(self) -> None:
         self._over = True
         self._refuse_body()
+        self._kept.release()
+        self._streams = None
         self._wake.set()
 
 

@@ -3,7 +3,7 @@
 A body is collected exactly to its end and not one byte further, so that what follows it is never read as part of it
 nor it as a request. Its bytes are charged to the `BodyBudget` as they arrive, not as they are announced: an
 announcement costs the client nothing, and must not be able to use up the memory of the others. Whoever holds a
-`RequestBody` releases it, once.
+`RequestBody` releases it, once. A body that is passed on while it arrives is charged only for what is kept of it.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ class HeldBytes:
             self._kept = bytearray(self._kept)
         self._kept += piece
 
+    def charge(self, size: int) -> None:
+        """Count `size` more bytes that somebody else keeps of this body. Raises OverloadError."""
+        self._budget.take(size)
+        self.size += size
+
     def content(self) -> bytes:
         """All of it; what came in one piece is that piece. It stays charged."""
         kept, self._kept = self._kept, b""
@@ -107,6 +112,16 @@ class RequestBody(HeldBytes):
         self.received += len(piece)
         self.keep(piece, limit)
         return behind
+
+    def take(self, data: bytes, limit: int) -> tuple[bytes, bytes]:
+        """What belongs to the body, kept nowhere, and what lies behind it. Raises what the client is told."""
+        if self.received + self.rest > limit:
+            raise BodyTooLargeError(f"The body is larger than {limit} bytes.")
+        piece, behind = self._split(data)
+        self.received += len(piece)
+        if self.received > limit:
+            raise BodyTooLargeError(f"The body is larger than {limit} bytes.")
+        return piece, behind
 
     def skip(self, data: bytes) -> bytes:
         """Throw away what belongs to the body and return what lies behind it. Raises where its framing is broken."""

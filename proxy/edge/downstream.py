@@ -74,6 +74,16 @@ class DownstreamListener(Protocol):
         """The client left before `end`. Nothing that is written from now on goes anywhere; nothing else is called."""
 
 
+class BodyListener(Protocol):
+    """Who takes a body while it arrives. What goes wrong with it is told to the `DownstreamListener`."""
+
+    def on_body_data(self, data: bytes) -> None:
+        """More of it; never while it is paused."""
+
+    def on_body_end(self) -> None:
+        """It is whole; never told while it is paused."""
+
+
 class NobodyListens:
     """The listener of an exchange that is over: what the client does from now on concerns nobody."""
 
@@ -89,8 +99,8 @@ NOBODY = NobodyListens()
 
 
 class Downstream(ABC):
-    """One request, and its answer. Used in the order `read_body`?, `start`, `write`*, `end`; or `abort` at any
-    point."""
+    """One request, and its answer. Used in the order `read_body` or `stream_body`?, `start`, `write`*, `end`; or
+    `abort` at any point."""
 
     __slots__ = ("head", "listener")
 
@@ -100,6 +110,24 @@ class Downstream(ABC):
     @abstractmethod
     def read_body(self, limit: int) -> None:
         """Collect the body, at most `limit` bytes; `on_body` or `on_body_error` follows, never before this returns."""
+
+    @abstractmethod
+    def stream_body(self, limit: int, to: BodyListener) -> None:
+        """Pass the body on while it arrives, at most `limit` bytes: `on_body_data`*, then `on_body_end` or
+        `on_body_error`, never before this returns. `start` drops what has not arrived by then."""
+
+    @abstractmethod
+    def pause_body(self) -> None:
+        """Hand nothing on, and stop reading from the client; its deadline rests. May be called from `on_body_data`."""
+
+    @abstractmethod
+    def resume_body(self) -> None:
+        """Go on; never delivers before it returns."""
+
+    @abstractmethod
+    def charge_body(self, size: int) -> None:
+        """Count `size` bytes that the engine keeps of a streamed body among all bodies that are held, until the
+        exchange is over. Raises OverloadError."""
 
     @abstractmethod
     def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:

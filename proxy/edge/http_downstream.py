@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .body import RequestBody
+    from .downstream import BodyListener
     from .http_protocol import HttpProtocol
     from .request_head import HttpRequestHead
 
@@ -32,7 +33,7 @@ class HttpDownstream(Downstream):
 
     __slots__ = (
         "_announced", "_behind", "_body", "_body_failed", "_chunked", "_connection", "_limit", "_mark", "_mute",
-        "_unsent", "framed", "keep_alive", "started",
+        "_streams", "_unsent", "body_paused", "framed", "keep_alive", "started",
     )  # fmt: skip
 
     head: HttpRequestHead
@@ -44,6 +45,9 @@ class HttpDownstream(Downstream):
         self._limit = _NOT_ASKED
         self._mark = 0
         self._body_failed = False
+        self._streams: BodyListener | None = None
+        self.body_paused = False
+        """The acceptor wants nothing more for now."""
         self._unsent: bytes | None = None
         self._announced: int | None = None
         self._chunked = self._mute = self._behind = False
@@ -63,13 +67,37 @@ class HttpDownstream(Downstream):
             connection.send(_CONTINUE)
         connection.wake()
 
+    def stream_body(self, limit: int, to: BodyListener) -> None:
+        self._streams = to
+        self.read_body(limit)
+
+    def pause_body(self) -> None:
+        connection = self._connection
+        if connection is not None and self._limit >= 0 and not self.body_paused:
+            self.body_paused = True
+            connection.body_rests()
+
+    def resume_body(self) -> None:
+        connection = self._connection
+        if connection is not None and self.body_paused:
+            self.body_paused = False
+            connection.body_moves()
+            connection.wake()
+
+    def charge_body(self, size: int) -> None:
+        if self._connection is not None:
+            self._body.charge(size)
+
     def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:
         connection = self._connection
         if connection is None:
             return
-        if not self._body.complete:
+        if not self._body.complete or self._limit >= 0:
             self._limit = _NOT_ASKED
             connection.body_is_over()
+            if self.body_paused:
+                self.body_paused = False
+                connection.wake()  # or nobody would notice that the client leaves
         head = self.head
         without_body = status in BODILESS
         self._mute = without_body or head.method == "HEAD"
@@ -142,6 +170,8 @@ class HttpDownstream(Downstream):
             if self.started and not body.complete:
                 self._skip_body(connection)
             return False
+        if self._streams is not None:
+            return self._pass_on(connection, limit, self._streams)
         try:
             connection.unread = body.collect(connection.unread, limit)
         except GatewayError as error:
@@ -156,6 +186,35 @@ class HttpDownstream(Downstream):
             self._mark = body.received or 1
             connection.body_moves()
         return False
+
+    def _pass_on(self, connection: HttpProtocol, limit: int, to: BodyListener) -> bool:
+        """Hand on what has arrived. The listener may pause, answer or leave from inside: look again after each call."""
+        body = self._body
+        if self.body_paused:
+            return False
+        try:
+            piece, connection.unread = body.take(connection.unread, limit)
+        except GatewayError as error:
+            self._fail_body(connection, error)
+            return True
+        if piece:
+            if not body.complete and (not self._mark or body.received - self._mark >= connection.limits.body_progress):
+                self._mark = body.received
+                connection.body_moves()
+            to.on_body_data(piece)
+        if self._limit < 0 or self._connection is None:
+            return True
+        if not body.complete:
+            if not self._mark:
+                self._mark = 1
+                connection.body_moves()
+            return False
+        if self.body_paused:
+            return False
+        self._limit = _NOT_ASKED
+        connection.body_is_over()
+        to.on_body_end()
+        return True
 
     def body_timed_out(self, connection: HttpProtocol) -> None:
         """Too little of the body has come."""
@@ -180,6 +239,7 @@ class HttpDownstream(Downstream):
     def _fail_body(self, connection: HttpProtocol, error: GatewayError) -> None:
         self._limit = _NOT_ASKED
         self._body_failed = True
+        self.body_paused = False
         self._body.release()
         connection.body_is_over()
         self.listener.on_body_error(error)
@@ -201,4 +261,5 @@ class HttpDownstream(Downstream):
 
     def _let_go(self) -> None:
         self._connection = None
+        self._streams = None
         self._body.release()

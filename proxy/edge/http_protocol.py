@@ -234,6 +234,11 @@ class HttpProtocol(asyncio.Protocol):
         self._phase = BODY
         self.deadline = self._now() + self.limits.body_idle
 
+    def body_rests(self) -> None:
+        """The acceptor is behind: that the client sends nothing now is not its fault."""
+        self._phase = ANSWER
+        self.deadline = NEVER
+
     def body_is_over(self) -> None:
         """Whole, failed or unwanted: from here on it is the acceptor's turn."""
         self._phase = ANSWER
@@ -284,6 +289,8 @@ class HttpProtocol(asyncio.Protocol):
         finally:
             self._advancing = False
         full = len(self.unread) > self.limits.unread and self._phase is not LINGER
+        if self.unread and self._exchange is not None and self._exchange.body_paused:
+            full = True
         if full is not self._reading_paused and not self._transport.is_closing():
             self._reading_paused = full
             if full:

@@ -15,19 +15,61 @@ if TYPE_CHECKING:
     from ..errors import GatewayError
 
 
+class BodySink(Protocol):
+    """Where a `BodySource` gives its bytes: one connection. It may pause the source from inside `put`."""
+
+    def put(self, data: bytes) -> None:
+        """The next bytes, never empty."""
+
+    def finish(self) -> None:
+        """That was all of them."""
+
+
+class BodySource(ABC):
+    """A request body that arrives while it is sent. The sink drives it; what fails on the client's side is told by
+    cancelling the call."""
+
+    __slots__ = ("begun", "length")
+
+    length: int | None
+    """Bytes in all; None: nobody knows, so it goes out in chunks. Fixed once `start` was called."""
+    begun: bool
+    """A byte was given away: it can be sent to nobody else."""
+
+    @abstractmethod
+    def start(self, sink: BodySink) -> None:
+        """Give to `sink` from now on. After a `cancel` another sink may be started, unless it has `begun`."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """The provider is behind: give nothing until `resume`."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Go on."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """The sink takes nothing more; idempotent."""
+
+
 class UpstreamRequest:
     """What is sent. `target` is path and query as they go on the wire, below the endpoint's base path.
 
     `headers` holds neither `host`, framing, connection nor credential fields: the endpoint adds its own.
     """
 
-    __slots__ = ("body", "headers", "method", "target")
+    __slots__ = ("body", "headers", "method", "source", "target")
 
-    def __init__(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> None:
+    def __init__(
+        self, method: bytes, target: bytes, headers: Headers, body: bytes, source: BodySource | None = None
+    ) -> None:
         self.method = method
         self.target = target
         self.headers = headers
         self.body = body
+        self.source = source
+        """Gives the body instead of `body`, while it is sent."""
 
 
 class ResponseHead:

@@ -23,7 +23,7 @@ from .h1_answer import AnswerReader
 
 if TYPE_CHECKING:
     from ..clock import Clock
-    from .call import CallReceiver
+    from .call import BodySource, CallReceiver
 
 HEAD_SECONDS = 10.0
 """A head that has begun must be whole in this time."""
@@ -38,10 +38,12 @@ PIECE = 256 * 1024
 class H1Call(Call):
     """A call as its connection sees it: what to send, whom to tell, and who hears when the two part."""
 
-    __slots__ = ("announced", "body", "content_expected", "head", "receiver")
+    __slots__ = ("announced", "body", "content_expected", "head", "receiver", "source")
 
     head: bytes
     body: bytes
+    source: BodySource | None
+    """Gives the body instead of `body`."""
     receiver: CallReceiver
     content_expected: bool
     """False for HEAD: whatever the head says, nothing follows it."""
@@ -74,8 +76,8 @@ class H1Connection(asyncio.Protocol):
     """Carries one call at a time. `deadline` is the idle one between calls, and that of a head that has begun."""
 
     __slots__ = (
-        "_answer", "_call", "_closed", "_connected", "_loop", "_monotonic", "_owner", "_paused", "_transport",
-        "_unsent", "_write_paused", "deadline", "reused", "sent_at",
+        "_answer", "_call", "_closed", "_connected", "_loop", "_monotonic", "_owner", "_paused", "_source",
+        "_transport", "_unsent", "_write_paused", "deadline", "reused", "sent_at",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -87,6 +89,7 @@ class H1Connection(asyncio.Protocol):
         self._answer = AnswerReader()
         self._call: H1Call | None = None
         self._unsent: memoryview | None = None
+        self._source: BodySource | None = None
         self._connected = False
         self._closed = False
         self._paused = False
@@ -114,7 +117,11 @@ class H1Connection(asyncio.Protocol):
         self.deadline = NEVER
         self.sent_at = self._monotonic()
         body = call.body
-        if len(body) <= JOINED:
+        if call.source is not None:
+            self._source = call.source
+            self._transport.write(call.head)
+            self._loop.call_soon(self._start_source, call)
+        elif len(body) <= JOINED:
             self._transport.write(call.head + body)
             self._loop.call_soon(self._announce, call)
         else:
@@ -142,6 +149,9 @@ class H1Connection(asyncio.Protocol):
         self._closed = True
         self._call = self._unsent = None
         self._answer.stop()
+        if self._source is not None:
+            self._source.cancel()
+            self._source = None
         if self._connected:
             self._transport.abort()
         self._owner.drop(self)
@@ -188,13 +198,41 @@ class H1Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
+        if self._source is not None:
+            self._source.pause()
 
     def resume_writing(self) -> None:
         self._write_paused = False
         if self._call is not None and self._unsent is not None:
             self._send_on(self._call)
+        elif self._source is not None:
+            self._source.resume()
+
+    # The source of a streamed body.
+
+    def put(self, data: bytes) -> None:
+        source = self._source
+        if source is None:
+            return
+        if source.length is None:
+            self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+        else:
+            self._transport.write(data)
+
+    def finish(self) -> None:
+        source, self._source = self._source, None
+        call = self._call
+        if source is None or call is None:
+            return
+        if source.length is None:
+            self._transport.write(b"0\r\n\r\n")
+        self._announce(call)
 
     # Inside.
+
+    def _start_source(self, call: H1Call) -> None:
+        if self._call is call and self._source is not None:
+            self._source.start(self)
 
     def _send_on(self, call: H1Call) -> None:
         """The rest of a large body, as fast as the provider takes it."""
@@ -214,7 +252,8 @@ class H1Connection(asyncio.Protocol):
         """The answer is whole, and the parser has seen all that came with it."""
         self._call = None
         self._answer.stop()
-        if self._answer.keep_alive and self._unsent is None and not self._write_paused:
+        sent = self._unsent is None and self._source is None and not self._write_paused
+        if self._answer.keep_alive and sent:
             self.resume()
             self.reused = True
             self._owner.give_back(self)

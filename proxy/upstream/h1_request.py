@@ -20,9 +20,13 @@ def encode_head(request: UpstreamRequest, base: bytes, fixed: bytes) -> bytes:
     that were put there: one count over it is cheaper than a look into every field, and forgets none.
     """
     headers = request.headers
-    length = len(request.body)
+    source = request.source
+    length = len(request.body) if source is None else source.length
     breaks = fixed.count(b"\n") + len(headers) + 2
-    if length or request.method not in _NO_CONTENT:
+    if length is None:
+        breaks += 1
+        ending = b"\r\ntransfer-encoding: chunked\r\n\r\n"
+    elif length or request.method not in _NO_CONTENT:
         breaks += 1
         ending = b"\r\ncontent-length: %d\r\n\r\n" % length
     else:

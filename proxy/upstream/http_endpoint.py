@@ -116,6 +116,7 @@ class HttpCall(H1Call):
     def __init__(self, pool: Pool, clock: Clock, request: UpstreamRequest, receiver: CallReceiver) -> None:
         self.head = b""
         self.body = request.body
+        self.source = request.source
         self.receiver = receiver
         self.content_expected = request.method != b"HEAD"
         self.announced = False
@@ -204,6 +205,7 @@ class HttpCall(H1Call):
             isinstance(error, ResetError)
             and connection.reused
             and not self._resent
+            and (self.source is None or not self.source.begun)
             and self._clock.monotonic() - connection.sent_at < RACE_SECONDS
         )
 

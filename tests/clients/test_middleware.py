@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from headgate import GatewayMiddleware
-from headgate.gateway import FACES
+from headgate.control.endpoints import FACES
 from tests_support.answers import LAST_CHUNK, chat_chunks, chat_completion, chunk, event, json_response, response_head
 from tests_support.asgi import Lifespan, ask, http_scope, served
 from tests_support.embedded import MESSAGES, embedded_config, ledger

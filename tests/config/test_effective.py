@@ -40,6 +40,7 @@ def test_a_dump_holds_every_setting_as_it_would_be_written(config: GatewayConfig
     shown = dump(config)
     assert shown["limits"] == {
         "body": "1536KiB",
+        "upload": "4GiB",
         "buffered": "512MiB",
         "headers": "64KiB",
         "json_depth": 64,

@@ -55,7 +55,6 @@ routing: {mode: direct}
 """  # noqa: E501 - the file as a user would paste it
 
 REFUSED = [
-    ("limits.upload", "upload"),
     ("providers.anthropic.dialect", "anthropic"),
     ("providers.anthropic.api_keys", "api_keys"),
     ("providers.vllm.endpoints", "endpoints"),

@@ -12,6 +12,7 @@ from headgate.proxy.edge.downstream import Downstream, RequestHead
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from headgate.proxy.edge.downstream import BodyListener
     from headgate.proxy.errors import GatewayError
 
 CHAT = "/v1/chat/completions"
@@ -20,7 +21,21 @@ CHAT = "/v1/chat/completions"
 class FakeDownstream(Downstream):
     """`room`: how many bytes `write` takes before it says False; None for ever. Everything written is kept."""
 
-    __slots__ = ("aborted", "asked", "body", "ended", "gone", "headers", "length", "room", "status", "writes")
+    __slots__ = (
+        "aborted",
+        "asked",
+        "body",
+        "body_paused",
+        "body_to",
+        "charged",
+        "ended",
+        "gone",
+        "headers",
+        "length",
+        "room",
+        "status",
+        "writes",
+    )
 
     def __init__(
         self,
@@ -35,6 +50,9 @@ class FakeDownstream(Downstream):
         self.body = body
         self.room = room
         self.asked: int | None = None
+        self.body_to: BodyListener | None = None
+        self.body_paused = False
+        self.charged = 0
         self.status: int | None = None
         self.headers: list[tuple[bytes, bytes]] = []
         self.length: int | None = None
@@ -81,6 +99,31 @@ class FakeDownstream(Downstream):
         assert not self.finished
         self.gone = True
         self.listener.on_gone()
+
+    def stream_body(self, limit: int, to: BodyListener) -> None:
+        self.read_body(limit)
+        self.body_to = to
+
+    def pause_body(self) -> None:
+        self.body_paused = True
+
+    def resume_body(self) -> None:
+        self.body_paused = False
+
+    def charge_body(self, size: int) -> None:
+        self.charged += size
+
+    def feed(self, data: bytes) -> None:
+        """More of a streamed body has arrived."""
+        assert not self.body_paused, "the engine wants nothing now"
+        assert self.body_to is not None, "the engine did not ask for a stream"
+        self.body_to.on_body_data(data)
+
+    def finish_body(self) -> None:
+        """A streamed body is whole."""
+        assert not self.body_paused, "the engine wants nothing now"
+        assert self.body_to is not None, "the engine did not ask for a stream"
+        self.body_to.on_body_end()
 
     def read_body(self, limit: int) -> None:
         assert self.asked is None, "read_body twice"

@@ -16,9 +16,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 from headgate.config import RetryConfig
+from headgate.control.endpoints import FACES
 from headgate.dialects.openai import OpenAI
 from headgate.filters.retry import Retry
-from headgate.gateway import FACES
 from headgate.proxy.accounting.estimate import Estimator
 from headgate.proxy.accounting.ledger import Ledger
 from headgate.proxy.accounting.record import Done, Opened, decode
@@ -146,6 +146,7 @@ class Relay:
             prices=None,
             clusters=clusters,
             body_limit=1 << 25,
+            upload_limit=1 << 32,
             json_depth=64,
             auth_open=True,
             own_fields=frozenset(),

@@ -98,7 +98,7 @@ async def test_the_scheme_is_read_in_any_case(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/", "/v1/chat", "/v1/chat/completions/x/y", "/v2/chat/completions", "/admin", "/metrics"]
+    "path", ["/", "/v1", "/v1/", "/v1/chat", "/v1/chat/completion/x/y", "/v2/chat/completions", "/admin", "/metrics"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_unknown_path_is_404_with_a_json_error(method: str, path: str) -> None:

@@ -76,6 +76,7 @@ class OneCall(H1Call):
     def __init__(self, receiver: Recorder, connection: H1Connection, body: bytes = b"") -> None:
         self.head = b"HEAD"
         self.body = body
+        self.source = None
         self.content_expected = True
         self.announced = False
         self.receiver = receiver

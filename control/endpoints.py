@@ -1,0 +1,94 @@
+"""The rows of the endpoint table: what the gateway serves as an exchange.
+
+Not here: how a path finds its row (proxy/faces.py), what an operation does (dialects/).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..dialects.pass_through import METERED, VERBATIM
+from ..proxy.faces import ANY, CatchAll, Face, FaceTable
+from ..proxy.model_list import PATH, list_models, retrieve_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..config import Route
+
+
+def _passing(name: str, path: str) -> tuple[Face, Face, Face]:
+    """Every method of a path without a model. Only what changes nothing is repeated."""
+    return (
+        Face(
+            name, "GET", path, operation=VERBATIM, reads_body=True, streams=True, passes=True, repeatable=True,
+            metered=True,
+        ),
+        Face(name, "POST", path, operation=METERED, reads_body=True, streams=True, passes=True, metered=True),
+        Face(name, ANY, path, operation=VERBATIM, reads_body=True, streams=True, passes=True, metered=True),
+    )  # fmt: skip
+
+
+FACES = (
+    Face(
+        "chat",
+        "POST",
+        "/openai/deployments/*/chat/completions",
+        operation="chat",
+        reads_body=True,
+        repeatable=True,
+        metered=True,
+    ),
+    *(
+        Face(operation, "POST", path, operation=operation, reads_body=True, streams=True, repeatable=True, metered=True)
+        for operation, path in (
+            ("transcriptions", "/v1/audio/transcriptions"),
+            ("translations", "/v1/audio/translations"),
+            ("image_edits", "/v1/images/edits"),
+            ("image_variations", "/v1/images/variations"),
+        )
+    ),
+    *(
+        face
+        for name, path in (
+            ("files", "/v1/files"),
+            ("files", "/v1/files/"),
+            ("uploads", "/v1/uploads"),
+            ("uploads", "/v1/uploads/"),
+            ("batches", "/v1/batches"),
+            ("batches", "/v1/batches/"),
+            ("fine_tuning", "/v1/fine_tuning/"),
+            ("vector_stores", "/v1/vector_stores"),
+            ("vector_stores", "/v1/vector_stores/"),
+            ("stored_responses", "/v1/responses/"),
+            ("stored_chats", "/v1/chat/completions/"),
+        )
+        for face in _passing(name, path)
+    ),
+    Face("chat", "POST", "/v1/chat/completions", operation="chat", reads_body=True, repeatable=True, metered=True),
+    *(
+        Face(operation, "POST", path, operation=operation, reads_body=True, repeatable=True, metered=True)
+        for operation, path in (
+            ("completions", "/v1/completions"),
+            ("responses", "/v1/responses"),
+            ("embeddings", "/v1/embeddings"),
+            ("moderations", "/v1/moderations"),
+            ("rerank", "/v1/rerank"),
+            ("images", "/v1/images/generations"),
+            ("speech", "/v1/audio/speech"),
+        )
+    ),
+    Face("models", "GET", PATH, handler=list_models),
+    Face("models", "GET", PATH + "/", handler=retrieve_model),
+)
+
+
+def endpoint_table(routes: Iterable[Route]) -> FaceTable:
+    """The rows, and what these routes open."""
+    return FaceTable(FACES, _catch_all(routes))
+
+
+def _catch_all(routes: Iterable[Route]) -> CatchAll:
+    """What the routes let pass of the paths that have no row."""
+    methods = {face.method: face for face in _passing("pass_through", "/")}
+    return CatchAll(methods, [(route.match.path or "").rstrip("*") for route in routes if route.catches])
