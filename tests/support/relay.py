@@ -87,7 +87,7 @@ class Exchange:
     @property
     def rows(self) -> list[Done]:
         """Its `done` records so far, of which there is at most one."""
-        return [line for line in self._lines.take() if isinstance(line, Done)]
+        return [line for line in map(decode, self._lines.written) if isinstance(line, Done)]
 
     @property
     def error(self) -> dict[str, Any]:
