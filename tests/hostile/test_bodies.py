@@ -6,6 +6,7 @@ Faults A12, §3.6. What is merely odd, but JSON with one model, is the provider'
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -278,6 +279,7 @@ COSTLY: dict[str, bytes] = {
 }
 
 
+@pytest.mark.skipif(sys.gettrace() is not None, reason="coverage makes it several times slower")
 @cases(COSTLY)
 def test_understanding_a_mebibyte_costs_little(body: bytes) -> None:
     """Faults A12: 100 ms for any body of 1 MiB; twice that here, for slower machines."""
