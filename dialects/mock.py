@@ -246,6 +246,8 @@ class _MockCall(Call):
 
     def _answer(self, receiver: CallReceiver) -> None:
         receiver.on_sent(self)
+        if self._receiver is None:
+            return
         made = answer(self._body) if self._target.startswith(b"/chat/completions") else NOT_SPOKEN
         self._pieces = made.pieces[::-1]
         receiver.on_head(self, ResponseHead(made.status, list(made.headers)))
