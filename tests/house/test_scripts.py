@@ -53,6 +53,31 @@ def test_link_gives_type_checkers_both_names_and_may_run_twice(copy: Path) -> No
     assert shutil.which("git") is None or "types" in (copy / ".gitignore").read_text()
 
 
+@pytest.mark.parametrize(
+    ("given", "marked", "covered"),
+    [
+        ([], True, False),
+        (["tests/config", "-k", "schema"], True, False),
+        (["--slow"], False, True),
+        (["--slow", "tests/soak"], False, False),
+    ],
+)
+def test_slow_runs_all_and_only_the_whole_run_has_a_coverage_floor(
+    given: list[str], marked: bool, covered: bool, copy: Path
+) -> None:
+    (copy / "scripts" / "setup").write_text("#!/bin/sh\n")
+    pytest_itself = copy / ".venv" / "bin" / "pytest"
+    pytest_itself.parent.mkdir(parents=True)
+    pytest_itself.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 5\n')
+    pytest_itself.chmod(0o755)
+    done = subprocess.run(["scripts/test", *given], cwd=copy, capture_output=True, text=True, check=False)
+    passed_on = done.stdout.splitlines()[1:]
+    assert done.returncode == 5
+    assert ("not slow" in passed_on) is marked
+    assert ("--cov" in passed_on) is covered
+    assert [word for word in given if word != "--slow"] == [word for word in passed_on if word in given]
+
+
 @pytest.fixture
 def stand_in(copy: Path, tmp_path: Path) -> dict[str, str]:
     """An environment whose `python3` notes what it was asked, and whose installs only exit."""
