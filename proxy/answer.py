@@ -116,19 +116,16 @@ class Answer:
 
     def on_resume(self) -> None:
         """The client reads again."""
-        if not self._run.done:
-            self._attempt.resume()
+        self._attempt.resume()
 
     def on_end(self, clean: bool) -> None:
-        """The message ended. Whole, or cut?"""
+        """The message ended. Whole, or cut? A last event without its end goes down only where nothing follows it."""
         last, whole = b"", clean
         if self._reader is not None and clean:
             last, whole = self._reader.end()
         if whole or self.ended_as is not None:
             self.complete(last)
         else:
-            if last:
-                self._down(last)
             self.cut(BrokenAnswerError("The provider's answer was cut short."))
 
     def on_error(self, error: GatewayError) -> None:

@@ -87,7 +87,7 @@ class Run:
 
     def _refuse_path(self, error: GatewayError) -> None:
         """Not an exchange: nothing of the gateway was used."""
-        self.done = True
+        self.downstream.listener = NOBODY
         id_ = self.engine.next_id()
         reply, name = error_reply(error, id_), id_.encode()
         headers = [*reply.headers, (b"x-request-id", name), (b"x-headgate-request-id", name), self.engine.graph.field]
@@ -117,13 +117,12 @@ class Run:
         itself."""
         try:
             result = await steps[index].call(self.ex)
-            if self.done:  # it made light of being cancelled
-                return
-            self.task = None
-            if result is not None:
-                self.reply(result)
-            else:
-                self._advance(steps, index + 1)
+            if not self.done:  # else it made light of being cancelled
+                self.task = None
+                if result is not None:
+                    self.reply(result)
+                else:
+                    self._advance(steps, index + 1)
         except Exception as error:
             if not self.done:
                 self.task = None
@@ -155,8 +154,6 @@ class Run:
 
     def on_body(self, body: bytes) -> None:
         """The request is complete: understand it, choose the route, run its filters."""
-        if self.done:
-            return
         ex = self.ex
         try:
             ex.bytes_in = len(body)
@@ -246,23 +243,25 @@ class Run:
 
     def on_gone(self) -> None:
         """The client left: stop the provider's work at once, charge what was delivered."""
-        if self.done:
-            return
         outcome: Outcome = "cancelled"
-        if self.dispatch is not None:
-            self.dispatch.stop()
-            if self.dispatch.answer is not None:
-                outcome = self.dispatch.answer.ended_as or outcome
-        self.finish(outcome, self.ex.status or 499)
+        try:
+            if self.dispatch is not None:
+                self.dispatch.stop()
+                if self.dispatch.answer is not None:
+                    outcome = self.dispatch.answer.ended_as or outcome
+        except Exception as error:
+            self.crash(error)
+        else:
+            self.finish(outcome, self.ex.status or 499)
 
     # -- the ways out
 
     def fail(self, error: Exception) -> None:
         """It cannot go on: by an error of ours, or by a bug."""
-        if not isinstance(error, GatewayError):
-            self.crash(error)
-        elif not self.done:
+        if isinstance(error, GatewayError):
             self.refuse(error)
+        else:
+            self.crash(error)
 
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error of ours."""

@@ -188,6 +188,7 @@ async def test_times_of_a_stream_count_up_to_its_first_content() -> None:
         ([TEXT, FINISH.rstrip(b"\n")], "clean", "ok"),
         ([TEXT, DONE.rstrip(b"\n")], "clean", "ok"),
         ([TEXT, FINISH.rstrip(b"\n")], "rst", "truncated"),
+        ([TEXT, TEXT.rstrip(b"\n")], "clean", "truncated"),
         ([TEXT, b"data: nonsense"], "clean", "truncated"),
     ],
 )

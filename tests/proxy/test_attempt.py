@@ -6,9 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from headgate.proxy.attempt import COLLECTED_BYTES, HELD_BYTES, HELD_SECONDS, LINGER_SECONDS
 from headgate.proxy.errors import ConnectError
+from headgate.proxy.filter import Filter
 from headgate.proxy.upstream.cluster import Timeouts
 from tests_support.answers import (
     DONE,
@@ -154,12 +156,16 @@ async def test_before_commit_another_takes_over_and_after_it_nobody() -> None:
         assert relay.at_rest()
 
 
-@pytest.mark.parametrize("clean", [True, False])
-async def test_a_stream_that_ends_before_it_began_is_a_failure(clean: bool) -> None:
+@pytest.mark.parametrize("end", ["clean", "rst", "close"])
+async def test_a_stream_that_ends_before_it_began_is_a_failure(end: str) -> None:
     for pieces in ((), (PING,), (ROLE,)):
         exchange, call = ask(Relay())
-        stream(call, *pieces)
-        call.feed(LAST_CHUNK) if clean else call.rst()
+        if end == "close":
+            call.feed(response_head(200, [("content-type", "text/event-stream")]) + b"".join(pieces))
+            call.fin()
+        else:
+            stream(call, *pieces)
+            call.feed(LAST_CHUNK) if end == "clean" else call.rst()
         assert exchange.downstream.status == 502
         assert exchange.row.outcome == "failed"
 
@@ -175,11 +181,13 @@ async def test_a_clean_end_with_a_finish_completes_what_is_held() -> None:
     assert relay.at_rest()
 
 
-async def test_a_last_event_without_its_blank_line_commits_at_a_clean_end() -> None:
+@pytest.mark.parametrize("last", [FINISH, DONE])
+async def test_a_last_event_without_its_blank_line_commits_at_a_clean_end(last: bytes) -> None:
     relay = Relay()
     exchange, call = ask(relay)
-    call.feed(HEAD + chunk(ROLE) + chunk(FINISH.rstrip(b"\n")) + LAST_CHUNK)
-    assert exchange.downstream.received == ROLE + FINISH.rstrip(b"\n")
+    call.feed(HEAD + chunk(ROLE) + chunk(last.rstrip(b"\n")) + LAST_CHUNK)
+    assert without_ours(exchange.downstream.received) == ROLE + last.rstrip(b"\n")
+    assert exchange.downstream.ended
     assert exchange.row.outcome == "ok"
     assert relay.at_rest()
 
@@ -509,6 +517,52 @@ async def test_the_callers_own_deadline_ends_every_wait(how_far: str) -> None:
     relay.clock.advance(0.1 + SWEEP)
     assert call.cancelled
     assert exchange.row.outcome == ("truncated" if how_far == "relayed" else "failed")
+    assert relay.at_rest()
+
+
+# -- bugs
+
+
+def breaks(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+class BreaksAtTheHead(Filter):
+    """A filter with a bug."""
+
+    def on_response(self, ex: object, head: object) -> None:
+        breaks()
+
+
+@pytest.mark.parametrize("where", ["head", "held", "deadline", "end", "cut"])
+async def test_a_bug_wherever_it_shows_ends_the_exchange(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider's callback that raised would be a connection that never ends."""
+    relay = Relay(filters=[BreaksAtTheHead()] if where in ("held", "deadline") else [])
+    chat = type(relay.engine._operations["chat"])
+    exchange, call = ask(relay, BODY if where == "end" else STREAM)
+    with capture_logs() as logs:
+        match where:
+            case "head":
+                monkeypatch.setattr(chat, "open_stream", breaks)
+                stream(call)
+            case "held":
+                stream(call, TEXT)
+            case "deadline":
+                stream(call, ROLE)
+                relay.clock.advance(HELD_SECONDS + SWEEP)
+            case "end":
+                monkeypatch.setattr(chat, "read_answer", breaks)
+                call.feed(GOOD)
+            case "cut":
+                monkeypatch.setattr(chat, "error_event", breaks)
+                stream(call, TEXT)
+                call.rst()
+    assert [log["event"] for log in logs] == ["internal_error"]
+    if where == "cut":
+        assert exchange.downstream.aborted
+    else:
+        assert (exchange.downstream.status, exchange.downstream.ended) == (500, True)
+    assert exchange.row.outcome == "failed"
     assert relay.at_rest()
 
 

@@ -641,6 +641,26 @@ async def test_an_exchange_that_breaks_while_it_is_cut_is_a_bug_and_over(monkeyp
     assert relay.at_rest()
 
 
+@pytest.mark.parametrize("relayed", [True, False])
+async def test_an_exchange_that_breaks_while_its_client_leaves_is_over_all_the_same(
+    relayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = Relay()
+    exchange = relay.ask(STREAM)
+    if relayed:
+        for piece in sse(chat_chunks())[:3]:
+            relay.providers[0].last.feed(piece)
+    monkeypatch.setattr(type(relay.engine.ledger), "settle", raises(ZeroDivisionError()))
+    monkeypatch.setattr(type(relay.providers[0].last), "cancel", raises(ZeroDivisionError()))
+    with capture_logs() as logs:
+        exchange.downstream.leave()
+    assert len(logs) == 2 if relayed else 1
+    row = exchange.row
+    assert (row.outcome, row.status) == ("failed", 200 if relayed else 500)
+    assert not relay.engine.live
+    assert len(relay.engine.deadlines) == 0
+
+
 async def test_a_cut_run_says_why() -> None:
     relay = Relay()
     downstream = FakeDownstream(BODY)
