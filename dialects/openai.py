@@ -240,18 +240,25 @@ class ChatStream(StreamReader):
                 pass
             else:
                 return data if self._take(chunk) else b""
+        goes_on = splitter.mid_event
+        pieces = splitter.feed(data)
+        whole = len(pieces) - splitter.mid_event
         relayed = []
-        for event in splitter.feed(data):
+        for at, piece in enumerate(pieces):
             if self.finished:
                 break
-            relayed.append(self._event(event))
+            relayed.append(self._part(piece) if goes_on or at >= whole else self._event(piece))
+            goes_on = False
         return b"".join(relayed)
 
     def end(self) -> tuple[bytes, bool]:
         """An unterminated last event whose data parses counts; whole if every choice has its finish_reason."""
+        in_parts = self.mid_event
         tail = self._splitter.flush()
         last = b""
-        if tail and not self.finished:
+        if in_parts:
+            last = self._part(tail)
+        elif tail and not self.finished:
             data = parse_event(tail)[1]
             if data is not None and (data.strip() == _DONE or _parses(data)):
                 last = self._event(tail)
@@ -271,6 +278,13 @@ class ChatStream(StreamReader):
             elif not self._chunk(kind, data):
                 return b""
         return comment + (event if self.rewrite is None else self.rewrite(event))
+
+    def _part(self, piece: bytes) -> bytes:
+        """Part of an event that is too large to be held, and so to be read: all of it counts as text."""
+        self.committed = True
+        self.text_bytes += len(piece)
+        self.text_events += 1
+        return piece if self.rewrite is None else self.rewrite(piece)
 
     def _chunk(self, kind: bytes | None, data: bytes) -> bool:
         """Take in the data of an event. Whether it goes down."""

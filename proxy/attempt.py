@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 HELD_BYTES = 64 * 1024
 HELD_SECONDS = 2.0
 COLLECTED_BYTES = 8 * 1024 * 1024
+COLLECTED_PIECES = 4096
+"""More are joined: a provider that sends byte by byte must not make us keep forty for each."""
 LINGER_SECONDS = 2.0
 """How long the rest of a message may take after its terminal event, so that its connection can be used again."""
 
@@ -58,6 +60,13 @@ class State(IntEnum):
 
 
 WAITING, EARLY, COLLECTING, HOLDING, RELAYING, LINGERING, OVER = State
+
+
+def _is_document(kind: bytes) -> bool:
+    """Whether a body of this content type is one thing, and not a sequence of lines or events."""
+    if b"json" in kind:
+        return b"ndjson" not in kind and b"jsonl" not in kind and b"json-seq" not in kind and b"stream" not in kind
+    return kind.startswith(b"text/") and not kind.startswith(b"text/event-stream")
 
 
 class WholeAnswer:
@@ -235,7 +244,7 @@ class Attempt(CallReceiver):
             self.deadline = min(self._first_token_by, self._total_at, now + HELD_SECONDS)
         elif self._dispatch.run.ex.head.method == "HEAD":
             self._commit()
-        elif status >= 300 or not kind or b"json" in kind or (kind.startswith(b"text/") and not streams):
+        elif status >= 300 or not kind or _is_document(kind):
             self._state = COLLECTING
             self.deadline = self._total_at
         else:
@@ -263,6 +272,8 @@ class Attempt(CallReceiver):
                 self._size += len(data)
                 if self._size > COLLECTED_BYTES:
                     self._commit()
+                elif len(self._taken) > COLLECTED_PIECES:
+                    self._taken = [b"".join(self._taken)]
             elif state is EARLY:
                 self._taken.append(data)
         except Exception as error:

@@ -381,6 +381,33 @@ def test_a_flood_of_choices_is_bounded() -> None:
     assert reader.committed
 
 
+HUGE = event(chat_chunk({"content": "x" * 300_000}))
+
+
+@pytest.mark.parametrize("size", [1000, 65_536, 1_000_000])
+def test_an_event_too_large_to_be_read_counts_as_text(size: int) -> None:
+    """Who leaves after it pays for it, and nobody else answers in its place."""
+    whole = HUGE + event(chat_chunk({"content": "four"})) + DONE
+    reader, given = fed(*(whole[at : at + size] for at in range(0, len(whole), size)))
+    assert given == whole.removesuffix(DONE) + COMMENT + DONE
+    assert reader.committed
+    assert 300_000 <= reader.text_bytes <= len(HUGE) + 4
+    assert not reader.mid_event
+
+
+def test_what_looks_like_an_event_inside_a_large_one_is_text() -> None:
+    reader, _ = fed(HUGE[:-3] + b"x" * 10, b"data: [DONE]\n", b'data: {"error":1}\n\n')
+    assert (reader.finished, reader.failed) == (False, False)
+
+
+def test_the_end_of_a_large_event_is_not_held_back() -> None:
+    finish = event(chat_chunk({}, finish_reason="stop"))
+    reader, given = fed(finish + HUGE.rstrip(b"\n"))
+    assert reader.mid_event
+    last, whole = reader.end()
+    assert (given + last, whole) == (finish + HUGE.rstrip(b"\n"), True)
+
+
 # -- streams: how the network cuts
 
 ODD_EVENTS = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from headgate.proxy.attempt import COLLECTED_BYTES, HELD_BYTES, HELD_SECONDS, LINGER_SECONDS
+from headgate.proxy.attempt import COLLECTED_BYTES, COLLECTED_PIECES, HELD_BYTES, HELD_SECONDS, LINGER_SECONDS
 from headgate.proxy.errors import ConnectError
 from headgate.proxy.filter import Filter
 from headgate.proxy.upstream.cluster import Timeouts
@@ -38,6 +38,7 @@ ROLE = event(chat_chunk({"role": "assistant", "content": ""}))
 TEXT = event(chat_chunk({"content": "Hi"}))
 FINISH = event(chat_chunk({}, finish_reason="stop"))
 PING = b": ping\n\n"
+CHUNKED = [("transfer-encoding", "chunked")]
 ERROR = b'data: {"error":{"message":"overloaded","type":"server_error","param":null,"code":null}}\n\n'
 GOOD = json_response(chat_completion())
 GOOD_STREAM = b"".join(sse(chat_chunks()))
@@ -340,6 +341,41 @@ async def test_a_larger_answer_passes_whole() -> None:
     assert relay.at_rest()
 
 
+@pytest.mark.parametrize(
+    ("kind", "relayed"),
+    [
+        ("application/json", False),
+        ("Application/Problem+JSON; charset=utf-8", False),
+        ("text/plain", False),
+        ("text/vtt", False),
+        ("application/x-ndjson", True),
+        ("application/jsonl", True),
+        ("application/json-seq", True),
+        ("application/stream+json", True),
+        ("application/octet-stream", True),
+        ("text/event-stream; charset=utf-8", True),
+    ],
+)
+async def test_what_is_one_thing_is_collected_and_what_is_a_sequence_is_not(kind: str, relayed: bool) -> None:
+    relay = Relay()
+    exchange, call = ask(relay, BODY)
+    call.feed(response_head(200, [("content-type", kind), *CHUNKED]) + chunk(TEXT))
+    assert bool(exchange.downstream.writes) is relayed
+
+
+async def test_an_answer_in_any_number_of_pieces_is_collected_in_few() -> None:
+    relay = Relay()
+    exchange, call = ask(relay, BODY)
+    body = json.dumps(chat_completion("x" * 20_000)).encode()
+    call.feed(response_head(200, [("content-type", "application/json"), ("content-length", str(len(body)))]))
+    [run] = relay.engine.live
+    for at in range(len(body) - 1):
+        call.feed(body[at : at + 1])
+        assert len(run.ex.attempt._taken) <= COLLECTED_PIECES + 1  # type: ignore[union-attr]
+    call.feed(body[-1:])
+    assert exchange.downstream.received == body
+
+
 @pytest.mark.parametrize("status", [200, 404])
 async def test_bytes_of_another_kind_are_relayed_as_they_come(status: int) -> None:
     """Speech, say; but an error is collected, whatever it says it is."""
@@ -359,9 +395,6 @@ async def test_an_encoded_stream_passes_unread() -> None:
     call.feed(head + chunk(b"\x1f\x8b") + LAST_CHUNK)
     assert exchange.downstream.received == b"\x1f\x8b"
     assert exchange.row.usage_source == "none"
-
-
-CHUNKED = [("transfer-encoding", "chunked")]
 
 
 @pytest.mark.parametrize(("body", "status"), [(b'{"a":1}', 200), (b'{"a":1', 502), (b"[1]", 502), (b"", 502)])
@@ -609,7 +642,9 @@ async def test_nor_is_the_wait_for_its_first_token() -> None:
     exchange, call = slow(relay, ROLE)
     relay.clock.advance(HELD_SECONDS + SWEEP)
     assert call.paused
-    relay.clock.advance(20)
+    relay.clock.advance(10)
+    call.feed(chunk(PING))
+    relay.clock.advance(10)
     exchange.downstream.resume()
     relay.clock.advance(2.5)
     assert exchange.rows == []
