@@ -68,12 +68,13 @@ class EventSplitter:
 
 def parse_event(event: bytes) -> tuple[bytes | None, bytes | None]:
     """`(event type, data)` of one event; None for a field that is not there. Several data lines are joined by LF."""
-    if event.startswith(b"data: ") and event.find(b"\n") >= len(event) - 2 and b"\r" not in event:
-        return None, event[6:].rstrip(b"\n")
-    if event.startswith(b"event: ") and b"\r" not in event:
-        end = event.find(b"\n")
-        if event.startswith(b"data: ", end + 1) and event.find(b"\n", end + 7) >= len(event) - 2:
-            return event[7:end], event[end + 7 :].rstrip(b"\n")
+    end = len(event) - 2  # of a line that an empty line follows
+    if event.startswith(b"data: ") and event.find(b"\n") == end and event[-1:] == b"\n" and b"\r" not in event:
+        return None, event[6:end]
+    if event.startswith(b"event: ") and event[-1:] == b"\n" and b"\r" not in event:
+        at = event.find(b"\n")
+        if event.startswith(b"data: ", at + 1) and event.find(b"\n", at + 7) == end:
+            return event[7:at], event[at + 7 : end]
     kind: bytes | None = None
     data: list[bytes] = []
     for line in _LINE_END.split(event.removeprefix(BOM)):

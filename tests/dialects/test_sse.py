@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headgate.dialects.sse import MAX_TAIL, EventSplitter, has_id, parse_event
@@ -83,6 +83,7 @@ def test_an_id_line_is_noticed(event: bytes, expected: bool) -> None:
         st.sampled_from([b"event: ", b"data: ", b"data:", b"id: 1", b"a", b" ", b"\n", b"\r\n", b"\n\n"]), max_size=8
     )
 )
+@example([b"data: ", b"\n", b"a"])  # a last event that was never ended
 def test_the_common_shapes_are_read_as_any_other(parts: list[bytes]) -> None:
     """A comment in front leaves the short way, and means nothing."""
     event = b"".join(parts)
