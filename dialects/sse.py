@@ -38,7 +38,10 @@ class EventSplitter:
     def feed(self, data: bytes) -> list[bytes]:
         """The pieces that are complete now, in order, each with its blank line; joined with `tail` they are the
         input."""
+        looked_at = 0
         if self.tail:
+            # What ends the event may begin in the last three bytes of the tail, and nowhere before.
+            looked_at = max(0, len(self.tail) - 3)
             data = self.tail + data
         elif (
             not self.mid_event and data.endswith(b"\n\n") and b"\r" not in data and data.find(b"\n\n") == len(data) - 2
@@ -46,7 +49,7 @@ class EventSplitter:
             return [data]
         pieces: list[bytes] = []
         start = 0
-        for match in _BLANK_LINE.finditer(data):
+        for match in _BLANK_LINE.finditer(data, looked_at):
             end = match.end()
             pieces.append(data[start:end])
             start = end
