@@ -22,10 +22,22 @@ from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
     from .accounting.record import Outcome
-    from .attempt import Attempt, WholeAnswer
-    from .dialect import StreamReader
+    from .attempt import Attempt
+    from .dialect import AnswerFacts, StreamReader
     from .dispatch import Dispatch
     from .errors import GatewayError
+
+
+class WholeAnswer:
+    """A provider's answer as far as it matters, in one piece. `facts`: what one with a good status says."""
+
+    __slots__ = ("attempt", "body", "facts", "head")
+
+    def __init__(self, attempt: Attempt, head: ResponseHead, body: bytes, facts: AnswerFacts | None) -> None:
+        self.attempt = attempt
+        self.head = head
+        self.body = body
+        self.facts = facts
 
 
 class Answer:

@@ -24,14 +24,16 @@ from enum import IntEnum
 from math import inf
 from typing import TYPE_CHECKING
 
+from .answer import WholeAnswer
 from .clock import NEVER
 from .errors import BrokenAnswerError, ErrorEventError, UpstreamTimeoutError
+from .headers import is_document
 from .json_splice import is_object
 from .upstream.call import CallReceiver
 
 if TYPE_CHECKING:
     from .answer import Answer
-    from .dialect import AnswerFacts, StreamReader
+    from .dialect import StreamReader
     from .dispatch import Dispatch
     from .errors import GatewayError
     from .plan import Target
@@ -60,25 +62,6 @@ class State(IntEnum):
 
 
 WAITING, EARLY, COLLECTING, HOLDING, RELAYING, LINGERING, OVER = State
-
-
-def _is_document(kind: bytes) -> bool:
-    """Whether a body of this content type is one thing, and not a sequence of lines or events."""
-    if b"json" in kind:
-        return b"ndjson" not in kind and b"jsonl" not in kind and b"json-seq" not in kind and b"stream" not in kind
-    return kind.startswith(b"text/") and not kind.startswith(b"text/event-stream")
-
-
-class WholeAnswer:
-    """A provider's answer as far as it matters, in one piece. `facts`: what one with a good status says."""
-
-    __slots__ = ("attempt", "body", "facts", "head")
-
-    def __init__(self, attempt: Attempt, head: ResponseHead, body: bytes, facts: AnswerFacts | None) -> None:
-        self.attempt = attempt
-        self.head = head
-        self.body = body
-        self.facts = facts
 
 
 class Attempt(CallReceiver):
@@ -244,7 +227,7 @@ class Attempt(CallReceiver):
             self.deadline = min(self._first_token_by, self._total_at, now + HELD_SECONDS)
         elif self._dispatch.run.ex.head.method == "HEAD":
             self._commit()
-        elif status >= 300 or not kind or _is_document(kind):
+        elif status >= 300 or not kind or is_document(kind):
             self._state = COLLECTING
             self.deadline = self._total_at
         else:

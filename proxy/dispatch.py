@@ -30,7 +30,7 @@ from .plan import Plan, Step, Target, build_plan, next_step, rejection
 from .upstream.call import UpstreamRequest
 
 if TYPE_CHECKING:
-    from .attempt import WholeAnswer
+    from .answer import WholeAnswer
     from .clock import Timer
     from .dialect import RequestFacts, StreamReader
     from .errors import GatewayError

@@ -155,3 +155,10 @@ def _seconds(text: str, wall: float) -> float:
     if date.tzinfo is None:  # "-0000": UTC, of an unknown place
         date = date.replace(tzinfo=UTC)
     return date.timestamp() - wall
+
+
+def is_document(kind: bytes) -> bool:
+    """Whether a body of this content type is one thing, and not a sequence of lines or events."""
+    if b"json" in kind:
+        return b"ndjson" not in kind and b"jsonl" not in kind and b"json-seq" not in kind and b"stream" not in kind
+    return kind.startswith(b"text/") and not kind.startswith(b"text/event-stream")

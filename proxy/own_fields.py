@@ -1,4 +1,5 @@
-"""What the gateway says of itself on every answer: its ids and choices, the times, and what the answer used.
+"""The `x-headgate-*` fields, both ways: what a caller may ask of the gateway, and what it says on every answer of its
+ids and choices, of the times, and of what the answer used.
 
 One place for providers' answers and for our own, so that an error tells as much as a success. What the head of a stream
 cannot know yet comes as one comment block before its terminal event: comments, because every SDK skips them.
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .accounting.prices import format_usd
+from .errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from .dialect import StreamReader
@@ -19,7 +21,23 @@ if TYPE_CHECKING:
     from .run import Run
 
 CONFIG_ORDER = (b"x-headgate-strategy", b"config-order")
+MAX_TIMEOUT_MS = 86_400_000
 _encode = msgspec.json.encode
+
+
+def read_wishes(ex: Exchange) -> None:
+    """What the caller asks of the gateway itself. Raises InvalidRequestError."""
+    timeout = ex.head.header(b"x-headgate-timeout-ms")
+    if timeout is not None:
+        if not (timeout.isdigit() and len(timeout) < 10 and 0 < int(timeout) <= MAX_TIMEOUT_MS):
+            raise InvalidRequestError("x-headgate-timeout-ms must be a whole number of milliseconds from 1 to a day.")
+        ex.deadline = ex.started + int(timeout) / 1000
+    provider = ex.head.header(b"x-headgate-provider")
+    if provider is not None:
+        name = provider.decode("latin-1")
+        if name not in ex.graph.clusters:
+            raise InvalidRequestError(f"x-headgate-provider: there is no provider '{name[:64]}'.")
+        ex.provider = name
 
 
 def own_fields(ex: Exchange, now: float) -> Headers:

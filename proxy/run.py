@@ -24,7 +24,6 @@ from .dispatch import Dispatch
 from .edge.downstream import NOBODY
 from .errors import (
     GatewayError,
-    InvalidRequestError,
     ModelTooLateError,
     OverloadError,
     ShuttingDownError,
@@ -32,7 +31,7 @@ from .errors import (
 )
 from .exchange import Exchange
 from .headers import client_request_id
-from .own_fields import own_fields, request_id
+from .own_fields import own_fields, read_wishes, request_id
 from .replies import Reply, error_reply, internal_error
 from .upload import Upload
 from .upstream.call import ResponseHead
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from .chain import Chain, RequestStep
     from .edge.downstream import Downstream, Headers
     from .engine import Engine
-
-MAX_TIMEOUT_MS = 86_400_000
 
 
 class Run:
@@ -142,7 +139,7 @@ class Run:
             self.engine.ledger.admit(ex)
         if self.engine.draining:
             raise ShuttingDownError("The gateway is shutting down; send the request again.", retry_after=1.0)
-        _read_own_fields(ex)
+        read_wishes(ex)
         if face.streams and (reader := self.engine.operation(face).open_body(ex.head)) is not None:
             self.upload = Upload(self.downstream, reader)
             self.downstream.stream_body(ex.graph.upload_limit, self)
@@ -383,21 +380,6 @@ class Run:
         except OverloadError:
             return  # the ledger is full and its policy is to refuse: the client was told so
         engine.ledger.close(ex, now)
-
-
-def _read_own_fields(ex: Exchange) -> None:
-    """What the caller asks of the gateway itself. Raises InvalidRequestError."""
-    timeout = ex.head.header(b"x-headgate-timeout-ms")
-    if timeout is not None:
-        if not (timeout.isdigit() and len(timeout) < 10 and 0 < int(timeout) <= MAX_TIMEOUT_MS):
-            raise InvalidRequestError("x-headgate-timeout-ms must be a whole number of milliseconds from 1 to a day.")
-        ex.deadline = ex.started + int(timeout) / 1000
-    provider = ex.head.header(b"x-headgate-provider")
-    if provider is not None:
-        name = provider.decode("latin-1")
-        if name not in ex.graph.clusters:
-            raise InvalidRequestError(f"x-headgate-provider: there is no provider '{name[:64]}'.")
-        ex.provider = name
 
 
 def _check_media_type(ex: Exchange) -> None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 STREAM = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}'
-HEAD = response_head(200, [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")])
+FRAMED = [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")]
+HEAD = response_head(200, FRAMED)
 ROLE = event(chat_chunk({"role": "assistant", "content": ""}))
 TEXT = event(chat_chunk({"content": "Hi"}))
 FINISH = event(chat_chunk({}, finish_reason="stop"))
@@ -387,6 +388,18 @@ async def test_bytes_of_another_kind_are_relayed_as_they_come(status: int) -> No
     assert exchange.downstream.received == b"abcd"
     assert exchange.row.outcome == ("ok" if status == 200 else "upstream_error")
     assert relay.at_rest()
+
+
+async def test_an_error_that_calls_itself_a_stream_is_collected_like_any_other() -> None:
+    relay = Relay(providers=2)
+    exchange, call = ask(relay)
+    call.feed(response_head(500, FRAMED) + chunk(ERROR) + LAST_CHUNK)
+    relay.clock.advance(BACKOFF)
+    relay.providers[1].last.fail(ConnectError("refused"))
+    relay.clock.advance(BACKOFF)
+    relay.providers[1].last.fail(ConnectError("refused"))
+    assert (exchange.downstream.status, exchange.downstream.received) == (500, ERROR)
+    assert exchange.row.attempts == 3
 
 
 async def test_an_encoded_stream_passes_unread() -> None:
