@@ -15,6 +15,7 @@ from headgate.proxy.upstream.cluster import Timeouts
 from tests_support.answers import (
     DONE,
     LAST_CHUNK,
+    USAGE,
     chat_chunk,
     chat_chunks,
     chat_completion,
@@ -419,6 +420,14 @@ async def test_an_answer_that_ends_with_its_connection_counts_if_it_is_one_objec
     assert exchange.row.outcome == ("ok" if status == 200 else "failed")
 
 
+async def test_an_answer_that_does_not_say_what_it_is_is_collected_and_read() -> None:
+    exchange, call = ask(Relay(), BODY)
+    body = json.dumps(chat_completion()).encode()
+    call.feed(response_head(200, [("content-length", str(len(body)))]) + body)
+    assert exchange.downstream.header(b"x-headgate-tokens-completion") == b"12"
+    assert exchange.row.usage_source == "reported"
+
+
 async def test_an_answer_without_content_passes() -> None:
     exchange, call = ask(Relay(), BODY)
     call.feed(response_head(204, []))
@@ -478,6 +487,16 @@ async def test_a_first_token_is_waited_for_in_streams_alone() -> None:
         if gone:
             assert exchange.error["message"] == "The provider did not send a first token in time."
             assert exchange.row.error_code == "upstream_timeout"
+
+
+async def test_a_stream_that_turns_out_to_be_a_plain_answer_has_the_time_of_one() -> None:
+    relay = Relay(timeouts=TIMES)
+    exchange, call = ask(relay)
+    relay.clock.advance(4)
+    call.feed(GOOD[:-1])
+    relay.clock.advance(10)
+    call.feed(GOOD[-1:])
+    assert exchange.row.outcome == "ok"
 
 
 async def test_a_first_token_that_is_due_before_the_hold_is_over_leaves_the_way_to_another_open() -> None:
@@ -648,6 +667,14 @@ async def test_the_providers_silence_is_not_counted_while_the_client_is_behind()
     assert exchange.rows == []
     relay.clock.advance(0.1 + SWEEP)
     assert exchange.row.outcome == "truncated"
+
+
+async def test_nor_does_it_start_again_with_what_is_not_passed_on() -> None:
+    relay = Relay(timeouts=TIMES)
+    exchange, call = slow(relay, TEXT)
+    call.feed(chunk(event(chat_chunk(None, usage=USAGE))))
+    relay.clock.advance(10)
+    assert not exchange.downstream.finished
 
 
 async def test_nor_is_the_wait_for_its_first_token() -> None:
