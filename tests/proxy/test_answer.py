@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from headgate.proxy.accounting.prices import own_price
+from headgate.proxy.attempt import COLLECTED_BYTES
 from headgate.proxy.dialect import RequestFacts
 from headgate.proxy.filter import Event, Filter
 from tests_support.answers import (
@@ -142,7 +143,8 @@ async def test_a_stream_is_not_to_be_cached(said: str | None) -> None:
     relay = Relay()
     exchange = relay.ask(STREAM)
     feed(relay, response_head(200, [*FRAMED, *([("cache-control", said)] if said else [])]), chunk(TEXT))
-    assert exchange.downstream.header(b"cache-control") == (said or "no-cache").encode()
+    sent = [value for name, value in exchange.downstream.headers if name == b"cache-control"]
+    assert sent == [(said or "no-cache").encode()]
     assert exchange.downstream.length is None
 
 
@@ -178,6 +180,10 @@ async def test_times_of_a_stream_count_up_to_its_first_content() -> None:
         ([TEXT, FINISH], "clean", "ok"),
         ([TEXT, FINISH], "rst", "truncated"),
         ([TEXT, FINISH], "stall", "truncated"),
+        ([TEXT, FINISH], "close", "truncated"),
+        ([TEXT, FINISH.rstrip(b"\n")], "close", "truncated"),
+        ([TEXT, FINISH, DONE], "close", "ok"),
+        ([TEXT, ERROR], "close", "upstream_error"),
         ([TEXT], "clean", "truncated"),
         ([TEXT], "rst", "truncated"),
         ([TEXT], "stall", "truncated"),
@@ -194,12 +200,18 @@ async def test_times_of_a_stream_count_up_to_its_first_content() -> None:
 )
 async def test_only_the_provider_ends_a_stream(pieces: list[bytes], how: str, outcome: str) -> None:
     relay = Relay()
-    exchange = begin(relay, *pieces)
-    call = relay.providers[0].last
+    if how == "close":
+        exchange = relay.ask(STREAM)
+        call = feed(relay, response_head(200, FRAMED[:1]), *pieces)
+    else:
+        exchange = begin(relay, *pieces)
+        call = relay.providers[0].last
     if how == "clean":
         call.feed(LAST_CHUNK)
     elif how == "rst":
         call.rst()
+    elif how == "close":
+        call.fin()
     else:
         relay.clock.advance(relay.timeouts.idle + 1)
     received, row = exchange.downstream.received, exchange.row
@@ -223,6 +235,7 @@ async def test_half_an_event_that_went_down_leaves_only_the_close() -> None:
     assert exchange.downstream.aborted
     assert error_events(exchange.downstream.received) == []
     assert exchange.row.outcome == "truncated"
+    assert relay.engine.stats.internal_errors == 0
 
 
 async def test_nothing_after_done_goes_down() -> None:
@@ -287,6 +300,35 @@ async def test_bytes_that_are_not_events_are_whole_when_their_message_is() -> No
     call.feed(chunk(b"abc"))
     call.feed(LAST_CHUNK)
     assert (exchange.downstream.received, exchange.row.outcome) == (b"abc", "ok")
+
+
+async def test_a_large_error_is_relayed_and_still_an_error() -> None:
+    relay = Relay()
+    exchange = relay.ask(BODY)
+    feed(relay, json_response(b" " * (COLLECTED_BYTES + 1), 400))
+    assert exchange.downstream.status == 400
+    assert exchange.row.outcome == "upstream_error"
+
+
+async def test_the_first_token_is_timed_when_it_comes() -> None:
+    """Not when the head goes down after two seconds without one, and not again with the next."""
+    relay = Relay()
+    exchange = begin(relay, event(chat_chunk({"role": "assistant"})))
+    relay.clock.advance(3)
+    assert exchange.downstream.status == 200
+    for _ in range(2):
+        feed(relay, chunk(TEXT))
+        relay.clock.advance(1)
+    feed(relay, chunk(FINISH + DONE))
+    assert exchange.row.ttft_ms == 3000
+
+
+async def test_a_stream_without_a_token_has_no_first_one() -> None:
+    relay = Relay()
+    exchange = begin(relay, event(chat_chunk({"role": "assistant"})))
+    relay.clock.advance(3)
+    exchange.downstream.leave()
+    assert exchange.row.ttft_ms is None
 
 
 async def test_the_record_is_written_before_the_last_byte_leaves() -> None:
@@ -469,6 +511,14 @@ async def test_usage_is_hidden_from_who_did_not_ask_and_charged_all_the_same() -
         assert (USED in exchange.downstream.received) is shown
         row = exchange.row
         assert (row.usage_source, row.prompt_tokens, row.completion_tokens) == ("reported", 9, 12)
+
+
+async def test_usage_is_settled_without_a_done_too() -> None:
+    relay = Relay()
+    exchange = begin(relay, TEXT, FINISH, USED)
+    feed(relay, LAST_CHUNK)
+    row = exchange.row
+    assert (row.outcome, row.usage_source, row.completion_tokens) == ("ok", "reported", 12)
 
 
 async def test_who_left_pays_for_what_was_delivered() -> None:

@@ -556,6 +556,7 @@ async def test_other_answers_pass_unchanged(status: int) -> None:
     assert (exchange.downstream.status, exchange.downstream.received) == (status, b"hm")
     assert exchange.downstream.header(b"x-any") == b"y"
     assert asked(relay) == [1, 0]
+    assert exchange.row.outcome == ("ok" if status < 400 else "upstream_error")
 
 
 # -- leaving and closing
@@ -625,9 +626,10 @@ async def test_what_goes_up_is_the_clients_request_with_our_id() -> None:
 
 async def test_counters_tell_attempts_apart() -> None:
     relay = Relay(providers=2)
-    relay.ask(BODY)
+    exchange = relay.ask(BODY)
     fail(relay, 0)
     relay.clock.advance(BACKOFF)
     relay.providers[1].last.feed(GOOD)
+    assert exchange.downstream.header(b"x-should-retry") is None
     counts: list[Any] = [(c.rq_total, c.rq_success, c.rq_error, c.rq_retry) for c in relay.clusters]
     assert counts == [(1, 0, 1, 0), (1, 1, 0, 1)]
