@@ -17,6 +17,9 @@ DECIDING = {
     "proxy/upstream/balance.py",
     "proxy/upstream/health.py",
     "proxy/upstream/outlier.py",
+    "proxy/upstream/policies.py",
+    "proxy/upstream/priorities.py",
+    "proxy/upstream/ring_hash.py",
 }
 
 
