@@ -52,6 +52,17 @@ def _header(value: str) -> str:
     return name
 
 
+def _paths(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for path in value or ():
+        if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
+            raise ValueError("must be paths that begin with /")
+        if "**" in path[:-2] or path.endswith("***"):
+            raise ValueError("may hold ** only at the end")
+    if value == ():
+        raise ValueError("must name a path; leave it out to allow all of them")
+    return value
+
+
 def _target(value: str) -> str:
     if not _TARGET.fullmatch(value) or len(value) > 256:
         raise ValueError("must be a class, written 'package.module:Class'")
@@ -76,6 +87,9 @@ class Key(Section):
     owner: Text | None = None
     """Stands on usage rows. Default: none."""
 
+    paths: Annotated[tuple[Annotated[str, Field(max_length=256)], ...] | None, AfterValidator(_paths)] = None
+    """Request paths it may call: exact, or with `*` within a segment, or with `**` at the end. Default: all."""
+
 
 class AuthConfig(Section):
     """Who may call. Without any key everybody on this machine may, and nobody else is let in."""
@@ -87,6 +101,11 @@ class AuthConfig(Section):
 
     header: Annotated[str, AfterValidator(_header)] = "authorization"
     """Request header that carries the key, as bearer token where it is authorization. Default authorization."""
+
+    @property
+    def divided(self) -> bool:
+        """There are keys of two teams."""
+        return len({key.team for key in self.keys}) > 1
 
     @field_validator("keys")
     @classmethod

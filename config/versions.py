@@ -31,7 +31,7 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     Match: frozenset({"tags"}),
     Route: frozenset({"strategy"}),
     AuthConfig: frozenset({"jwt", "keys_file", "pepper"}),
-    Key: frozenset({"allow_tags", "expires", "models", "paths", "tags"}),
+    Key: frozenset({"allow_tags", "expires", "models", "tags"}),
     RetryConfig: frozenset({"hedge"}),
     Routing: frozenset({"plano_embedded", "plano_proxy"}),
 }

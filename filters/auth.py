@@ -7,7 +7,8 @@ nor a repr shows one. Any bytes may be presented; all but a known key are 401.
 While no key is configured at all, everybody is let in as anonymous: the config refuses to combine that with an address
 that others can reach.
 
-Not here: what a key may do (roles are read by the admin listener).
+Of what a key may do only its `paths` are checked here: a path that they do not name is 403. Not here: roles (the admin
+listener), and whose objects it sees (proxy/claims.py).
 
 Status: stable. Trusts: nothing.
 """
@@ -18,9 +19,10 @@ import hmac
 import secrets
 from typing import TYPE_CHECKING
 
-from ..proxy.errors import UnauthorizedError
+from ..proxy.errors import PathNotAllowedError, UnauthorizedError
 from ..proxy.exchange import Principal
 from ..proxy.filter import Filter
+from ..proxy.path_globs import PathGlobs
 
 if TYPE_CHECKING:
     from ..config import AuthConfig
@@ -44,7 +46,11 @@ class Auth(Filter):
         self._pepper = secrets.token_bytes(32)
         self._principals = {
             self._digest(key.key.reveal().encode()): Principal(
-                key.name, team=key.team, owner=key.owner, roles=frozenset(key.roles)
+                key.name,
+                team=key.team,
+                owner=key.owner,
+                roles=frozenset(key.roles),
+                paths=PathGlobs(key.paths) if key.paths is not None else None,
             )
             for key in config.keys
         }
@@ -55,9 +61,12 @@ class Auth(Filter):
         return not self._principals
 
     def on_request(self, ex: Exchange) -> None:
-        """Find the principal; raises UnauthorizedError."""
+        """Find the principal; raises UnauthorizedError, PathNotAllowedError."""
         if self._principals:
-            ex.principal = self.identify(ex.head.header(self.header))
+            ex.principal = principal = self.identify(ex.head.header(self.header))
+            if principal.paths is not None and not principal.paths.names(ex.head.path):
+                self.refused += 1
+                raise PathNotAllowedError(f"This key may not call '{ex.head.path[:128]}': its paths do not name it.")
         self.admitted += 1
 
     def identify(self, presented: bytes | None) -> Principal:

@@ -90,6 +90,18 @@ class PermissionDeniedError(DownstreamError):
     type = "permission_error"
 
 
+class PathNotAllowedError(PermissionDeniedError):
+    """The key's `paths` do not name this one."""
+
+    code = "path_not_allowed"
+
+
+class NotIssuedError(PermissionDeniedError):
+    """A list, or an id that no team is known to have made: it may be another team's."""
+
+    code = "not_issued"
+
+
 class AdminKeyRequiredError(PermissionDeniedError):
     """A change asked for without the admin role."""
 
@@ -126,6 +138,13 @@ class ModelNotFoundError(DownstreamError):
 
     status = 404
     code = "model_not_found"
+
+
+class ObjectNotFoundError(DownstreamError):
+    """What was made for another team does not exist for this one."""
+
+    status = 404
+    code = "not_found"
 
 
 class MethodNotAllowedError(DownstreamError):
@@ -202,6 +221,12 @@ class ShuttingDownError(OverloadError):
     """Draining: no new work."""
 
     code = "shutting_down"
+
+
+class IssuersAwayError(OverloadError):
+    """Who made an id could not be asked in time."""
+
+    code = "issuers_away"
 
 
 class NoTargetError(OverloadError):

@@ -23,21 +23,30 @@ if TYPE_CHECKING:
     from .errors import GatewayError
     from .faces import Face
     from .graph import Graph, Route
+    from .path_globs import PathGlobs
     from .plan import RetryPolicy, Scorer, Target
 
 
 class Principal:
     """Who calls. Without `auth` everybody is ANONYMOUS."""
 
-    __slots__ = ("name", "owner", "roles", "team")
+    __slots__ = ("name", "owner", "paths", "roles", "team")
 
     def __init__(
-        self, name: str, *, team: str | None = None, owner: str | None = None, roles: frozenset[str] = frozenset()
+        self,
+        name: str,
+        *,
+        team: str | None = None,
+        owner: str | None = None,
+        roles: frozenset[str] = frozenset(),
+        paths: PathGlobs | None = None,
     ) -> None:
         self.name = name
         self.team = team
         self.owner = owner
         self.roles = roles
+        self.paths = paths
+        """The only paths it may call, and those whose lists and unknown ids it may see; None: all, and none."""
 
     def __repr__(self) -> str:
         return f"<Principal {self.name}>"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.config import parse_config
+from headgate.config import ConfigError, parse_config
 from headgate.filters.auth import Auth
 from headgate.proxy.edge.downstream import RequestHead
-from headgate.proxy.errors import UnauthorizedError
+from headgate.proxy.errors import PathNotAllowedError, UnauthorizedError
 from headgate.proxy.exchange import ANONYMOUS
 
 if TYPE_CHECKING:
@@ -88,3 +88,48 @@ def test_neither_the_key_nor_its_plain_digest_is_kept(auth: Auth) -> None:
         {name: getattr(auth, name) for name in ("_principals", "_pepper", "header", "name")}, protocol=5
     )
     assert KEY.encode() not in kept
+
+
+@pytest.mark.parametrize(("path", "may"), [("/v1/files/a", True), ("/v1/files", False), ("/v1/models", False)])
+def test_a_key_calls_only_the_paths_it_names(path: str, may: bool) -> None:
+    auth = _auth(f'{{keys: [{{name: app, key: {KEY}, paths: ["/v1/files/**", /v1/batches]}}]}}')
+    ex = _exchange((b"authorization", KEY.encode()))
+    ex.head.path = path
+    if may:
+        auth.on_request(ex)
+    else:
+        with pytest.raises(PathNotAllowedError, match=f"may not call '{path}'"):
+            auth.on_request(ex)
+    assert (auth.admitted, auth.refused) == ((1, 0) if may else (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "divided"),
+    [
+        ("", False),
+        (f"{{name: a, key: {KEY}, team: red}}", False),
+        (f"{{name: a, key: {KEY}, team: red}}, {{name: b, key: {KEY}2, team: red}}", False),
+        (f"{{name: a, key: {KEY}, team: red}}, {{name: b, key: {KEY}2}}", True),
+        (f"{{name: a, key: {KEY}, team: red}}, {{name: b, key: ''}}", False),
+    ],
+)
+def test_two_teams_are_two_teams_only_if_both_have_a_key(keys: str, divided: bool) -> None:
+    config = parse_config(f"filters: [{{auth: {{keys: [{keys}]}}}}]").auth
+    assert config is not None
+    assert config.divided is divided
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ("[v1]", "must be paths that begin with /"),
+        ("['/a b']", "must be paths that begin with /"),
+        ("['/v1/**/a']", r"may hold \*\* only at the end"),
+        ("['/v1/***']", r"may hold \*\* only at the end"),
+        ("[]", "must name a path"),
+        ("/v1/files", "must be a list"),
+    ],
+)
+def test_paths_that_say_nothing_are_refused(paths: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _auth(f"{{keys: [{{name: app, key: {KEY}, paths: {paths}}}]}}")
