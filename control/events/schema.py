@@ -5,6 +5,7 @@
     open_exchanges  opened, not done: what becomes `lost` when its worker dies
     offsets         how far each spool segment has been taken over
     dead_letters    lines that are no record, with the reason
+    issuers         which provider made an object (a file, a stored response), and for which team
 
 A migration is SQL that is never edited again once released; the file carries the number of the last one applied. A
 file that is newer than the code is refused, because writing to it could break what the newer version relies on.
@@ -81,7 +82,19 @@ CREATE TABLE offsets (segment TEXT NOT NULL PRIMARY KEY, position INTEGER NOT NU
 CREATE TABLE dead_letters (at REAL NOT NULL, spool TEXT NOT NULL, reason TEXT NOT NULL, line BLOB NOT NULL);
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST,)
+_ISSUERS: Final = """
+CREATE TABLE issuers (
+    id TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    team TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (id, provider)
+) WITHOUT ROWID;
+CREATE INDEX issuers_at ON issuers (at);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _ISSUERS)
 
 
 class SchemaError(Exception):

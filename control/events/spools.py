@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from ...proxy.accounting.record import Opened, decode
+from ...proxy.accounting.record import Forgotten, Issued, Opened, decode
 from ...proxy.accounting.spool import LOCK_SUFFIX, SEGMENT_SUFFIX
 from .store import Batch
 
@@ -53,6 +54,16 @@ def list_spools(directory: Path) -> list[SpoolFiles]:
         if parts["number"]:
             files.segments.append(directory / name)
     return list(spools.values())
+
+
+def measure_spools(directory: Path) -> dict[Path, int]:
+    """Every segment there is now, and its bytes."""
+    sizes: dict[Path, int] = {}
+    for spool in list_spools(directory):
+        for segment in spool.segments:
+            with suppress(FileNotFoundError):  # consumed in between
+                sizes[segment] = segment.stat().st_size
+    return sizes
 
 
 def take_lock(path: Path) -> int | None:
@@ -102,6 +113,8 @@ def _sort(line: bytes, batch: Batch) -> None:
         batch.dead.append(("no id" if not record.id else "no date", line))
     elif isinstance(record, Opened):
         batch.opened[record.id] = line
+    elif isinstance(record, Issued | Forgotten):
+        batch.issued.append(record)
     else:
         batch.done.append(record)
         # Most exchanges open and end within a bite, and never reach the table of open ones.

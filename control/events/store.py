@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ...proxy.accounting.record import Done, Opened, decode
+from ...proxy.accounting.record import Done, Forgotten, Issued, Opened, decode
+from .issuers import change_issuers, trim_issuers
 from .schema import migrate
 from .totals import Totals
 
@@ -52,6 +53,7 @@ class Batch(msgspec.Struct):
     opened: dict[str, bytes] = {}
     closed: list[str] = []
     dead: list[tuple[str, bytes]] = []
+    issued: list[Issued | Forgotten] = []
 
 
 class Store:
@@ -96,6 +98,8 @@ class Store:
                 [(id, batch.spool, line) for id, line in batch.opened.items()],
             )
             self._db.executemany("DELETE FROM open_exchanges WHERE id = ?", [(id,) for id in batch.closed])
+            for record in batch.issued:
+                change_issuers(self._db, record)
             self._db.execute(
                 "INSERT INTO offsets VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET position = excluded.position",
                 (batch.segment, batch.position),
@@ -129,7 +133,9 @@ class Store:
             self._db.executemany("DELETE FROM offsets WHERE segment = ?", [(segment,) for segment in gone])
 
     def trim(self, retention: float, max_size: int) -> int:
-        """Delete rows older than `retention` seconds, then the oldest until the file fits; returns how many."""
+        """Delete rows older than `retention` seconds, then the oldest until the file fits; returns how many.
+
+        Issuers have bounds of their own (issuers.py)."""
         deleted = 0
         oldest = self._wall() - retention
         while count := self._delete("SELECT rowid FROM usage WHERE at < ? ORDER BY at LIMIT ?", (oldest, TRIM_ROWS)):
@@ -146,6 +152,7 @@ class Store:
                 "DELETE FROM dead_letters WHERE rowid <= (SELECT MAX(rowid) FROM dead_letters) - ?",
                 (MOST_DEAD_LETTERS,),
             )
+            trim_issuers(self._db, self._wall(), max_size)
         # The pragma frees one page for each step, and of the ways to run a statement only this one steps to the end.
         # Pages beyond the number are reused meanwhile, and go at the next trim.
         self._db.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
@@ -207,8 +214,8 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")  # interrupted late, it fails and has begun all the same
             yield
             self._db.execute("COMMIT")
         except BaseException:

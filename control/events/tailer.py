@@ -7,16 +7,15 @@ wait in the spool, which has a bound of its own, and requests do not notice.
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 import structlog
-from anyio import to_thread
 
 from .ingest import Ingest
 from .schema import SchemaError
+from .threads import in_thread
 
 if TYPE_CHECKING:
     import os
@@ -31,7 +30,7 @@ FLUSH_SECONDS: Final = 10.0
 TRIM_SECONDS: Final = 60.0
 TRIM_ROWS: Final = 10_000
 
-_AWAY: Final = (sqlite3.Error, OSError, SchemaError)
+AWAY: Final = (sqlite3.Error, OSError, SchemaError)
 
 T = TypeVar("T")
 
@@ -94,7 +93,7 @@ class Tailer:
             try:
                 more = await self._step()
                 await self._trim_if_due()
-            except _AWAY as error:
+            except AWAY as error:
                 wait = min(LONGEST_WAIT, wait * 2)
                 self._away(error)
             else:
@@ -104,6 +103,12 @@ class Tailer:
                     continue
             await self._clock.sleep(wait)
 
+    async def turn(self) -> bool:
+        """One turn now, and not only when the interval is over; True when there may be more to take over.
+
+        Raises sqlite3.Error, OSError, SchemaError when the store is away."""
+        return await self._step()
+
     async def flush(self, within: float = FLUSH_SECONDS) -> bool:
         """Take over what is written so far, for at most `within` seconds; False when it is not all in the store."""
         until = self._clock.monotonic() + within
@@ -111,7 +116,7 @@ class Tailer:
             while await self._step():
                 if self._clock.monotonic() >= until:
                     return False
-        except _AWAY as error:
+        except AWAY as error:
             self._away(error)
             return False
         return self.holder
@@ -132,14 +137,8 @@ class Tailer:
         self.trimmed += await self._in_thread(lambda: self._ingest.trim(self._retention, self._max_size))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run one turn in a thread. Cancelled, it waits for the turn: nobody else may touch the store meanwhile."""
         async with self._turn:
-            turn = asyncio.ensure_future(to_thread.run_sync(work))
-            try:
-                return await asyncio.shield(turn)
-            except asyncio.CancelledError:
-                await asyncio.wait([turn])
-                raise
+            return await in_thread(work)
 
     def _away(self, error: Exception) -> None:
         self.errors += 1

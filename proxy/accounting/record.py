@@ -1,7 +1,8 @@
 """The record of an exchange: the access line and the usage row are one and the same JSON line.
 
 An exchange leaves two lines in the spool: `Opened` when it is admitted, `Done` when it is over. `Done` is complete by
-itself; `Opened` is there for the worker that dies in between, whose exchanges become `lost`.
+itself; `Opened` is there for the worker that dies in between, whose exchanges become `lost`. Between the two stand an
+`Issued` for each object that a provider made for it, and a `Forgotten` for one that it deleted.
 
 Everything a client or a provider can put into a string ends up here, so `encode` holds whatever comes to one line of
 valid JSON: no character that any reader takes for a line end, no control character a terminal would obey, no lone
@@ -106,8 +107,29 @@ class Done(msgspec.Struct, tag_field="event", tag="done", frozen=True, omit_defa
         )
 
 
+class Issued(msgspec.Struct, tag_field="event", tag="issued", frozen=True, gc=False):
+    """A provider made an object: its `id`, and the `kind` it is, which is its path below /v1 (`files`). `at` is Unix
+    seconds, `team` that of the key it was made for, empty for none."""
+
+    id: str
+    at: float
+    provider: str
+    team: str
+    kind: str
+
+
+class Forgotten(msgspec.Struct, tag_field="event", tag="forgotten", frozen=True, gc=False):
+    """A provider deleted an object."""
+
+    id: str
+    at: float
+    provider: str
+
+
+Record = Opened | Done | Issued | Forgotten
+
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[Opened | Done] = msgspec.json.Decoder(Opened | Done)
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 # C0 but TAB, LF and CR (JSON escapes those), DEL, C1 (which holds NEL and the 8-bit escape sequences), lone surrogates.
 _UNFIT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -115,7 +137,7 @@ _UNFIT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _LINE_ENDS: Final = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 
 
-def encode(record: Opened | Done) -> bytes:
+def encode(record: Record) -> bytes:
     """One line of JSON with its line end. Unfit characters become U+FFFD, long fields end in an ellipsis."""
     try:
         line = _encoder.encode(record)
@@ -126,12 +148,12 @@ def encode(record: Opened | Done) -> bytes:
     return _encode_hostile(record)
 
 
-def decode(line: bytes) -> Opened | Done:
+def decode(line: bytes) -> Record:
     """The record of one line. Raises msgspec.MsgspecError or UnicodeDecodeError when it is none."""
     return _decoder.decode(line)
 
 
-def _encode_hostile(record: Opened | Done) -> bytes:
+def _encode_hostile(record: Record) -> bytes:
     fields: dict[str, Any] = {}
     for name in record.__struct_fields__:
         value = getattr(record, name)

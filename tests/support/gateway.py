@@ -29,6 +29,8 @@ from .upstream import FakeUpstream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
+    from headgate.proxy.accounting.record import Record
+
     from .upstream import Source
 
 CLIENT_KEY = "kQ7m2xV9sLd4TzKpR8wN1cYb"
@@ -75,9 +77,9 @@ def written(config: Mapping[str, Any], folder: Path) -> str:
     return json.dumps(complete, indent=1)
 
 
-def spooled(folder: Path) -> list[Opened | Done]:
+def spooled(folder: Path) -> list[Record]:
     """Every record in the spools of `folder`, in order within each file."""
-    records: list[Opened | Done] = []
+    records: list[Record] = []
     for segment in sorted(folder.glob("spool/*.seg")):
         try:
             lines = segment.read_bytes().split(b"\n")

@@ -21,7 +21,7 @@ from headgate.dialects.openai import OpenAI
 from headgate.filters.retry import Retry
 from headgate.proxy.accounting.estimate import Estimator
 from headgate.proxy.accounting.ledger import Ledger
-from headgate.proxy.accounting.record import Done, Opened, decode
+from headgate.proxy.accounting.record import Done, Forgotten, Issued, Opened, decode
 from headgate.proxy.accounting.spool import SpoolFullError
 from headgate.proxy.chain import Chain, prefix_length
 from headgate.proxy.clock import Deadlines
@@ -61,10 +61,15 @@ class Lines:
         return True
 
     def take(self) -> list[Opened | Done]:
-        """The records since the last time."""
-        taken = [decode(line) for line in self.written]
+        """The records of exchanges since the last time."""
+        taken = [record for line in self.written if isinstance(record := decode(line), Opened | Done)]
         self.written.clear()
         return taken
+
+    @property
+    def issued(self) -> list[Issued | Forgotten]:
+        """What was made and deleted since then."""
+        return [record for line in self.written if isinstance(record := decode(line), Issued | Forgotten)]
 
 
 class FullSpool(Lines):
