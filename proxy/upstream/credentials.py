@@ -1,0 +1,178 @@
+"""Which of a cluster's keys goes with an attempt, and which are left alone for a while.
+
+A 401 is about a key, a 429 about a key and a model; neither says anything about the host. A refused key cools for a
+minute, then two, up to ten; after that a single attempt tries it, and only a success makes it whole again, so a revoked
+key costs one attempt in ten minutes. A limited one cools as long as the provider asked, within bounds.
+
+Keys in use take turns by smooth weighted round robin.
+
+Not here: the number behind Retry-After (headers.py), and ejecting hosts (outlier.py).
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+REFUSED_SECONDS = 60.0
+REFUSED_MAX_SECONDS = 600.0
+
+LIMITED_SECONDS = 5.0
+"""For a 429 that does not say how long."""
+LIMITED_MAX_SECONDS = 300.0
+"""However long a provider asks for, it is asked again after this [Envoy's rate_limited_retry_back_off]."""
+
+MAX_COOLING = 1024
+MAX_MODEL_LENGTH = 256
+"""Names of models may come from clients. A longer one is not remembered."""
+
+
+class Credential:
+    """A key: its name in the config, its part of the load, and the fields it adds to a request."""
+
+    __slots__ = ("current", "fields", "name", "on_trial", "refusals", "refused_until", "weight")
+
+    def __init__(self, name: str, fields: tuple[tuple[bytes, bytes], ...], *, weight: int = 1) -> None:
+        self.name = name
+        self.fields = fields
+        self.weight = weight
+        """0: never used."""
+        self.current = 0
+        """What it is owed by the round robin."""
+        self.refusals = 0
+        """In a row; above 0 the key is in doubt."""
+        self.refused_until = 0.0
+        """Monotonic seconds until which it is left alone, or is on trial."""
+        self.on_trial = False
+        """One attempt is finding out whether it works again."""
+
+    def __repr__(self) -> str:
+        return f"<Credential {self.name}>"
+
+
+class Cooling:
+    """Until when (key, model) is limited. Bounded: when it is full, what ends soonest is forgotten."""
+
+    __slots__ = ("_bound", "_until", "latest")
+
+    def __init__(self, bound: int = MAX_COOLING) -> None:
+        self._bound = bound
+        self._until: dict[tuple[Credential, str], float] = {}
+        self.latest = 0.0
+        """From here on nothing in the table matters."""
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def until(self, credential: Credential, model: str) -> float:
+        """Monotonic seconds; in the past, or 0, when it is not limited."""
+        return self._until.get((credential, model), 0.0)
+
+    def cool(self, credential: Credential, model: str, until: float, now: float) -> None:
+        """Leave it alone until then; never shortens what was said before."""
+        key = credential, model
+        if until <= max(now, self.until(credential, model)) or len(model) > MAX_MODEL_LENGTH:
+            return
+        if key not in self._until and len(self._until) >= self._bound:
+            self._until = {key: end for key, end in self._until.items() if end > now}
+            if len(self._until) >= self._bound:
+                del self._until[min(self._until, key=self._until.__getitem__)]
+        self._until[key] = until
+        self.latest = max(self.latest, until)
+
+    def keep(self, credentials: Iterable[Credential]) -> None:
+        """Forget all but these."""
+        kept = set(credentials)
+        self._until = {key: end for key, end in self._until.items() if key[0] in kept}
+
+
+class Credentials:
+    """The keys of one cluster."""
+
+    __slots__ = ("_all", "_cooling", "_doubtful")
+
+    def __init__(self, credentials: Iterable[Credential], *, bound: int = MAX_COOLING) -> None:
+        self._cooling = Cooling(bound)
+        self._all: tuple[Credential, ...] = ()
+        self._doubtful = 0
+        """How many keys have been refused and not worked since."""
+        self.update(credentials)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def update(self, credentials: Iterable[Credential]) -> None:
+        """Use these from now on. One of the same name and fields is the same key: it keeps what is known of it."""
+        known = {(credential.name, credential.fields): credential for credential in self._all}
+        used = []
+        for new in credentials:
+            credential = known.get((new.name, new.fields), new)
+            credential.weight = new.weight
+            if credential.weight > 0:
+                used.append(credential)
+        self._all = tuple(used)
+        self._doubtful = sum(credential.refusals > 0 for credential in used)
+        self._cooling.keep(used)
+
+    def pick(self, model: str, now: float) -> Credential | None:
+        """The key for an attempt at `model`, or None while all of them cool. A key whose time is over goes on trial:
+        nobody else gets it until the outcome is known, or a minute has passed without one."""
+        usable = self._all
+        if self._doubtful or now < self._cooling.latest:
+            usable = tuple([credential for credential in usable if self._until(credential, model) <= now])
+        if not usable:
+            return None
+        chosen = usable[0]
+        if len(usable) > 1:
+            total = 0
+            for credential in usable:
+                total += credential.weight
+                credential.current += credential.weight
+                if credential.current > chosen.current:
+                    chosen = credential
+            chosen.current -= total
+        if chosen.refusals:
+            chosen.on_trial = True
+            chosen.refused_until = now + REFUSED_SECONDS
+        return chosen
+
+    def soonest(self, model: str, now: float) -> float:
+        """Seconds until a key can be used for `model`: 0 when one can now, infinite when there is none."""
+        if self._all and not self._doubtful and now >= self._cooling.latest:
+            return 0.0
+        return max(0.0, min((self._until(credential, model) for credential in self._all), default=inf) - now)
+
+    def limited(self, model: str, now: float) -> bool:
+        """Whether a 429 is why no key can be used for `model` now: without it, at least one could."""
+        return self.soonest(model, now) > 0 and any(credential.refused_until <= now for credential in self._all)
+
+    def on_success(self, credential: Credential) -> None:
+        """It was accepted: all is forgiven, but the limits of its models."""
+        if credential.refusals:
+            credential.refusals = 0
+            credential.refused_until = 0.0
+            credential.on_trial = False
+            self._doubtful -= credential in self._all
+
+    def on_refused(self, credential: Credential, now: float) -> None:
+        """A 401. Several at once, from attempts that ran side by side, are one refusal."""
+        if credential.refusals and now < credential.refused_until and not credential.on_trial:
+            return
+        self._doubtful += not credential.refusals and credential in self._all
+        credential.refusals += 1
+        wait = REFUSED_SECONDS * 2 ** min(credential.refusals - 1, 10)
+        credential.refused_until = now + min(wait, REFUSED_MAX_SECONDS)
+        credential.on_trial = False
+
+    def on_limited(self, credential: Credential, model: str, seconds: float | None, now: float) -> None:
+        """A 429 that asked to wait `seconds`; None when it did not say. The key as such was accepted."""
+        self.on_success(credential)
+        wait = LIMITED_SECONDS if seconds is None else min(seconds, LIMITED_MAX_SECONDS)
+        if credential in self._all:
+            self._cooling.cool(credential, model, now + wait, now)
+
+    def _until(self, credential: Credential, model: str) -> float:
+        return max(credential.refused_until, self._cooling.until(credential, model))
