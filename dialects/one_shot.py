@@ -73,7 +73,7 @@ class OneShot(Operation):
         try:
             answer = _decode_answer(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return AnswerFacts()
+            return AnswerFacts(unreadable=True)
         return AnswerFacts(_usage(answer.usage), error=bool(answer.error))
 
     def error_event(self, error: GatewayError) -> bytes:

@@ -141,7 +141,7 @@ class Chat(Operation):
         try:
             answer = _decode_chunk(body)
         except _UNREADABLE:
-            return AnswerFacts()
+            return AnswerFacts(unreadable=True)
         text = 0
         for choice in answer.choices or ():
             text += _choice_bytes(choice)

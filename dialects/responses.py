@@ -90,7 +90,7 @@ class Responses(Operation):
         try:
             response = _decode_response(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return AnswerFacts()
+            return AnswerFacts(unreadable=True)
         text = 0 if response.output == _ABSENT else len(response.output)
         usage = parse_responses_usage(response.usage, response.service_tier)
         return AnswerFacts(usage, error=bool(response.error), text_bytes=text)

@@ -28,7 +28,7 @@ from .answer import WholeAnswer
 from .clock import NEVER
 from .errors import BrokenAnswerError, ErrorEventError, UpstreamTimeoutError
 from .headers import is_document
-from .json_splice import is_object
+from .json_splice import is_no_json, is_object
 from .upstream.call import CallReceiver
 
 if TYPE_CHECKING:
@@ -411,13 +411,21 @@ class Attempt(CallReceiver):
 
     def _end_collected(self, clean: bool) -> None:
         body, self._taken = b"".join(self._taken), []
-        if not clean and not is_object(body):
+        facts = self._dispatch.operation.read_answer(body) if self.status < 300 else None
+        cut = not clean and not is_object(body)
+        if cut or (facts is not None and facts.unreadable and self._belies_its_kind(body)):
             self._fail(BrokenAnswerError("The provider's answer was cut short."))
             return
         self._state = OVER
         self._engine.deadlines.discard(self)
-        facts = self._dispatch.operation.read_answer(body) if self.status < 300 else None
         self._dispatch.collected(WholeAnswer(self, self._head, body, facts))
+
+    def _belies_its_kind(self, body: bytes) -> bool:
+        """Whether a body that says it is JSON is none, its framing notwithstanding: a proxy on the way may have lost
+        the rest. What is encoded is not ours to judge."""
+        header = self._head.header
+        kind = header(b"content-type") or b""
+        return kind.startswith(b"application/json") and header(b"content-encoding") is None and is_no_json(body)
 
     def _commit(self) -> None:
         """From here on the client sees this attempt."""

@@ -76,9 +76,10 @@ class BodyReader(ABC):
 
 class AnswerFacts:
     """What an answer has said. `error`: a provider's error in a 200; `text_bytes`: of generated text, and
-    `text_events`: those that carried some, for an estimate; `usage_is_final`: nothing was generated after it."""
+    `text_events`: those that carried some, for an estimate; `usage_is_final`: nothing was generated after it;
+    `unreadable`: what should be a JSON object cannot be read as one."""
 
-    __slots__ = ("error", "text_bytes", "text_events", "usage", "usage_is_final")
+    __slots__ = ("error", "text_bytes", "text_events", "unreadable", "usage", "usage_is_final")
 
     def __init__(
         self,
@@ -88,8 +89,10 @@ class AnswerFacts:
         text_bytes: int = 0,
         text_events: int = 0,
         usage_is_final: bool = True,
+        unreadable: bool = False,
     ) -> None:
         self.usage = usage
+        self.unreadable = unreadable
         self.error = error
         self.text_bytes = text_bytes
         self.text_events = text_events
@@ -201,7 +204,7 @@ class Operation(ABC):
 
     @abstractmethod
     def read_answer(self, body: bytes) -> AnswerFacts:
-        """Read a whole answer; never raises: what cannot be read is passed on and says nothing."""
+        """Read a whole answer; never raises: what cannot be read says nothing but that."""
 
     @abstractmethod
     def error_event(self, error: GatewayError) -> bytes:

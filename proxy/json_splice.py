@@ -10,6 +10,7 @@ space and followed by a colon is a key, at some depth. Which depth is counted on
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 
@@ -97,6 +98,18 @@ def value_end(text: bytes, start: int) -> int:
             if level == 0:
                 return match.end()
     return len(text)
+
+
+def is_no_json(text: bytes) -> bool:
+    """Whether the bytes are surely not one whole JSON value. Lenient, and not fast: it takes NaN and odd text, which
+    some providers send and clients read."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def is_object(text: bytes) -> bool:
