@@ -34,6 +34,9 @@ class EdgeLimits:
     body_progress: int = 4 * 1024
     """Bytes that must arrive in each `body_idle`, or all that is left: a byte now and then is not progress."""
     keep_alive: float = 75.0
+    last_call: float = 5.0
+    """Stands for `keep_alive` once the listener drains: a client that uses its connection comes back within it and
+    hears `connection: close`, so that only connections nobody uses are closed under their clients."""
     write_stall: float = 30.0
     write_progress: int = 4 * 1024
     """Bytes that a client must take in each `write_stall` while more wait for it; checked every sixth of it."""

@@ -29,6 +29,7 @@ from ..errors import BodyTimeoutError, GatewayError, OverloadError
 from ..replies import error_reply, internal_error
 from .body import RequestBody
 from .http_downstream import HttpDownstream
+from .kernel_buffer import has_unread
 from .request_head import may_be_whole, read_head
 from .response_head import response_head
 from .write_progress import WriteProgress
@@ -169,8 +170,8 @@ class HttpProtocol(asyncio.Protocol):
         elif phase is IDLE:
             if self.deadline == _SOON:
                 self._idle_since = now
-            self.deadline = self._idle_since + limits.keep_alive
-            if self.deadline <= now:
+            self.deadline = self._idle_since + (limits.last_call if self.draining else limits.keep_alive)
+            if self.deadline <= now and not has_unread(self._transport):
                 self._context.stats.idle_closed += 1
                 self._close()
         elif phase is BODY:
@@ -196,8 +197,15 @@ class HttpProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close at once if idle; an answer under way says `connection: close` where it has not begun."""
-        if self.is_idle:
+        if self.is_idle and not has_unread(self._transport):
             self._close()
+
+    def last_call(self) -> None:
+        """If idle: one more request may come, within `limits.last_call`."""
+        if self.is_idle:
+            self._phase = IDLE
+            self._idle_since = self._now()
+            self.deadline = self._idle_since + self.limits.last_call
 
     def kill(self) -> None:
         """Reset, whatever is under way; its acceptor hears that the client is gone."""

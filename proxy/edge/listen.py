@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import select
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 BACKLOG = 2048
 _DRAIN_POLL = 0.02
+_TURNS_TO_BE_MADE = 2
+"""Of the loop, between the accepting of a connection and its `connection_made`."""
 
 
 _TCP_OPTIONS = {
@@ -58,7 +61,7 @@ def bind(address: str, port: int) -> socket.socket:
 
 
 class EdgeServer:
-    """What `serve` started. `close_listeners`, `close_idle` and `aclose` are the three steps of a drain."""
+    """What `serve` started. A drain is `last_call`, `stop_accepting`, `close_idle`, `aclose`, as many as it needs."""
 
     __slots__ = ("_context", "_server", "sockets")
 
@@ -71,6 +74,31 @@ class EdgeServer:
     def port(self) -> int:
         """The port of the first socket."""
         return int(self.sockets[0].getsockname()[1])
+
+    def last_call(self) -> None:
+        """Every answer that has not begun ends its connection, and idle ones are closed after `limits.last_call`."""
+        self._context.draining = True
+        for connection in list(self._context.connections):
+            connection.last_call()
+
+    async def stop_accepting(self) -> None:
+        """Accept what has connected by now, and no more: what waits on a socket that its last owner closes is reset."""
+        turn = self._context.clock.sleep
+        for _ in range(BACKLOG):  # the loop takes one connection of each socket in a turn
+            if not self._waiting():
+                break
+            await turn(0)
+        for _ in range(_TURNS_TO_BE_MADE):
+            await turn(0)
+        self.close_listeners()
+
+    def _waiting(self) -> bool:
+        """Whether a connection is there that nobody has accepted."""
+        looking = select.poll()
+        for sock in self.sockets:
+            if sock.fileno() >= 0:
+                looking.register(sock, select.POLLIN)
+        return bool(looking.poll(0))
 
     def close_listeners(self) -> None:
         """Accept no more."""

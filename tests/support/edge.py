@@ -137,6 +137,14 @@ class Edge:
                 assert await client.closed()
             return answer
 
+    async def settle(self, connections: int) -> None:
+        """Wait until so many are accepted."""
+        for _ in range(1000):
+            if len(self.context.connections) == connections:
+                return
+            await asyncio.sleep(WAIT / 1000)
+        raise AssertionError(f"not {connections}: {self.context.connections}")
+
     async def quiet(self) -> None:
         """Wait until no connection is left."""
         for _ in range(1000):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import socket
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -648,6 +649,53 @@ async def test_draining_ends_connections_as_they_fall_idle() -> None:
         answer = await busy.answer()
         assert (answer.status, answer.header("connection")) == (200, "close")
         assert await busy.closed()
+
+
+async def test_after_the_last_call_an_answer_ends_its_connection_and_who_asks_nothing_is_closed_later() -> None:
+    async with (
+        running_edge(EchoAcceptor(), limits=EdgeLimits(last_call=0.3)) as edge,
+        RawClient(edge.port) as active,
+        RawClient(edge.port) as idle,
+        RawClient(edge.port) as fresh,
+    ):
+        for client in (active, idle):
+            await client.send(post())
+            assert (await client.answer()).header("connection") is None
+        await edge.settle(3)
+        edge.server.last_call()
+        assert len(edge.context.connections) == 3
+        await active.send(post())
+        answer = await active.answer()
+        assert (answer.status, answer.header("connection")) == (200, "close")
+        assert await idle.closed()
+        assert await fresh.closed()
+        assert edge.context.stats.idle_closed == 2
+        assert (await edge.ask(post())).header("connection") == "close"
+
+
+async def test_a_request_that_the_loop_has_not_read_yet_keeps_its_idle_connection_open() -> None:
+    async with running_edge(EchoAcceptor()) as edge, RawClient(edge.port) as client:
+        await client.send(post())
+        await client.answer()
+        [connection] = edge.context.connections
+        client.send_unseen(post())
+        connection.shutdown()  # as a timer would, before the loop looks at its sockets
+        assert (await client.answer()).status == 200
+        connection.shutdown()
+        assert await client.closed()
+
+
+async def test_what_has_connected_is_accepted_before_the_socket_is_let_go() -> None:
+    async with running_edge(EchoAcceptor()) as edge:
+        where = ("127.0.0.1", edge.port)
+        waiting = [socket.create_connection(where, timeout=5) for _ in range(20)]
+        await edge.server.stop_accepting()
+        accepted = len(edge.context.connections)
+        for sock in waiting:
+            sock.close()
+        assert accepted == 20
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(where, timeout=5)
 
 
 async def test_closing_waits_for_what_runs_and_then_cuts_it() -> None:
