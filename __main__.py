@@ -75,9 +75,9 @@ def _refuse(error: ConfigError) -> int:
 
 
 def _serve(arguments: Namespace) -> int:
-    from .control.process.signals import hold_hangups
+    from .control.process.signals import hold_signals
 
-    hold_hangups()
+    hold_signals()
     from .config import ConfigError
     from .control.logs import configure
     from .control.process.source import ConfigSource
@@ -125,7 +125,7 @@ def _worker(arguments: Namespace) -> int:
     import signal
     import socket
 
-    for number in (signal.SIGHUP, signal.SIGINT):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # what these mean is the supervisor's to say
 
     from .control.logs import configure
@@ -255,27 +255,15 @@ def _usage(arguments: Namespace) -> int:
 
 def _mock(arguments: Namespace) -> int:
     from .control.logs import configure
-    from .control.mock.catalogue import FAULTS, find, listing
-    from .control.mock.provider import MockProvider
-    from .control.mock.schedule import Schedule
     from .control.process.mock_server import run_mock
 
-    if arguments.list_faults:
-        print(listing())
-        return OK
-    try:
-        faults = [fault for name in arguments.fault for fault in (FAULTS.values() if name == "all" else [find(name)])]
-    except KeyError as unknown:
-        return _fail(unknown.args[0], USAGE)
     configure(arguments.log_level)
-    schedule = Schedule(faults, every=arguments.every, times=arguments.times)
 
     def announce(port: int) -> None:
         url = f"http://{_host(arguments.address)}:{port}/v1"
         _say(f"headgate mock: an OpenAI API at {url}, any key, any model; stop it with Ctrl-C")
 
-    provider = MockProvider(schedule, delay=arguments.delay / 1000)
-    return _run(run_mock(arguments.address, arguments.port, provider, announce, speed=arguments.speed))
+    return _run(run_mock(arguments.address, arguments.port, arguments.delay / 1000, announce))
 
 
 def _version(_: Namespace) -> int:

@@ -49,7 +49,8 @@ class GatewayConfig(Section):
     """Processes that serve traffic. Default 1."""
 
     limits: Limits = Limits()
-    """Bounds on what clients may send. Default body 32MiB, buffered 512MiB, headers 64KiB, json_depth 64, drain 30s."""
+    """Bounds on what clients may send. Default body 32MiB, buffered 512MiB, headers 64KiB, json_depth 64, drain 30s,
+    drain_delay 0s, unresponsive 10s."""
 
     providers: Named[Name, Provider] = Field(default_factory=dict)
     """Upstreams by name. Default: those whose key is in the environment, else the mock."""

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from .fields import Duration, Section, Size
+from .fields import Duration, Section, Size, Wait
 
 DATA_PORT: Final = 8070
 ADMIN_PORT: Final = 9901
@@ -89,6 +89,14 @@ class Limits(Section):
 
     drain: Duration = timedelta(seconds=30)
     """How long running exchanges may take to end after SIGTERM. Default 30s."""
+
+    drain_delay: Duration = timedelta(0)
+    """How long after SIGTERM new work is still taken while readiness is off, so that a load balancer sees it first.
+    It comes before `drain`. Default 0s."""
+
+    unresponsive: Wait = timedelta(seconds=10)
+    """A worker whose event loop stands still for so long is killed and replaced. Only with `workers` above 1.
+    Default 10s."""
 
     @field_validator("buffered")
     @classmethod

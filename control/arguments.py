@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     Run = Callable[[argparse.Namespace], int]
 
 DEFAULT_FILE = "gateway.yaml"
+SIGNALS = """\
+Signals:
+  SIGHUP    read the config again; a bad one changes nothing
+  SIGUSR2   replace the workers one by one, without a failed request (needs --workers 2 or more)
+  SIGTERM   drain: take no new work, finish what runs (limits.drain), exit 0
+  SIGINT    the same; once more: cut what runs, exit 130"""
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -32,6 +38,8 @@ def make_parser(run: Mapping[str, Run]) -> tuple[argparse.ArgumentParser, Sequen
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     serve = _command(commands, "serve", run, "run the gateway", "headgate serve gateway.yaml --workers 2")
+    serve.formatter_class = argparse.RawDescriptionHelpFormatter
+    serve.description = f"{serve.description}\n\n{SIGNALS}"
     _add_file(serve)
     serve.add_argument(
         "--workers", type=_number(1, 256), metavar="N", help="processes that serve traffic; overrides the file"
@@ -62,8 +70,8 @@ def make_parser(run: Mapping[str, Run]) -> tuple[argparse.ArgumentParser, Sequen
         commands,
         "mock",
         run,
-        "serve a mock provider that speaks the OpenAI API, and fails on request",
-        "headgate mock --fault close-in-body --every 3",
+        "serve a mock provider that speaks the OpenAI API",
+        "headgate mock --port 8071 --delay 20",
     )
     mock.add_argument("--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     mock.add_argument(
@@ -75,32 +83,6 @@ def make_parser(run: Mapping[str, Run]) -> tuple[argparse.ArgumentParser, Sequen
     )
     mock.add_argument(
         "--delay", type=_milliseconds, default=0.0, metavar="MS", help="pause before each event (default: 0)"
-    )
-    mock.add_argument(
-        "--fault",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="fail in this way; more than one are met in turn, and 'all' is every one. Without it, only requests "
-        "for the model mock-fault-NAME fail",
-    )
-    mock.add_argument("--list-faults", action="store_true", help="print the names of all faults and what they do")
-    mock.add_argument(
-        "--every",
-        type=_number(1, 1_000_000),
-        default=1,
-        metavar="N",
-        help="let only every N-th chat completion fail (default: 1)",
-    )
-    mock.add_argument(
-        "--times", type=_number(1, 1_000_000), metavar="N", help="let N of them fail, and then no more (default: all)"
-    )
-    mock.add_argument(
-        "--speed",
-        type=_factor,
-        default=1.0,
-        metavar="X",
-        help="play the pauses of faults X times faster, for time-outs that are shorter than in life (default: 1)",
     )
     _add_log_level(mock)
 
@@ -177,16 +159,6 @@ def _milliseconds(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 3_600_000:
         raise argparse.ArgumentTypeError("must be milliseconds from 0 to 3600000")
-    return value
-
-
-def _factor(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.001 <= value <= 100_000:
-        raise argparse.ArgumentTypeError("must be a number from 0.001 to 100000")
     return value
 
 

@@ -69,11 +69,7 @@ class Metrics:
             started=view.started,
             ready=not view.readiness(),
             warnings=len(view.warnings()),
-            control={
-                "reloads": control.reloads,
-                "reloads_refused": control.reloads_refused,
-                "worker_restarts": control.worker_restarts,
-            },
+            control={name: getattr(control, name) for name in control.__slots__},
             ledger=ledger,
             auth_filters=frozenset(entry.name for entry in view.config.filters if entry.kind == "auth"),
         )

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 class ControlStats:
     """What the control half counts, plain integers and one writer."""
 
-    __slots__ = ("reloads", "reloads_refused", "worker_restarts")
+    __slots__ = (
+        "reloads",
+        "reloads_refused",
+        "replacements",
+        "replacements_aborted",
+        "worker_restarts",
+        "workers_hung",
+    )
 
     def __init__(self) -> None:
         self.reloads = 0
@@ -24,6 +31,12 @@ class ControlStats:
         """Bad files: everything stayed as it was."""
         self.worker_restarts = 0
         """Workers replaced because they ended on their own."""
+        self.workers_hung = 0
+        """Workers killed because they said nothing any more; each is a restart, too."""
+        self.replacements = 0
+        """Times that every worker was replaced on request."""
+        self.replacements_aborted = 0
+        """Times that a new worker did not become ready; the old ones stayed."""
 
 
 class AdminView(Protocol):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE = 16 * 1024 * 1024
 CLOSE_SECONDS = 1.0
+TELL_SECONDS = 1.0
+"""Between two `Told` of a worker, which are its heartbeat as well."""
 _LENGTH = struct.Struct("!I")
 
 
@@ -32,6 +34,10 @@ class Configure(msgspec.Struct, tag=True, frozen=True):
 
 class Refuse(msgspec.Struct, tag=True, frozen=True):
     """Take no new work, and stay."""
+
+
+class Retire(msgspec.Struct, tag=True, frozen=True):
+    """Your successor serves: accept no more, bring to its end what is connected, exit."""
 
 
 class Leave(msgspec.Struct, tag=True, frozen=True):
@@ -53,12 +59,12 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 
 
 class Told(msgspec.Struct, tag=True, frozen=True):
-    """The worker's counters, once a second and once more at its end."""
+    """The worker's counters, every TELL_SECONDS and once more at its end."""
 
     snapshot: Snapshot
 
 
-FromSupervisor = Configure | Refuse | Leave
+FromSupervisor = Configure | Refuse | Retire | Leave
 FromWorker = Ready | Refused | Told
 Message = TypeVar("Message", FromSupervisor, FromWorker)
 

@@ -27,6 +27,9 @@ FLUSH_SECONDS = 5.0
 """How long a slow client may take, within the grace, for the end of an answer that is complete."""
 CUT_SECONDS = 1.0
 """How long the last words of exchanges that were cut may take to reach their clients."""
+RETIRE_SECONDS = 900.0
+"""How long a worker that was replaced may serve those who are connected to it; Envoy's `--parent-shutdown-time-s`."""
+_ALONE_POLL = 0.1
 
 
 class DataHalf(Protocol):
@@ -70,6 +73,7 @@ class DataServer:
             new_id=half.engine.next_id,
         )
         self._edge: EdgeServer | None = None
+        self._retiring = False
         self._observer = Observer(half.engine, worker=half.worker, edges=[self.context], spool=half.spool)
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
@@ -79,18 +83,25 @@ class DataServer:
     def not_ready(self) -> list[str]:
         """Why this worker should get no new traffic; empty when it should."""
         if not self.half.ready:
-            return ["draining" if self.half.engine.draining else "starting"]
+            return ["draining" if self.context.draining else "starting"]
         return []
 
     def snapshot(self) -> Snapshot:
         """What this worker counts, now."""
-        return self._observer.take(ready=self.half.ready)
+        snapshot = self._observer.take(ready=self.half.ready and not self._retiring)
+        snapshot.draining = self.context.draining
+        return snapshot
 
     def refuse_new_work(self) -> None:
         """Readiness off and no new exchanges; what runs goes on, and the sockets stay open to say so."""
         self.half.ready = False
         self.half.engine.draining = True
+        self._last_call()
+
+    def _last_call(self) -> None:
         self.context.draining = True
+        if self._edge is not None:
+            self._edge.last_call()
 
     async def reload(self, config: GatewayConfig) -> None:
         """Raises ConfigError and leaves everything as it was."""
@@ -99,18 +110,38 @@ class DataServer:
         self.context.limits = _limits(config)
         self.context.budget.limit = config.limits.buffered
 
+    async def retire(self, leave: asyncio.Event) -> None:
+        """Give way to a successor on the same socket: accept no more, refuse nothing, serve whoever is connected.
+
+        Each connection gets one more answer at most, which says `connection: close`. Over when nobody is connected,
+        after RETIRE_SECONDS, or when `leave` is set; `drain` sees to what is left.
+        """
+        self._retiring = True
+        self._last_call()
+        if self._edge is not None:
+            self._edge.close_listeners()  # what waits on the socket is the successor's
+        await unless(leave, self._until_alone())
+
+    async def _until_alone(self) -> None:
+        clock = self.half.clock
+        until = clock.monotonic() + RETIRE_SECONDS
+        while self.context.connections and clock.monotonic() < until:
+            await clock.sleep(_ALONE_POLL)
+
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
         """Readiness off and no new work; what runs finishes, or is cut with an error its client sees; then everything
         closes.
 
-        What runs has `limits.drain`, or until `hurry` is set.
+        New work is still taken for `limits.drain_delay`, so that a load balancer can look elsewhere first. What runs
+        has `limits.drain` from then, or until `hurry` is set.
         """
         hurry = hurry or asyncio.Event()
+        await self._look_elsewhere(hurry)
         now = self.half.clock.monotonic
         until = now() + self.half.config.limits.drain.total_seconds()
         self.refuse_new_work()
         if self._edge is not None:
-            self._edge.close_listeners()
+            await self._edge.stop_accepting()
             self._edge.close_idle()
         await unless(hurry, self.half.drain())
         self.half.engine.cut()
@@ -119,6 +150,14 @@ class DataServer:
                 await unless(hurry, self._edge.aclose(min(until - now(), FLUSH_SECONDS)))
             await self._edge.aclose(CUT_SECONDS)
         await self.half.aclose()
+
+    async def _look_elsewhere(self, hurry: asyncio.Event) -> None:
+        """The time between saying that it drains and meaning it; none where it has been said already."""
+        delay = self.half.config.limits.drain_delay.total_seconds()
+        if delay and not self.context.draining:
+            self.half.ready = False
+            self._last_call()
+            await unless(hurry, self.half.clock.sleep(delay))
 
 
 def _limits(config: GatewayConfig) -> EdgeLimits:

@@ -1,7 +1,8 @@
-"""What the operating system may ask of a gateway: to end, to end at once, to read its config again.
+"""What the operating system may ask of a gateway: to end, to end at once, to read its config again, to replace its
+workers.
 
-SIGHUP is held back from the moment the config is read until somebody listens for it: otherwise it would end a process
-that has just started, or be lost together with the change it announces.
+SIGHUP and SIGUSR2 are held back from the moment the config is read until somebody listens for them: otherwise they
+would end a process that has just started, or be lost together with the change they announce.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit code of a drain that somebody cut short: 128 + SIGINT, as shells have it."""
-_HELD = {signal.SIGHUP}
+_HELD = {signal.SIGHUP, signal.SIGUSR2}
 
 
-def hold_hangups() -> None:
-    """Keep SIGHUP pending until `Signals` is there."""
+def hold_signals() -> None:
+    """Keep SIGHUP and SIGUSR2 pending until `Signals` is there."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
 
 
 class Signals:
-    """SIGTERM and SIGINT set `stop`; a SIGINT after one of them sets `hurry`; SIGHUP sets `hangup`.
+    """SIGTERM and SIGINT set `stop`; a SIGINT after one of them sets `hurry`; SIGHUP sets `hangup`, SIGUSR2 `replace`.
 
     A second SIGTERM means nothing new: tools like `timeout` send it to a process and then to its whole group.
     """
@@ -34,10 +35,12 @@ class Signals:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
         self.hangup = asyncio.Event()
+        self.replace = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         loop.add_signal_handler(signal.SIGHUP, self.hangup.set)
+        loop.add_signal_handler(signal.SIGUSR2, self.replace.set)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
 
     def _interrupt(self) -> None:

@@ -24,7 +24,8 @@ log = structlog.get_logger("headgate")
 async def run_single(
     half: DataHalf, load: Callable[[], GatewayConfig], version: str, announce: Callable[[GatewayConfig, int, int], None]
 ) -> int:
-    """Serve until SIGTERM or SIGINT, then drain; SIGHUP reloads. Returns the exit code.
+    """Serve until SIGTERM or SIGINT, then drain; SIGHUP reloads; SIGUSR2 is answered by saying that it needs workers.
+    Returns the exit code.
 
     Raises BootError when an address is taken, and what `half.start` raises, before anything is announced.
     """
@@ -43,13 +44,30 @@ async def run_single(
     async with control.running(admin, SingleView(control, server)):
         await server.open([data])
         announce(config, data.getsockname()[1], admin.getsockname()[1])
-        reloading = asyncio.get_running_loop().create_task(control.reload_on(signals.hangup, load, apply))
+        loop = asyncio.get_running_loop()
+        tasks = [
+            loop.create_task(control.reload_on(signals.hangup, load, apply)),
+            loop.create_task(_refuse_to_replace(signals.replace)),
+        ]
         try:
             await signals.stop.wait()
         finally:
-            reloading.cancel()
-            await asyncio.gather(reloading, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             log.info("draining", exchanges=len(half.engine.live))
             await server.drain(signals.hurry)
     log.info("stopped")
     return signals.exit_code
+
+
+async def _refuse_to_replace(asked: asyncio.Event) -> None:
+    """Say each time that nothing happened: this process has nobody beside it to serve while its successor starts."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        log.warning(
+            "replacement_refused",
+            reason="SIGUSR2 replaces workers one by one, and this is one process: nothing was done. SIGHUP reloads the "
+            "config; for new code without a gap, serve with --workers 2 or more",
+        )

@@ -137,11 +137,11 @@ class SupervisorView(View):
 
     def snapshot(self) -> Snapshot:
         """The living and the dead as one, at most a second old."""
-        return self._supervisor.totals.merged()
+        return self._supervisor.crew.totals.merged()
 
     def workers(self) -> list[Snapshot]:
         """Each living worker's last word."""
-        return self._supervisor.totals.workers()
+        return self._supervisor.crew.totals.workers()
 
     def readiness(self) -> list[str]:
         """Ready while one worker is."""
@@ -149,8 +149,8 @@ class SupervisorView(View):
 
     def chains(self) -> list[dict[str, Any]]:
         """As a worker described them when it became ready."""
-        return self._supervisor.chains
+        return self._supervisor.crew.chains
 
     async def drain(self) -> None:
         """Tell every worker."""
-        self._supervisor.refuse_new_work()
+        self._supervisor.crew.refuse_new_work()

@@ -10,7 +10,7 @@ import structlog
 
 from ...config import ConfigError, Problem
 from ..admin.chains import describe_chains
-from .channel import Channel, Configure, Leave, Ready, Refuse, Refused, Told
+from .channel import TELL_SECONDS, Channel, Configure, Leave, Ready, Refuse, Refused, Retire, Told
 from .data_server import DataHalf, DataServer
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ...config import GatewayConfig
     from .source import ConfigSource
 
-TELL_SECONDS = 1.0
 ORPHAN_SECONDS = 1.0
 """What is left to exchanges when the supervisor is gone: the next one may already be waiting for the port."""
 log = structlog.get_logger("headgate")
@@ -60,17 +59,21 @@ class _Worker:
         self._channel = channel
         self._server = server
         self._source = source
+        self._over = asyncio.Event()
+        """Told to retire or to leave."""
         self._leave = asyncio.Event()
         self._hurry = asyncio.Event()
 
     async def run(self, digest: str) -> None:
         """To the end of the drain."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._leave.set)
+        loop.add_signal_handler(signal.SIGTERM, self._end, self._leave)
         self._say_ready(digest)
         tasks = [loop.create_task(self._listen()), loop.create_task(self._tell())]
         try:
-            await self._leave.wait()
+            await self._over.wait()
+            if not self._leave.is_set():
+                await self._server.retire(self._leave)
             await self._server.drain(self._hurry)
         finally:
             for task in tasks:
@@ -86,13 +89,19 @@ class _Worker:
                         await self._reload(order)
                     case Refuse():
                         self._server.refuse_new_work()
+                    case Retire():
+                        self._over.set()
                     case Leave():
-                        (self._hurry if self._leave.is_set() else self._leave).set()
+                        self._end(self._hurry if self._leave.is_set() else self._leave)
         except EOFError as error:
             log.warning("supervisor_gone", worker=self._server.half.worker, reason=str(error))
-            self._leave.set()
+            self._end(self._leave)
             await self._server.half.clock.sleep(ORPHAN_SECONDS)
             self._hurry.set()
+
+    def _end(self, how: asyncio.Event) -> None:
+        how.set()
+        self._over.set()
 
     async def _reload(self, order: Configure) -> None:
         try:

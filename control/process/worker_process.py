@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from ...config import ConfigError, Problem
-from .channel import Channel, Configure, Ready, Refused, Told
+from .channel import Channel, Configure, Ready, Refused, Retire, Told
 
 if TYPE_CHECKING:
     from ...proxy.snapshot import Life, Totals
@@ -37,6 +37,12 @@ class WorkerProcess:
         self.chains: list[dict[str, Any]] = []
         self.ready = False
         """It serves, under some version."""
+        self.retiring = False
+        """A successor has its place: it brings to an end what it has."""
+        self.relieved = asyncio.Event()
+        """Set when it holds its place no more: it has ended, or retires."""
+        self.silent = 0
+        """How often somebody has looked since it last said something; see `Crew.watch`."""
         self._digest = ""
         self._refused: Refused | None = None
         self._life: Life | None = None
@@ -74,6 +80,7 @@ class WorkerProcess:
         finally:
             self._gone = True
             self._changed.set()
+            self.relieved.set()
             for task in (hearing, exiting):
                 task.cancel()
             await asyncio.gather(hearing, exiting, return_exceptions=True)
@@ -93,20 +100,41 @@ class WorkerProcess:
                     case Told(snapshot=snapshot):
                         self._life = snapshot.life
                         totals.tell(snapshot)
+                self.silent = 0
                 self._changed.set()
         except EOFError as end:
             log.debug("worker_silent", worker=self.name, reason=str(end))
         except Exception as error:  # a bug, which costs this worker and no other
             log.error("worker_not_heard", worker=self.name, exc_info=error)
 
-    async def configure(self, order: Configure, seconds: float) -> None:
-        """Have it serve under another config. Raises ConfigError where it does not, for whatever reason."""
+    async def until_ready(self) -> bool:
+        """Wait until it serves, or has ended; returns which."""
+        while not (self.ready or self._gone):
+            self._changed.clear()
+            await self._changed.wait()
+        return not self._gone
+
+    def retire(self) -> None:
+        """Leave its place to a successor that serves already."""
+        self.retiring = True
+        self.channel.send(Retire())
+        self.relieved.set()
+
+    async def configure(self, order: Configure, seconds: float, *, again: bool = False) -> None:
+        """Have it serve under another config. Raises ConfigError where it does not, for whatever reason.
+
+        `again`: have it take over even what it serves already, for a file that the config names may have changed.
+        """
+        served = self._digest
+        if again:
+            self._digest = ""
         self._refused = None
         self.channel.send(order)
         try:
             async with asyncio.timeout(seconds):
                 while self._digest != order.digest:
                     if self._refused is not None and self._refused.digest == order.digest:
+                        self._digest = served
                         raise ConfigError(self._refused.problems)
                     if self._gone:
                         raise self._failed("died while it took the config over")

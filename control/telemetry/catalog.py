@@ -156,6 +156,13 @@ CATALOG: Final = (
     Metric("headgate_ledger_up", "gauge", "1 while the event store can be written."),
     Metric("headgate_workers", "gauge", "Workers that are alive."),
     Metric("headgate_worker_restarts_total", "counter", "Workers replaced because they ended on their own."),
+    Metric("headgate_workers_hung_total", "counter", "Workers killed because their event loop stood still."),
+    Metric(
+        "headgate_worker_replacements_total",
+        "counter",
+        "Replacements of all workers: done or aborted.",
+        ("result",),
+    ),
     Metric("headgate_worker_ready", "gauge", "1 while the worker takes new exchanges.", ("worker",)),
     Metric("headgate_worker_exchanges_active", "gauge", "Exchanges under way in the worker.", ("worker",)),
     Metric("headgate_worker_resident_memory_bytes", "gauge", "Memory of the worker's process.", ("worker",)),

@@ -42,7 +42,7 @@ class Observed(NamedTuple):
     ready: bool
     warnings: int
     control: Mapping[str, int]
-    """reloads, reloads_refused, worker_restarts"""
+    """The counters of `ControlStats`."""
     ledger: Mapping[str, int]
     """rows, lost, dead_letters, errors, trimmed, up; empty where no records are kept"""
     auth_filters: frozenset[str]
@@ -123,6 +123,9 @@ def _gateway(sheet: Sheet, observed: Observed) -> None:
     sheet.add("headgate_config_reloads_total", observed.control["reloads"], "applied")
     sheet.add("headgate_config_reloads_total", observed.control["reloads_refused"], "refused")
     sheet.add("headgate_worker_restarts_total", observed.control["worker_restarts"])
+    sheet.add("headgate_workers_hung_total", observed.control["workers_hung"])
+    sheet.add("headgate_worker_replacements_total", observed.control["replacements"], "done")
+    sheet.add("headgate_worker_replacements_total", observed.control["replacements_aborted"], "aborted")
     sheet.add("headgate_exchanges_active", snapshot.live)
     sheet.add("headgate_edge_connections", snapshot.connections)
     sheet.add("headgate_spool_full", snapshot.spool_full)

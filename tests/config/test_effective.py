@@ -45,6 +45,8 @@ def test_a_dump_holds_every_setting_as_it_would_be_written(config: GatewayConfig
         "headers": "64KiB",
         "json_depth": 64,
         "drain": "30s",
+        "drain_delay": "0s",
+        "unresponsive": "10s",
     }
     assert shown["providers"]["openai"]["api_key"] == "***"
     assert shown["filters"][0]["config"]["keys"][0]["key"] == "***"

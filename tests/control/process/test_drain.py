@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests_support.command import exists, mock_provider
-from tests_support.gateway import CLIENT_KEY, bearer, spooled
+from tests_support.gateway import CHAT_BODY, CLIENT_KEY, bearer, spooled
 from tests_support.process import GatewayProcess, gateway_process
 from tests_support.raw import CHAT, RawClient, request
 from tests_support.traffic import error_events, has_done
@@ -200,3 +201,90 @@ async def test_post_drain_refuses_new_work_and_the_process_stays(workers: int) -
             await gateway.until(lambda: gateway.log.count('"worker_died"') == 2, "their end")
             assert (await gateway.post()).status == 503
         assert await gateway.terminate() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_whoever_had_connected_before_the_signal_is_answered_and_not_reset(workers: int) -> None:
+    """The processes are stopped meanwhile, so that the connections wait in the kernel."""
+    async with (
+        mock_provider() as base_url,
+        gateway_process(config(base_url), workers=workers) as gateway,
+        AsyncExitStack() as stack,
+    ):
+        serving = gateway.worker_pids() or [gateway.pid]
+        stopped = {gateway.pid, *serving}
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        clients = [await stack.enter_async_context(RawClient(gateway.port)) for _ in range(20)]
+        for client in clients:
+            await client.send(stream(1))
+        gateway.signal(signal.SIGTERM)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        answers = await asyncio.gather(*(client.answer() for client in clients))
+        assert {answer.status for answer in answers} <= {200, 503}
+        assert {answer.header("connection") for answer in answers} <= {None, "close"}
+        assert all(answer.whole for answer in answers)
+        assert await gateway.ended() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_for_the_delay_it_is_not_ready_and_serves_on_and_then_it_refuses(workers: int) -> None:
+    """Faults D1."""
+    limits = {"drain_delay": "1.5s", "drain": "5s"}
+    async with (
+        mock_provider() as base_url,
+        gateway_process(config(base_url, limits=limits), workers=workers) as gateway,
+        RawClient(gateway.port) as kept,
+    ):
+        await kept.send(ask())
+        assert (await kept.answer()).header("connection") is None
+        gateway.signal(signal.SIGTERM)
+        signalled = time.monotonic()
+        await refuses(lambda: gateway.send("GET", "/readyz", key=None))
+        served = await asyncio.gather(*(gateway.raw(ask()) for _ in range(4)))
+        await kept.send(ask())
+        served.append(await kept.answer())
+        assert {(answer.status, answer.header("connection")) for answer in served} == {(200, "close")}
+        await gateway.until(lambda: refuses_connections(gateway.port), "the end of the delay", 1.5 + BUSY)
+        assert time.monotonic() - signalled >= 1.5
+        assert await gateway.ended() == 0
+
+
+def refuses_connections(port: int) -> bool:
+    """Whether nobody listens there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def ask() -> bytes:
+    """A plain request."""
+    return request("POST", CHAT, CHAT_BODY, bearer(CLIENT_KEY))
+
+
+async def test_an_interrupt_cuts_the_delay_short() -> None:
+    async with mock_provider() as base_url, gateway_process(config(base_url, limits={"drain_delay": "1h"})) as gateway:
+        gateway.signal(signal.SIGTERM)
+        await gateway.until(lambda: '"draining"' in gateway.log, "the drain")
+        gateway.signal(signal.SIGINT)
+        assert await gateway.ended() == 130
+
+
+async def test_post_drain_ends_connections_that_are_kept() -> None:
+    async with (
+        mock_provider() as base_url,
+        gateway_process(config(base_url)) as gateway,
+        RawClient(gateway.port) as active,
+        RawClient(gateway.port) as idle,
+    ):
+        for client in (active, idle):
+            await client.send(ask())
+            assert (await client.answer()).header("connection") is None
+        assert (await gateway.admin.send("POST", "/drain", b"", key=ADMIN_KEY)).status == 200
+        await active.send(ask())
+        answer = await active.answer()
+        assert (answer.status, answer.header("connection")) == (503, "close")
+        assert await idle.closed()

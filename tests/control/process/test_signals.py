@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from headgate.control.process.signals import INTERRUPTED, Signals, hold_hangups, unless
+from headgate.control.process.signals import INTERRUPTED, Signals, hold_signals, unless
 from tests_support.caller import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-LISTENED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+HELD = (signal.SIGHUP, signal.SIGUSR2)
+LISTENED = (signal.SIGTERM, signal.SIGINT, *HELD)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ async def test_a_hangup_is_heard(signals: Signals) -> None:
 
 
 async def test_a_hangup_before_anybody_listens_is_kept_for_who_will() -> None:
-    hold_hangups()
+    hold_signals()
     signal.pthread_kill(threading.get_ident(), signal.SIGHUP)  # this thread: those of the test runner hold nothing back
     signals = Signals()
     try:

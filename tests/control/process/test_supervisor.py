@@ -9,16 +9,14 @@ import asyncio
 import socket
 import sys
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from headgate.config import ConfigError
-from headgate.control.admin.view import ControlStats
+from headgate.control.process import crew, worker_process
 from headgate.control.process import supervisor as module
-from headgate.control.process import worker_process
 from headgate.control.process.errors import BootError
 from headgate.control.process.source import ConfigSource
 from headgate.control.process.supervisor import Supervisor
@@ -28,8 +26,6 @@ from tests_support.caller import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from headgate.control.process.control_half import ControlHalf
 
 PLAYED = """
 import asyncio, socket, sys
@@ -105,9 +101,8 @@ async def supervising(*plays: str) -> AsyncIterator[tuple[Supervisor, list[async
         clock=clock,
         deadlines=Deadlines(clock),
     )
-    made._control = cast("ControlHalf", SimpleNamespace(stats=ControlStats()))
-    made._data = socket.create_server(("127.0.0.1", 0))
-    keepers = [asyncio.ensure_future(made._keep(str(number))) for number in range(len(plays))]
+    made._listen(socket.create_server(("127.0.0.1", 0)))
+    keepers = [asyncio.ensure_future(made.crew.keep(str(number))) for number in range(len(plays))]
     try:
         yield made, keepers
     finally:
@@ -115,13 +110,14 @@ async def supervising(*plays: str) -> AsyncIterator[tuple[Supervisor, list[async
         hurry.set()
         await made._drain(keepers, hurry)
         await asyncio.gather(*keepers, return_exceptions=True)
-        assert made.workers == {}
+        assert made.crew.workers == {}
+        assert made.crew.lives == {}
 
 
 async def ready(made: Supervisor, count: int) -> list[WorkerProcess]:
     """So many serving workers, by name."""
-    await eventually(lambda: len(made._serving()) == count, 20)
-    return sorted(made._serving(), key=lambda worker: worker.name)
+    await eventually(lambda: len(made.crew.serving()) == count, 20)
+    return sorted(made.crew.serving(), key=lambda worker: worker.name)
 
 
 async def push(made: Supervisor, text: str) -> None:
@@ -131,14 +127,14 @@ async def push(made: Supervisor, text: str) -> None:
 
 def digests(made: Supervisor) -> set[str]:
     """What the serving workers have taken over."""
-    return {worker._digest for worker in made._serving()}
+    return {worker._digest for worker in made.crew.serving()}
 
 
 async def test_a_config_is_taken_over_by_all() -> None:
     async with supervising("obeys", "obeys") as (made, _):
         await ready(made, 2)
         assert made.not_ready() == []
-        assert made.chains == [{"route": "default"}]
+        assert made.crew.chains == [{"route": "default"}]
         before = digests(made)
         await push(made, TEXTS[1])
         assert len(digests(made)) == 1
@@ -148,12 +144,12 @@ async def test_a_config_is_taken_over_by_all() -> None:
 async def test_the_first_worker_that_refuses_spares_the_others() -> None:
     async with supervising("refuses", "obeys") as (made, _):
         [refuser, other] = await ready(made, 2)
-        made.workers = {"0": refuser, "1": other}
+        made.crew.workers = {"0": refuser, "1": other}
         before = digests(made)
         with pytest.raises(ConfigError, match=r"gateway\.yaml:3:1: x: not me"):
             await push(made, TEXTS[1])
         assert digests(made) == before
-        assert {worker.process.pid for worker in made._serving()} == {refuser.process.pid, other.process.pid}
+        assert {worker.process.pid for worker in made.crew.serving()} == {refuser.process.pid, other.process.pid}
 
 
 async def test_a_worker_that_does_not_answer_refuses_in_time_and_is_replaced() -> None:
@@ -171,7 +167,7 @@ async def test_a_worker_that_does_not_answer_refuses_in_time_and_is_replaced() -
 async def test_a_worker_that_will_not_go_back_is_killed_and_its_successor_starts_under_what_is_served() -> None:
     async with supervising("only_once", "refuses") as (made, _):
         [stubborn, refuser] = await ready(made, 2)
-        made.workers = {"0": stubborn, "1": refuser}
+        made.crew.workers = {"0": stubborn, "1": refuser}
         before = digests(made)
         with capture_logs() as logged, pytest.raises(ConfigError, match="not me"):
             await push(made, TEXTS[1])
@@ -187,7 +183,7 @@ async def test_a_worker_that_talks_nonsense_is_killed_and_replaced() -> None:
 
 
 async def test_a_worker_that_is_not_ready_in_time_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "START_SECONDS", 0.5)
+    monkeypatch.setattr(crew, "START_SECONDS", 0.5)
     with capture_logs() as logged:
         async with supervising("sits") as (made, _):
             assert made.not_ready() == ["no worker is ready"]
@@ -219,7 +215,7 @@ async def test_a_command_that_does_not_exist_leaves_no_socket() -> None:
 
 async def test_a_worker_that_is_still_starting_is_told_of_a_drain_and_of_a_refusal() -> None:
     async with supervising("obeys") as (made, keepers):
-        made.refuse_new_work()
+        made.crew.refuse_new_work()
         assert made.not_ready() == ["draining"]
         hurry = asyncio.Event()
         await made._drain(keepers, hurry)

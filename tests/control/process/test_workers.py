@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from headgate.proxy.accounting.record import Done, Opened
 from tests_support.answers import chat_chunks, chat_completion, chunk, event, json_response, response_head
 from tests_support.command import exists
@@ -22,8 +24,6 @@ from tests_support.traffic import error_events, has_done
 from tests_support.upstream import FakeUpstream, Sleep
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests_support.upstream import Request, Step
 
 BUSY = 6.0
@@ -216,3 +216,46 @@ async def test_a_disk_that_is_full_fails_no_request_and_is_counted(monkeypatch: 
         assert gateway.server.snapshot().counters.spool["errors"] == 10
         assert gateway.server.snapshot().counters.engine["internal_errors"] == 0
         await gateway.rows(2)
+
+
+STUCK = """
+import time
+from headgate import Filter
+
+class Stuck(Filter):
+    def on_request(self, ex):
+        if ex.head.header(b"x-stick"):
+            time.sleep(3600)
+"""
+
+
+async def test_a_worker_whose_loop_stands_still_is_replaced_and_its_exchanges_are_lost(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK)
+    config = {"providers": MOCK, "filters": [{"use": "stuck:Stuck"}], "limits": {"unresponsive": "3s"}}
+    async with gateway_process(config, workers=2, env={"PYTHONPATH": str(tmp_path)}) as gateway:
+        pids = gateway.worker_pids()
+        doomed = [("x-stick", "1"), ("x-request-id", "doomed")]
+        with pytest.raises((AssertionError, ConnectionError)):
+            await gateway.post(headers=doomed)
+        await gateway.until(lambda: '"worker_hung"' in gateway.log, "the watchdog", 3 + BUSY)
+        [hung] = [json.loads(line) for line in gateway.log.splitlines() if '"worker_hung"' in line]
+        assert hung["pid"] in pids
+        new = await gateway.ready_workers(2, without=[hung["pid"]])
+        assert len(set(new) & set(pids)) == 1
+        assert (await gateway.post(headers=[("x-request-id", "after")])).status == 200
+        rows = {row["client_request_id"]: row["outcome"] for row in await gateway.rows(2)}
+        answer = await gateway.admin.send("GET", "/stats?filter=headgate_workers_hung_total", key=None)
+        assert answer.json()["stats"][0]["value"] == 1
+    assert rows == {"doomed": "lost", "after": "ok"}
+
+
+async def test_a_supervisor_that_was_stopped_does_not_take_its_workers_for_dead() -> None:
+    config = {"providers": MOCK, "limits": {"unresponsive": "2s"}}
+    async with gateway_process(config, workers=2) as gateway:
+        pids = await gateway.ready_workers(2)
+        gateway.signal(signal.SIGSTOP)
+        await asyncio.sleep(4)
+        gateway.signal(signal.SIGCONT)
+        await asyncio.sleep(1)
+        assert gateway.worker_pids() == pids
+        assert "worker_hung" not in gateway.log

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+from headgate.control.admin.view import ControlStats
 from headgate.control.telemetry.bounds import MAX_BYTES, MAX_SERIES
 from headgate.control.telemetry.catalog import BY_NAME
 from headgate.control.telemetry.exposition import CONTENT_TYPE, prometheus_text, stats_json
@@ -38,7 +39,7 @@ def observed(counters: Counters, workers: int = 1) -> Observed:
         10.0,
         True,
         0,
-        {"reloads": 0, "reloads_refused": 0, "worker_restarts": 0},
+        dict.fromkeys(ControlStats.__slots__, 0),
         {"rows": 0, "lost": 0, "dead_letters": 0, "errors": 0, "trimmed": 0, "up": 1},
         frozenset(("auth",)),
     )

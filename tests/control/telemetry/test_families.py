@@ -13,7 +13,14 @@ from headgate.control.telemetry.sheet import Histogram, Sheet, Summary
 from headgate.proxy.snapshot import Counters, ModelCounters, Snapshot
 from headgate.proxy.stats import OTHER
 
-CONTROL = {"reloads": 4, "reloads_refused": 1, "worker_restarts": 2}
+CONTROL = {
+    "reloads": 4,
+    "reloads_refused": 1,
+    "worker_restarts": 2,
+    "workers_hung": 1,
+    "replacements": 3,
+    "replacements_aborted": 5,
+}
 LEDGER = {"rows": 9, "lost": 1, "dead_letters": 2, "errors": 3, "trimmed": 4, "up": 0}
 
 
@@ -52,6 +59,8 @@ def test_the_gateway_as_a_whole() -> None:
     assert found["headgate_warnings"] == {(): 3}
     assert found["headgate_config_reloads_total"] == {("applied",): 4, ("refused",): 1}
     assert found["headgate_worker_restarts_total"] == {(): 2}
+    assert found["headgate_workers_hung_total"] == {(): 1}
+    assert found["headgate_worker_replacements_total"] == {("done",): 3, ("aborted",): 5}
     assert found["headgate_ledger_rows_total"] == {(): 9}
     assert found["headgate_ledger_up"] == {(): 0}
 
