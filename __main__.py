@@ -255,15 +255,27 @@ def _usage(arguments: Namespace) -> int:
 
 def _mock(arguments: Namespace) -> int:
     from .control.logs import configure
+    from .control.mock.catalogue import FAULTS, find, listing
+    from .control.mock.provider import MockProvider
+    from .control.mock.schedule import Schedule
     from .control.process.mock_server import run_mock
 
+    if arguments.list_faults:
+        print(listing())
+        return OK
+    try:
+        faults = [fault for name in arguments.fault for fault in (FAULTS.values() if name == "all" else [find(name)])]
+    except KeyError as unknown:
+        return _fail(unknown.args[0], USAGE)
     configure(arguments.log_level)
+    schedule = Schedule(faults, every=arguments.every, times=arguments.times)
 
     def announce(port: int) -> None:
         url = f"http://{_host(arguments.address)}:{port}/v1"
         _say(f"headgate mock: an OpenAI API at {url}, any key, any model; stop it with Ctrl-C")
 
-    return _run(run_mock(arguments.address, arguments.port, arguments.delay / 1000, announce))
+    provider = MockProvider(schedule, delay=arguments.delay / 1000)
+    return _run(run_mock(arguments.address, arguments.port, provider, announce, speed=arguments.speed))
 
 
 def _version(_: Namespace) -> int:

@@ -70,8 +70,8 @@ def make_parser(run: Mapping[str, Run]) -> tuple[argparse.ArgumentParser, Sequen
         commands,
         "mock",
         run,
-        "serve a mock provider that speaks the OpenAI API",
-        "headgate mock --port 8071 --delay 20",
+        "serve a mock provider that speaks the OpenAI API, and fails on request",
+        "headgate mock --fault close-in-body --every 3",
     )
     mock.add_argument("--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     mock.add_argument(
@@ -83,6 +83,32 @@ def make_parser(run: Mapping[str, Run]) -> tuple[argparse.ArgumentParser, Sequen
     )
     mock.add_argument(
         "--delay", type=_milliseconds, default=0.0, metavar="MS", help="pause before each event (default: 0)"
+    )
+    mock.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="fail in this way; more than one are met in turn, and 'all' is every one. Without it, only requests "
+        "for the model mock-fault-NAME fail",
+    )
+    mock.add_argument("--list-faults", action="store_true", help="print the names of all faults and what they do")
+    mock.add_argument(
+        "--every",
+        type=_number(1, 1_000_000),
+        default=1,
+        metavar="N",
+        help="let only every N-th chat completion fail (default: 1)",
+    )
+    mock.add_argument(
+        "--times", type=_number(1, 1_000_000), metavar="N", help="let N of them fail, and then no more (default: all)"
+    )
+    mock.add_argument(
+        "--speed",
+        type=_factor,
+        default=1.0,
+        metavar="X",
+        help="play the pauses of faults X times faster, for time-outs that are shorter than in life (default: 1)",
     )
     _add_log_level(mock)
 
@@ -159,6 +185,16 @@ def _milliseconds(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 3_600_000:
         raise argparse.ArgumentTypeError("must be milliseconds from 0 to 3600000")
+    return value
+
+
+def _factor(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 100_000:
+        raise argparse.ArgumentTypeError("must be a number from 0.001 to 100000")
     return value
 
 

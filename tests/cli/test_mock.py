@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
+from headgate.control.mock.catalogue import FAULTS
 from tests_support.command import command
 from tests_support.process import environment
 from tests_support.raw import CHAT, RawClient, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from headgate.control.mock.provider import MockProvider
+    from tests_support.command import InProcess
 
 HELLO: Any = [{"role": "user", "content": "one two three"}]
 TOOL: Any = {
@@ -143,3 +147,48 @@ async def test_a_taken_port_names_the_option() -> None:
     assert done.err == (
         f"headgate: port {port} of 127.0.0.1 is in use: stop what listens there, or set --port to another\n"
     )
+
+
+async def test_faults_are_listed_by_group() -> None:
+    done = await command("mock", "--list-faults")
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"^stream: .+$", done.out, re.MULTILINE)
+    assert re.search(r"^  close-in-body +closed in the middle of the body$", done.out, re.MULTILINE)
+
+
+async def test_a_fault_that_does_not_exist_is_answered_with_the_nearest() -> None:
+    done = await command("mock", "--fault", "close-in-bodi")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "headgate: there is no fault 'close-in-bodi', did you mean 'close-in-body'?\n"
+
+
+def test_the_sdk_meets_the_fault_its_model_names(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.RateLimitError):
+        client.chat.completions.create(model="mock-fault-429", messages=HELLO)
+    with pytest.raises(openai.APIConnectionError):
+        client.chat.completions.create(model="mock-fault-reset-before-head", messages=HELLO)
+    with pytest.raises(openai.APIConnectionError):
+        list(client.chat.completions.create(model="mock-fault-close-in-body", messages=HELLO, stream=True))
+
+
+def test_all_of_them_fail_in_turn_every_second_time_and_faster_than_in_life() -> None:
+    arguments = ("--fault", "500", "--fault", "late-head", "--every", "2", "--times", "2", "--speed", "1000")
+    with mock(*arguments) as (url, _), openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=20) as sdk:
+        raw = sdk.chat.completions.with_raw_response
+        assert raw.create(model="m", messages=HELLO).status_code == 200
+        with pytest.raises(openai.InternalServerError):
+            raw.create(model="m", messages=HELLO)
+        for _ in range(4):
+            assert raw.create(model="m", messages=HELLO).status_code == 200
+
+
+def test_all_is_every_fault_there_is(headgate: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[MockProvider] = []
+
+    async def run_mock(address: str, port: int, provider: MockProvider, announce: object, *, speed: float) -> int:
+        served.append(provider)
+        return 0
+
+    monkeypatch.setattr("headgate.control.process.mock_server.run_mock", run_mock)
+    assert headgate("mock", "--fault", "all", "--fault", "500").code == 0
+    assert served[0].schedule._faults == (*FAULTS.values(), FAULTS["500"])

@@ -17,10 +17,12 @@ DECIDING = {
     "proxy/upstream/balance.py",
     "proxy/upstream/credentials.py",
     "proxy/upstream/health.py",
+    "proxy/upstream/hedge.py",
     "proxy/upstream/limits.py",
     "proxy/upstream/outlier.py",
     "proxy/upstream/policies.py",
     "proxy/upstream/priorities.py",
+    "proxy/upstream/quantile.py",
     "proxy/upstream/ring_hash.py",
 }
 

@@ -22,6 +22,7 @@ from tests_support.answers import (
     chunk,
     event,
     json_response,
+    response,
     response_head,
     sse,
 )
@@ -426,6 +427,46 @@ async def test_an_answer_that_does_not_say_what_it_is_is_collected_and_read() ->
     call.feed(response_head(200, [("content-length", str(len(body)))]) + body)
     assert exchange.downstream.header(b"x-headgate-tokens-completion") == b"12"
     assert exchange.row.usage_source == "reported"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/embeddings"])
+@pytest.mark.parametrize("body", [b'{"choices":[{"mess', b"", b"<html>", b'{"a":1}{"b":2}'])
+async def test_json_that_is_none_is_made_good_whatever_its_length_said(path: str, body: bytes) -> None:
+    relay = Relay(providers=2)
+    exchange = relay.ask(BODY, FakeDownstream(BODY, path=path))
+    relay.providers[0].last.feed(json_response(body))
+    relay.clock.advance(BACKOFF)
+    relay.providers[1].last.feed(GOOD)
+    assert (exchange.downstream.status, exchange.row.attempts) == (200, 2)
+    assert exchange.downstream.received == GOOD.partition(b"\r\n\r\n")[2]
+
+
+async def test_json_that_is_none_is_an_error_where_nobody_else_is_left() -> None:
+    relay = Relay(retry=None)
+    exchange, call = ask(relay, BODY)
+    call.feed(json_response(b'{"choices":['))
+    assert (exchange.downstream.status, exchange.error["code"]) == (502, "upstream_error")
+    assert exchange.row.outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b'{"choices":[NaN]}', [("content-type", "application/json")]),
+        (b'{"choices":' + b"[" * 5000 + b"]" * 5000 + b"}", [("content-type", "application/json")]),
+        (b'{"choices":["\xff"]}', [("content-type", "application/json")]),
+        (b"[1]", [("content-type", "application/json")]),
+        (b"<html>", [("content-type", "text/html")]),
+        (b"\x1f\x8b not read", [("content-type", "application/json"), ("content-encoding", "gzip")]),
+        (b"", []),
+    ],
+)
+async def test_what_cannot_be_read_but_may_be_whole_passes(body: bytes, headers: list[tuple[str, str]]) -> None:
+    relay = Relay()
+    exchange, call = ask(relay, BODY)
+    call.feed(response(200, body, headers))
+    assert (exchange.downstream.status, exchange.downstream.received) == (200, body)
+    assert exchange.row.outcome == "ok"
 
 
 async def test_an_answer_without_content_passes() -> None:
