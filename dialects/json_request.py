@@ -56,6 +56,16 @@ def find_model(body: bytes, model: object) -> tuple[int, int]:
     return places[0], value_end(body, places[0])
 
 
+def find_optional_model(body: bytes, model: object) -> tuple[int, int] | None:
+    """The same where the API lets a request leave its model out; None where this one does. A second `model` is refused
+    even when the one that counts here is null: another reader may take the other."""
+    if model is not None:
+        return find_model(body, model)
+    if len(find_members(body, b"model")) > 1:
+        raise DuplicateFieldError("The body names 'model' twice.", param="model")
+    return None
+
+
 def name_model(body: bytes, model: str) -> bytes:
     """A checked object with `model` as its model, whether it names one or not. Raises DuplicateFieldError."""
     places = find_members(body, b"model")

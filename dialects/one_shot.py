@@ -12,7 +12,7 @@ import msgspec
 
 from ..proxy.accounting.usage import Usage, parse_chat_usage, parse_responses_usage
 from ..proxy.dialect import AnswerFacts, Operation
-from .json_request import JsonFacts, find_model, read_object
+from .json_request import JsonFacts, find_model, find_optional_model, read_object
 from .typed_events import EventTypes, TypedStream, error_event
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class OneShot(Operation):
         """Check JSON, depth and model."""
         request = read_object(body, _decode_request, max_depth=max_depth)
         stream = request.stream is True or request.stream_format == "sse"
-        if request.model is None and not self._needs_model:
-            return JsonFacts(body, "", None, stream=stream)
-        return JsonFacts(body, request.model, find_model(body, request.model), stream=stream)
+        find = find_model if self._needs_model else find_optional_model
+        model_at = find(body, request.model)
+        return JsonFacts(body, request.model or "", model_at, stream=stream)
 
     def encode(self, facts: RequestFacts, model: str) -> bytes:
         """Splice the model's name in."""

@@ -14,7 +14,7 @@ import msgspec
 
 from ..proxy.accounting.usage import parse_responses_usage
 from ..proxy.dialect import AnswerFacts, Operation
-from .json_request import JsonFacts, find_model, positive, read_object, read_stream
+from .json_request import JsonFacts, find_optional_model, positive, read_object, read_stream
 from .typed_events import EventTypes, TypedStream, error_event
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ _EVENTS = EventTypes(
 
 class _Request(msgspec.Struct):
     model: Any = None
-    prompt: Any = None
     stream: Any = None
     max_output_tokens: Any = None
 
@@ -62,13 +61,14 @@ class Responses(Operation):
     name = "responses"
 
     def read(self, body: bytes, *, max_depth: int) -> JsonFacts:
-        """Check JSON, depth and model. A stored prompt may bring a model of its own."""
+        """Check JSON, depth and model. What the provider stored (a prompt, a conversation) may bring a model, so it is
+        the provider that says whether one is missing."""
         request = read_object(body, _decode_request, max_depth=max_depth)
-        without = request.model is None and request.prompt is not None
+        model_at = find_optional_model(body, request.model)
         return JsonFacts(
             body,
-            "" if without else request.model,
-            None if without else find_model(body, request.model),
+            request.model or "",
+            model_at,
             stream=read_stream(request.stream),
             max_tokens=positive(request.max_output_tokens),
         )

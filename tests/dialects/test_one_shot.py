@@ -10,7 +10,13 @@ import pytest
 
 from headgate.dialects.one_shot import ONE_SHOT
 from headgate.proxy.accounting.usage import Usage
-from headgate.proxy.errors import BrokenAnswerError, InvalidJsonError, JsonTooDeepError, MissingModelError
+from headgate.proxy.errors import (
+    BrokenAnswerError,
+    DuplicateFieldError,
+    InvalidJsonError,
+    JsonTooDeepError,
+    MissingModelError,
+)
 from tests_support.answers import typed_event
 
 ROWS = {row.name: row for row in ONE_SHOT}
@@ -47,6 +53,12 @@ def test_the_others_must_name_one(name: str) -> None:
 def test_a_model_that_is_there_must_be_one(name: str) -> None:
     with pytest.raises(MissingModelError):
         ROWS[name].read(b'{"model":5}', max_depth=64)
+
+
+@pytest.mark.parametrize("name", MAY_LEAVE_THE_MODEL_OUT)
+def test_a_model_that_another_reader_may_find_is_refused(name: str) -> None:
+    with pytest.raises(DuplicateFieldError):
+        ROWS[name].read(b'{"model":"m","input":"x","model":null}', max_depth=64)
 
 
 def test_a_body_is_checked() -> None:

@@ -7,7 +7,13 @@ import pytest
 
 from headgate.dialects.responses import Responses
 from headgate.proxy.accounting.usage import Usage
-from headgate.proxy.errors import BrokenAnswerError, DownstreamError, InvalidRequestError, MissingModelError
+from headgate.proxy.errors import (
+    BrokenAnswerError,
+    DownstreamError,
+    DuplicateFieldError,
+    InvalidRequestError,
+    MissingModelError,
+)
 from tests_support.answers import RESPONSE_USAGE, response_events, response_object, typed_event
 
 OPERATION = Responses()
@@ -26,10 +32,15 @@ def test_the_model_is_replaced_and_nothing_else() -> None:
     assert OPERATION.encode(asked, "m") == asked.body
 
 
-def test_a_stored_prompt_may_bring_the_model() -> None:
-    sent = b'{"prompt":{"id":"pmpt_1"}}'
+@pytest.mark.parametrize(
+    "sent", [b'{"prompt":{"id":"pmpt_1"}}', b'{"input":"hi"}', b'{"conversation":"c","model":null}']
+)
+def test_the_model_may_be_left_out(sent: bytes) -> None:
     asked = OPERATION.read(sent, max_depth=64)
     assert (asked.model, OPERATION.encode(asked, "m")) == ("", sent)
+
+
+def test_a_stored_prompt_may_be_asked_of_another_model() -> None:
     named = OPERATION.read(b'{"prompt":{"id":"pmpt_1"},"model":"m"}', max_depth=64)
     assert OPERATION.encode(named, "n") == b'{"prompt":{"id":"pmpt_1"},"model":"n"}'
 
@@ -37,10 +48,11 @@ def test_a_stored_prompt_may_bring_the_model() -> None:
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        (b'{"input":"hi"}', MissingModelError),
+        (b'{"model":""}', MissingModelError),
         (b'{"model":5,"prompt":{}}', MissingModelError),
         (b'{"model":"m","stream":1}', InvalidRequestError),
         (b'{"model":"m","model":"n"}', DownstreamError),
+        (b'{"model":"m","model":null}', DuplicateFieldError),
         (b"[]", DownstreamError),
     ],
 )

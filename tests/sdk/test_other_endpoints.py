@@ -305,16 +305,19 @@ async def test_rerank_is_metered_by_its_total() -> None:
     assert (row.endpoint, row.prompt_tokens, row.usage_source, row.cost_usd) == ("rerank", 26, "reported", None)
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["responses", "completions", "embeddings", "rerank", "audio/speech"],
-)
+@pytest.mark.parametrize("path", ["completions", "embeddings", "rerank", "audio/speech"])
 async def test_a_request_without_a_model_is_refused_in_json(path: str) -> None:
     async with gateway_over(provider) as (gateway, upstream):
         answer = await gateway.post(b'{"input":"x"}', target=f"/v1/{path}")
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "missing_model", "model")
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("path", ["responses", "completions", "embeddings", "rerank", "audio/speech"])
+async def test_a_form_or_another_method_is_refused_in_json(path: str) -> None:
+    async with gateway_over(provider) as (gateway, upstream):
         form = await gateway.post(b"--x", [("content-type", "multipart/form-data; boundary=x")], target=f"/v1/{path}")
         got = await gateway.send("GET", f"/v1/{path}")
-    assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "missing_model", "model")
     assert (form.status, form.error["code"]) == (415, "unsupported_media_type")
     assert (got.status, got.error["code"], got.header("allow")) == (405, "method_not_allowed", "POST")
     assert upstream.requests == []
