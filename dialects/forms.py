@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..proxy.dialect import Splice
     from ..proxy.edge.downstream import RequestHead
 
-_TRANSCRIPT = EventTypes(frozenset(("transcript.text.done",)))
+_TRANSCRIPT = EventTypes(frozenset(("transcript.text.done",)), ends_with_done=True)
 _EDIT = EventTypes(frozenset(("image_edit.completed",)), silent=frozenset(("image_edit.partial_image",)))
 
 

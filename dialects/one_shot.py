@@ -105,5 +105,5 @@ ONE_SHOT = (
         EventTypes(terminal=frozenset(("image_generation.completed",))),
         needs_model=False,
     ),
-    OneShot("speech", b"/audio/speech", EventTypes(terminal=frozenset(("speech.audio.done",)))),
+    OneShot("speech", b"/audio/speech", EventTypes(terminal=frozenset(("speech.audio.done",)), ends_with_done=True)),
 )

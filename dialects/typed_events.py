@@ -1,8 +1,9 @@
 """Streams of typed events without `[DONE]`: OpenAI's responses, images and speech.
 
 Every event names its type; one of a few types ends the answer. Some providers add a `[DONE]` all the same, so a stream
-is followed to the end of its message, and is whole from its terminal event on. A type that is not known passes, and
-counts as content: there are dozens, and more every month.
+is followed to the end of its message, and is whole from its terminal event on. A `[DONE]` that comes without one is
+held back, because clients stop reading there and would take a cut answer for a whole one. A type that is not known
+passes, and counts as content: there are dozens, and more every month.
 
 An event larger than `sse.MAX_TAIL` goes by in parts and is never held whole, though it may be the one that matters: the
 last event of a streamed image holds the image. Its type is read from its first part and its usage from its last bytes.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LAST_BYTES = 16 * 1024
 """What is remembered of an event that is not read whole."""
 
+_DONE = b"[DONE]"
 _ABSENT = msgspec.Raw(b"null")
 _SILENT = frozenset(("ping", "keepalive"))
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event: ?([^\r\n]*)")
@@ -35,12 +37,13 @@ _encode = msgspec.json.encode
 
 
 class EventTypes(NamedTuple):
-    """What the types of a stream mean: `terminal` ends it, `failed` says it went wrong, `silent` comes before
-    content."""
+    """What the types of a stream mean: `terminal` ends it, `failed` says it went wrong, `silent` comes before content.
+    `ends_with_done`: so does `[DONE]`, where the terminal event brings nothing that a client must have."""
 
     terminal: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset(("error",))
     silent: frozenset[str] = frozenset()
+    ends_with_done: bool = False
 
 
 class _Event(msgspec.Struct):
@@ -114,7 +117,7 @@ class TypedStream(StreamReader):
             return event
         parsed = _read(data)
         if parsed is None:
-            return self._part(event, first=True, last=True)
+            return self._done(event) if data.strip() == _DONE else self._part(event, first=True, last=True)
         what = parsed.type if isinstance(parsed.type, str) else (kind or b"").decode("latin-1")
         if (usage := _usage(parsed)) is not None:
             self.report(usage)
@@ -140,6 +143,14 @@ class TypedStream(StreamReader):
         if (usage := _last_usage(self._last_bytes)) is not None:
             self.report(usage)
         return self._terminal(piece) if self._large in self._types.terminal else piece
+
+    def _done(self, event: bytes) -> bytes:
+        if self.whole or self.failed:
+            return event
+        if not self._types.ends_with_done:
+            return b""
+        self.whole = True
+        return event if self.before_terminal is None or self._ids else self.before_terminal() + event
 
     def _begin(self, what: str, error: object = None) -> None:
         """What the type of an event says by itself."""

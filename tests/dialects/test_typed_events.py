@@ -19,6 +19,7 @@ TYPES = EventTypes(
 )
 USAGE = {"input_tokens": 7, "output_tokens": 3}
 BEGUN, DELTA, DONE = typed_event("x.begun"), typed_event("x.delta", delta="hé"), typed_event("x.done", usage=USAGE)
+SAID_DONE = b"data: [DONE]\n\n"
 COMMENT = b": ours\n\n"
 
 
@@ -62,6 +63,26 @@ def test_what_follows_the_terminal_event_passes_and_counts_nothing() -> None:
     assert reader.feed(DELTA) == DELTA
     assert reader.feed(DONE) == DONE
     assert (reader.text_bytes, reader.whole) == (0, True)
+
+
+def test_a_done_without_the_terminal_event_is_held_back() -> None:
+    """Clients stop reading there, and would take what they have for the whole answer."""
+    reader = stream()
+    assert reader.feed(DELTA + SAID_DONE) == DELTA
+    assert (reader.whole, reader.end()) == (False, (b"", False))
+    assert reader.feed(DONE) == DONE + COMMENT
+
+
+def test_a_done_behind_an_error_passes() -> None:
+    failed = typed_event("error", message="m")
+    assert stream().feed(failed + SAID_DONE) == failed + SAID_DONE
+
+
+def test_a_done_is_an_end_where_providers_have_no_other() -> None:
+    reader = TypedStream(TYPES._replace(ends_with_done=True))
+    reader.before_terminal = lambda: COMMENT
+    assert reader.feed(DELTA + SAID_DONE) == DELTA + COMMENT + SAID_DONE
+    assert (reader.whole, reader.failed) == (True, False)
 
 
 def test_an_unknown_type_is_content_and_a_ping_is_not() -> None:
@@ -192,7 +213,7 @@ def test_our_error_event_is_read_by_sdks_of_either_kind() -> None:
     assert what["error"] == {"type": "server_error", "code": what["code"], "message": "cut", "param": "p"}
 
 
-EVENTS = [BEGUN, DELTA, DONE, typed_event("error", message="m"), b": c\r\n\r\n", b"data: [DONE]\n\n", b"id: 1\n\n"]
+EVENTS = [BEGUN, DELTA, DONE, typed_event("error", message="m"), b": c\r\n\r\n", SAID_DONE, b"id: 1\n\n"]
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=8), st.lists(st.integers(0, 500), max_size=8))
@@ -204,5 +225,7 @@ def test_how_the_network_cut_a_stream_changes_nothing(events: list[bytes], place
     assert b"".join(cut.feed(data[a:b]) for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)) == whole
     for name in ("committed", "whole", "failed", "usage", "text_bytes", "text_events"):
         assert getattr(once, name) == getattr(cut, name), name
-    assert whole.replace(COMMENT, b"") == data
+    ended = next((at for at, one in enumerate(events) if one in (DONE, EVENTS[3])), len(events))
+    passed = [one for at, one in enumerate(events) if one != SAID_DONE or at > ended]
+    assert whole.replace(COMMENT, b"") == b"".join(passed)
     assert whole.count(COMMENT) == (1 if once.whole and b"id: 1" not in whole.split(DONE)[0] else 0)
