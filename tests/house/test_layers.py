@@ -24,6 +24,7 @@ DECIDING = {
     "proxy/upstream/priorities.py",
     "proxy/upstream/quantile.py",
     "proxy/upstream/ring_hash.py",
+    "proxy/upstream/shedding.py",
 }
 
 
