@@ -57,7 +57,8 @@ class _FieldLines(dict[bytes, tuple[bytes, bytes]]):
         if match is None:
             raise InvalidRequestError("A header line is malformed.")
         name = match[1].lower()
-        field = (name, match[2].rstrip(b" \t"))
+        # After `chunked`, a tab is white space to some readers and an unknown coding to others.
+        field = (name, match[2].rstrip(b" " if name == b"transfer-encoding" else b" \t"))
         if len(line) <= _REMEMBERED_BYTES and name not in _NOT_REMEMBERED:
             if len(self) >= _REMEMBERED:
                 self.clear()
