@@ -103,11 +103,14 @@ async def _serve_single(source: ConfigSource, config: GatewayConfig) -> int:
 
 
 async def _serve_many(source: ConfigSource, text: str, config: GatewayConfig, log_level: str) -> int:
+    from functools import partial
+
     from .control.process.supervisor import Supervisor
-    from .gateway import check_startable
+    from .gateway import check_startable, open_provider
     from .proxy.clock import Deadlines, LoopClock
 
     clock = LoopClock()
+    deadlines = Deadlines(clock)
     check_startable(config, clock)
     supervisor = Supervisor(
         source,
@@ -116,7 +119,8 @@ async def _serve_many(source: ConfigSource, text: str, config: GatewayConfig, lo
         command=worker_command(source, log_level),
         version=_version_text(),
         clock=clock,
-        deadlines=Deadlines(clock),
+        deadlines=deadlines,
+        open_provider=partial(open_provider, clock=clock, deadlines=deadlines),
     )
     return await supervisor.run(_announce)
 

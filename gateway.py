@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from .config import AuthConfig, GatewayConfig, RetryConfig, UseConfig, load_config
 from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, refused, users_filter
+from .control.found_models import FoundModels, find_models
 from .control.process.errors import BootError
-from .dialects.mock import MockEndpoint
+from .dialects.mock import CREATED, MockEndpoint
 from .dialects.openai import OpenAI
 from .filters.auth import Auth
 from .filters.retry import Retry
@@ -30,13 +31,14 @@ from .proxy.accounting.price_file import PriceFileError, read_price_file
 from .proxy.accounting.price_table import PriceTableError, load_price_table
 from .proxy.accounting.prices import own_price
 from .proxy.accounting.spool import Spool
+from .proxy.catalog import ListedModel
 from .proxy.clock import Clock, Deadlines, LoopClock
 from .proxy.engine import Engine
 from .proxy.graph import Graph
 from .proxy.models import ModelTable, ModelTarget
 from .proxy.upstream.cluster import Cluster, Timeouts
 from .proxy.upstream.http_endpoint import HttpEndpoint
-from .proxy.upstream.pool import IdleQuota, PoolLimits
+from .proxy.upstream.pool import DEFAULT_LIMITS, IdleQuota, PoolLimits
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from .config import Target as TargetConfig
     from .proxy.accounting.price_file import PriceFile
     from .proxy.accounting.price_lookup import PriceTable
+    from .proxy.catalog import Listing
     from .proxy.dialect import Dialect
     from .proxy.filter import Filter
     from .proxy.upstream.call import Endpoint
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAI}
 MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
 """The mock is known to be free, which is not the same as a price that nobody knows."""
+MOCK_MODELS = {"mock": ListedModel("mock", CREATED)}
 RETIRE_SECONDS = 1.0
 """Between two looks whether the clusters of an earlier config are still in use."""
 Identity = tuple[str, str, str | None]
@@ -100,14 +104,7 @@ class Resources:
         if provider.is_mock:
             endpoint = MockEndpoint()
         else:
-            key = provider.api_key
-            endpoint = HttpEndpoint(
-                provider.base_url,
-                clock=self.clock,
-                deadlines=self.deadlines,
-                credential=dialect.credential(key.reveal()) if key else (),
-                quota=self._quota,
-            )
+            endpoint = _endpoint(provider, dialect, self.clock, self.deadlines, self._quota)
         return _identity(provider), Cluster(
             name,
             dialect,
@@ -117,7 +114,34 @@ class Resources:
             has_credential=bool(provider.api_key),
             stand_in=provider.is_mock,
             price=MOCK_PRICE if provider.is_mock else None,
+            listed=MOCK_MODELS if provider.is_mock else None,
         )
+
+
+def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tuple[Endpoint, Dialect]:
+    """A connection of its own to a provider, for what is asked beside exchanges, and its language."""
+    dialect = DIALECTS[provider.dialect]()
+    limits = PoolLimits(1, 1, connect_timeout=provider.timeouts.connect.total_seconds())
+    return _endpoint(provider, dialect, clock, deadlines, limits=limits), dialect
+
+
+def _endpoint(
+    provider: Provider,
+    dialect: Dialect,
+    clock: Clock,
+    deadlines: Deadlines,
+    quota: IdleQuota | None = None,
+    limits: PoolLimits = DEFAULT_LIMITS,
+) -> HttpEndpoint:
+    key = provider.api_key
+    return HttpEndpoint(
+        provider.base_url,
+        clock=clock,
+        deadlines=deadlines,
+        credential=dialect.credential(key.reveal()) if key else (),
+        limits=limits,
+        quota=quota,
+    )
 
 
 def _identity(provider: Provider) -> Identity:
@@ -177,6 +201,7 @@ class Gateway:
         self.spool: Spool | None = None
         self.ready = False
         self._retiring: dict[asyncio.Task[None], list[Cluster]] = {}
+        self._found: FoundModels
 
     async def start(self) -> None:
         """Build everything. Raises ConfigError, or BootError with what the operator must mend."""
@@ -194,20 +219,32 @@ class Gateway:
             rng=self._rng,
             ledger=Ledger(self.spool, Estimator(), self.worker),
         )
+        await find_models(graph, self.clock)
+        self._found = FoundModels(self.engine)
         self.ready = True
 
     async def reload(self, config: GatewayConfig) -> None:
         """Serve new exchanges under `config`. Raises ConfigError and leaves everything as it was."""
         check_reload(self.config, config)
         try:
-            self.engine.graph, retired = self._compile(config)
+            graph, retired = self._compile(config)
         except BootError as error:
             raise refused(str(error)) from error
+        await find_models(graph, self.clock)
+        self.engine.graph = graph
         self.config = config
         if retired:
             task = self.engine.spawn(self._retire(retired))
             self._retiring[task] = retired
             task.add_done_callback(self._retiring.pop)
+
+    def open_provider(self, provider: Provider) -> tuple[Endpoint, Dialect]:
+        """See the function of this name."""
+        return open_provider(provider, self.clock, self.deadlines)
+
+    def take_listing(self, listing: Listing) -> None:
+        """A provider has said which models it has; `/v1/models` shows them a moment later."""
+        self._found.take(listing, self.resources.clusters)
 
     async def drain(self) -> int:
         """Stop taking new work and wait for what runs, at most `limits.drain`; returns how many were left."""

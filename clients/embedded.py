@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from ..control.admin.app import admin_app
+from ..control.model_watch import ModelWatch
 from ..control.process.control_half import ControlHalf
 from ..control.process.data_server import DataServer
 from ..control.process.view import SingleView
@@ -111,11 +112,12 @@ class Embedded:
             log.info("config", message=f"{' and '.join(self._unused)}: not used inside an application")
         await gateway.start()
         server = DataServer(gateway, self._version)
-        self._control = control = ControlHalf(gateway.clock, gateway.deadlines, gateway.config, self._version)
+        models = ModelWatch(gateway.clock, gateway.open_provider, gateway.take_listing)
+        self._control = control = ControlHalf(gateway.clock, gateway.deadlines, gateway.config, self._version, models)
         self._health = data_app(server.not_ready, self._version)
         self._admin = admin_app(MountedView(control, server))
         self._running = AsyncExitStack()
-        await self._running.enter_async_context(control.tailing())
+        await self._running.enter_async_context(control.working())
         return server
 
 

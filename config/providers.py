@@ -82,6 +82,10 @@ class Provider(Section):
     direct: Flag = False
     """Whether `provider/model` may be asked for although `models` is written. Default false."""
 
+    list_models: Flag = True
+    """Whether it is asked which models it has, where a wildcard of `models` or a direct address leads to it: at the
+    start, then every ten minutes. Default true."""
+
     timeouts: Timeouts = Timeouts()
     """How long it may take. Default connect 5s, first_token 300s, idle 120s, total 600s."""
 

@@ -20,12 +20,14 @@ from ..proxy.json_splice import find_members, value_end
 from ..proxy.replies import error_body
 from .forms import FORMS
 from .json_request import JsonFacts, find_model, name_model, positive, read_object, read_stream
+from .listed_models import read_models
 from .one_shot import ONE_SHOT
 from .pass_through import METERED, VERBATIM, PassThrough
 from .responses import Responses
 from .sse import BOM, EventSplitter, has_id, parse_event
 
 if TYPE_CHECKING:
+    from ..proxy.catalog import ListedModel
     from ..proxy.dialect import RequestFacts, Splice
     from ..proxy.edge.downstream import Headers
     from ..proxy.errors import GatewayError
@@ -337,6 +339,7 @@ class OpenAI(Dialect):
     """The language most providers speak."""
 
     name = "openai"
+    models_target = b"/models"
 
     def __init__(self) -> None:
         operations = (
@@ -353,3 +356,7 @@ class OpenAI(Dialect):
     def credential(self, key: str) -> Headers:
         """A bearer token."""
         return [(b"authorization", b"Bearer " + key.encode())]
+
+    def read_models(self, body: bytes) -> list[ListedModel]:
+        """`{"data": [{"id": …}]}`, or the bare list."""
+        return read_models(body)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .accounting.usage import Usage
+    from .catalog import ListedModel
     from .edge.downstream import Headers, RequestHead
     from .errors import GatewayError
 
@@ -215,8 +216,14 @@ class Dialect(ABC):
     """A provider's language."""
 
     name: ClassVar[str]
+    models_target: ClassVar[bytes]
+    """Where a provider lists its models, below its base URL."""
     operations: Mapping[str, Operation]
 
     @abstractmethod
     def credential(self, key: str) -> Headers:
         """The fields that carry a provider's key."""
+
+    @abstractmethod
+    def read_models(self, body: bytes) -> list[ListedModel]:
+        """The answer from `models_target`. Raises ValueError for what is none."""

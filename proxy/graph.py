@@ -74,6 +74,7 @@ class Graph:
         "default",
         "faces",
         "field",
+        "found_models",
         "json_depth",
         "models",
         "own_fields",
@@ -118,12 +119,21 @@ class Graph:
         """No key guards the data listener."""
         self.own_fields = own_fields
         """Request fields that carry our own keys: they never go upstream."""
+        self.found_models: Mapping[str, bytes] = {}
+        """Entries of `/v1/models` that providers' own lists have given, by name; replaced whole."""
 
     def price(self, target: Target) -> Price | None:
         """What the target costs now; None when nobody knows."""
         cluster = target.cluster
         if target.price is not None or cluster.price is not None or self.prices is None:
             return target.price or cluster.price
+        return self.prices.lookup(cluster.host, target.model, dialect=cluster.dialect.name, price_as=cluster.price_as)
+
+    def list_price(self, target: Target) -> Price | None:
+        """What the price lists say of the target's model; None when they do not know it there."""
+        cluster = target.cluster
+        if self.prices is None:
+            return None
         return self.prices.lookup(cluster.host, target.model, dialect=cluster.dialect.name, price_as=cluster.price_as)
 
     def route(self, ex: Exchange) -> Route:

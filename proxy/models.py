@@ -13,7 +13,7 @@ from .errors import ModelNotFoundError, UnknownIssuerError
 from .plan import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .accounting.prices import Price
     from .upstream.cluster import Cluster
@@ -57,6 +57,14 @@ class ModelTable:
         known = self._resolved.get((model, provider))
         if known is not None:
             return known
+        targets = self.targets(model, provider=provider)
+        if len(self._resolved) >= _REMEMBERED:
+            self._resolved.clear()
+        self._resolved[model, provider] = targets
+        return targets
+
+    def targets(self, model: str, *, provider: str | None = None) -> tuple[Target, ...]:
+        """As `resolve`, for names that nobody may ask for again: it remembers nothing."""
         found = self._find(model)
         if provider is not None:
             found = [entry for entry in found if entry.cluster.name == provider]
@@ -68,12 +76,7 @@ class ModelTable:
         targets = tuple(
             Target(entry.cluster, entry.model or model, priority=entry.priority, price=entry.price) for entry in found
         )
-        if len(self._resolved) >= _REMEMBERED:
-            self._resolved.clear()
-        if not model:
-            targets = targets[:1]
-        self._resolved[model, provider] = targets
-        return targets
+        return targets if model else targets[:1]
 
     def issuer(self, provider: str | None) -> tuple[Target, ...]:
         """Who answers what names no model: `provider`, or the only one there is. Raises UnknownIssuerError."""
@@ -103,5 +106,19 @@ class ModelTable:
         return []
 
     def names(self) -> list[str]:
-        """The models that can be listed: exact names, in config order."""
+        """The exact names, in config order."""
         return [name for name in self._entries if not name.endswith("*")]
+
+    def listed(self) -> Iterator[tuple[str, Cluster, str]]:
+        """Names by which models that providers list could be asked for: the name, the provider, the model's name there.
+
+        Where a name really leads is for `targets` to say: several providers may list what only one is asked for.
+        """
+        for pattern, targets in self._entries.items():
+            if pattern.endswith("*"):
+                for cluster in dict.fromkeys(target.cluster for target in targets if target.model is None):
+                    yield from ((id_, cluster, id_) for id_ in cluster.listed if id_.startswith(pattern[:-1]))
+        if self._first is not None:
+            yield from ((id_, self._first, id_) for id_ in self._first.listed)
+        for name, cluster in self._direct.items():
+            yield from ((f"{name}/{id_}", cluster, id_) for id_ in cluster.listed)

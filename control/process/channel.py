@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from ...config import Problem
+from ...proxy.catalog import Listing
 from ...proxy.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ class Configure(msgspec.Struct, tag=True, frozen=True):
 
     text: str
     digest: str
+
+
+class Show(msgspec.Struct, tag=True, frozen=True):
+    """What a provider has told of its models."""
+
+    listing: Listing
 
 
 class Refuse(msgspec.Struct, tag=True, frozen=True):
@@ -64,7 +71,7 @@ class Told(msgspec.Struct, tag=True, frozen=True):
     snapshot: Snapshot
 
 
-FromSupervisor = Configure | Refuse | Retire | Leave
+FromSupervisor = Configure | Show | Refuse | Retire | Leave
 FromWorker = Ready | Refused | Told
 Message = TypeVar("Message", FromSupervisor, FromWorker)
 

@@ -1,5 +1,5 @@
-"""The control half: admin listener, ledger, reload. It runs beside the data half in one process, or in the supervisor
-of several."""
+"""The control half: admin listener, ledger, reload, lists of models. It runs beside the data half in one process, or in
+the supervisor of several."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ...proxy.clock import Clock, Deadlines
     from ...proxy.edge.downstream import Downstream
     from ..admin.view import AdminView
+    from ..model_watch import ModelWatch
 
 ADMIN_CONNECTIONS = 256
 FIRST_PAUSE = 0.5
@@ -53,13 +54,21 @@ class Nobody:
 class ControlHalf:
     """Everything that is not on a request's path."""
 
-    def __init__(self, clock: Clock, deadlines: Deadlines, config: GatewayConfig, version: str) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        deadlines: Deadlines,
+        config: GatewayConfig,
+        version: str,
+        models: ModelWatch | None = None,
+    ) -> None:
         events = config.events
         self.clock = clock
         self.config = config
         self.version = version
         self.started = clock.wall()
         self.stats = ControlStats()
+        self.models = models
         self.tailer = Tailer(
             events.path,
             events.spool.path,
@@ -82,19 +91,24 @@ class ControlHalf:
         """Serve admin and tail the ledger."""
         server = await serve(admin_app(view), self._context, [admin])
         try:
-            async with self.tailing():
+            async with self.working():
                 yield
         finally:
             await server.aclose()
 
     @asynccontextmanager
-    async def tailing(self) -> AsyncIterator[None]:
-        """Warn, and tail the ledger; at the end the ledger holds what was written by then."""
+    async def working(self) -> AsyncIterator[None]:
+        """Warn, tail the ledger, and ask providers for their models; at the end the ledger holds what was written by
+        then."""
         self._warn()
         tailing = asyncio.get_running_loop().create_task(self._tail())
+        if self.models is not None:
+            self.models.follow(self.config)
         try:
             yield
         finally:
+            if self.models is not None:
+                await self.models.aclose()
             tailing.cancel()
             await asyncio.gather(tailing, return_exceptions=True)
             # Where another gateway holds the ledger, it takes over what this one leaves.
@@ -137,6 +151,8 @@ class ControlHalf:
             return False
         self.config = config
         self._context.guard = Guard(open_to_all=config.auth_is_open)
+        if self.models is not None:
+            self.models.follow(config)
         self.stats.reloads += 1
         self._warn()
         log.info("reloaded", config=config.digest)

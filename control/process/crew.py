@@ -25,11 +25,11 @@ from .restarts import STILLBORN, WINDOW_SECONDS, RestartPolicy
 from .worker_process import WorkerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ...proxy.clock import Clock
     from ..admin.view import ControlStats
-    from .channel import Configure
+    from .channel import FromSupervisor
     from .worker_process import Command
 
 START_SECONDS = 30.0
@@ -40,9 +40,12 @@ log = structlog.get_logger("headgate")
 
 
 class Crew:
-    """Places and who fills them. `order` is asked for what a new worker shall serve under."""
+    """Places and who fills them. `briefing` is asked for what a new worker is told first: a `Configure`, and what else
+    it needs."""
 
-    def __init__(self, command: Command, order: Callable[[], Configure], clock: Clock, stats: ControlStats) -> None:
+    def __init__(
+        self, command: Command, briefing: Callable[[], Iterable[FromSupervisor]], clock: Clock, stats: ControlStats
+    ) -> None:
         self.totals = Totals()
         self.workers: dict[str, WorkerProcess] = {}
         """Who holds each place now."""
@@ -53,7 +56,7 @@ class Crew:
         self.ending = asyncio.Event()
         self.refusing = False
         self._command = command
-        self._order = order
+        self._briefing = briefing
         self._clock = clock
         self._stats = stats
         self._policy = RestartPolicy()
@@ -179,7 +182,8 @@ class Crew:
             log.error("worker_not_started", worker=name, reason=str(error))
             return None
         self.lives[worker] = asyncio.get_running_loop().create_task(self._live(worker))
-        worker.channel.send(self._order())
+        for message in self._briefing():
+            worker.channel.send(message)
         if self.refusing:
             worker.channel.send(Refuse())
         if self.ending.is_set():

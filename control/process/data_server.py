@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from ...config import GatewayConfig
+    from ...config import GatewayConfig, Provider
     from ...proxy.accounting.spool import Spool
+    from ...proxy.catalog import Listing
     from ...proxy.clock import Clock, Deadlines
+    from ...proxy.dialect import Dialect
     from ...proxy.engine import Engine
     from ...proxy.snapshot import Snapshot
+    from ...proxy.upstream.call import Endpoint
 
 FLUSH_SECONDS = 5.0
 """How long a slow client may take, within the grace, for the end of an answer that is complete."""
@@ -48,6 +51,12 @@ class DataHalf(Protocol):
 
     async def reload(self, config: GatewayConfig) -> None:
         """Serve new exchanges under another config. Raises ConfigError, and then nothing has changed."""
+
+    def open_provider(self, provider: Provider) -> tuple[Endpoint, Dialect]:
+        """A connection to a provider for the control half."""
+
+    def take_listing(self, listing: Listing) -> None:
+        """What a provider has told of its models."""
 
     async def drain(self) -> int:
         """Let what runs finish; returns how many were left."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from ..model_watch import ModelWatch
 from .control_half import ControlHalf
 from .data_server import DataHalf, DataServer
 from .signals import Signals
@@ -35,7 +36,8 @@ async def run_single(
     admin = listening(config.listeners.admin, "listeners.admin")
     await half.start()
     server = DataServer(half, version)
-    control = ControlHalf(half.clock, half.deadlines, config, version)
+    models = ModelWatch(half.clock, half.open_provider, half.take_listing)
+    control = ControlHalf(half.clock, half.deadlines, config, version, models)
 
     async def apply(config: GatewayConfig) -> GatewayConfig:
         await server.reload(config)

@@ -16,7 +16,8 @@ import structlog
 
 from ...config import ConfigError
 from ...proxy.edge.listen import BACKLOG
-from .channel import Configure, Refuse
+from ..model_watch import ModelWatch
+from .channel import Configure, Refuse, Show
 from .control_half import ControlHalf
 from .crew import Crew
 from .signals import Signals, unless
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ...config import GatewayConfig
+    from ...proxy.catalog import Listing
     from ...proxy.clock import Clock, Deadlines
+    from ..model_watch import OpenProvider
+    from .channel import FromSupervisor
     from .source import ConfigSource
     from .worker_process import Command, WorkerProcess
 
@@ -52,11 +56,13 @@ class Supervisor:
         version: str,
         clock: Clock,
         deadlines: Deadlines,
+        open_provider: OpenProvider,
     ) -> None:
         self._source = source
         self._served = (text, config)
-        self._control = ControlHalf(clock, deadlines, config, version)
-        self.crew = Crew(command, self._order, clock, self._control.stats)
+        self._models = ModelWatch(clock, open_provider, self._show)
+        self._control = ControlHalf(clock, deadlines, config, version, self._models)
+        self.crew = Crew(command, self._briefing, clock, self._control.stats)
         self._all_ready = asyncio.Event()
         self._data: socket.socket
 
@@ -109,6 +115,14 @@ class Supervisor:
         self._data = data
         data.listen(BACKLOG)
         self.crew.accept_on(data.fileno(), self._on_ready)
+
+    def _briefing(self) -> list[FromSupervisor]:
+        """What a new worker is told first."""
+        return [self._order(), *map(Show, self._models.listings.values())]
+
+    def _show(self, listing: Listing) -> None:
+        for worker in self.crew.lives:
+            worker.channel.send(Show(listing))
 
     def _on_ready(self) -> None:
         if len(self.crew.serving()) == self._served[1].workers:

@@ -10,7 +10,7 @@ import structlog
 
 from ...config import ConfigError, Problem
 from ..admin.chains import describe_chains
-from .channel import TELL_SECONDS, Channel, Configure, Leave, Ready, Refuse, Refused, Retire, Told
+from .channel import TELL_SECONDS, Channel, Configure, Leave, Ready, Refuse, Refused, Retire, Show, Told
 from .data_server import DataHalf, DataServer
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class _Worker:
                 match await self._channel.from_supervisor():
                     case Configure() as order:
                         await self._reload(order)
+                    case Show(listing=listing):
+                        self._server.half.take_listing(listing)
                     case Refuse():
                         self._server.refuse_new_work()
                     case Retire():

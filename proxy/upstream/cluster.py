@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from .retry_budget import RetryBudget
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ..accounting.prices import Price
+    from ..catalog import ListedModel
     from ..dialect import Dialect
     from .call import Call, CallReceiver, Endpoint, UpstreamRequest
 
@@ -38,6 +39,7 @@ class Cluster:
         "endpoints",
         "has_credential",
         "host",
+        "listed",
         "name",
         "price",
         "price_as",
@@ -66,6 +68,7 @@ class Cluster:
         stand_in: bool = False,
         price_as: str | None = None,
         price: Price | None = None,
+        listed: Mapping[str, ListedModel] | None = None,
     ) -> None:
         self.name = name
         self.dialect = dialect
@@ -83,6 +86,8 @@ class Cluster:
         self.price_as = price_as
         self.price = price
         """What every model costs here, where the cluster itself knows; None leaves it to the price order."""
+        self.listed = listed or {}
+        """What it says of its own models, by their names there; replaced whole when it says something new."""
         self.retry_budget = RetryBudget()
         self.retries_waiting = 0
         """Exchanges whose next attempt goes here once their back-off is over."""
@@ -90,6 +95,11 @@ class Cluster:
         self.rq_success = 0
         self.rq_error = 0
         self.rq_retry = 0
+
+    @property
+    def health(self) -> str:
+        """What an operator would say of it: `configured` or `unconfigured`."""
+        return "unconfigured" if self.unconfigured else "configured"
 
     def start(self, request: UpstreamRequest, receiver: CallReceiver) -> tuple[Call, str]:
         """Begin an attempt at the next endpoint; returns the handle and the endpoint's name."""

@@ -152,7 +152,7 @@ def config(folder: Path, *upstreams: FakeUpstream) -> str:
     return written(
         {
             "providers": {
-                name: {"base_url": upstream.base_url, "api_key": PROVIDER_KEY}
+                name: {"base_url": upstream.base_url, "api_key": PROVIDER_KEY, "list_models": False}
                 for name, upstream in zip(names, upstreams, strict=True)
             },
             "models": dict.fromkeys((*MODELS, "named", "org/other:free"), targets),

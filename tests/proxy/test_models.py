@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from headgate.dialects.openai import OpenAI
 from headgate.proxy import models as module
 from headgate.proxy.accounting.prices import own_price
+from headgate.proxy.catalog import ListedModel
 from headgate.proxy.errors import ModelNotFoundError
 from headgate.proxy.models import ModelTable, ModelTarget
 from headgate.proxy.upstream.cluster import Cluster
@@ -142,3 +143,24 @@ def test_any_name_gives_targets_of_the_provider_asked_for_or_is_not_found(model:
             continue
         assert targets
         assert provider is None or all(target.cluster.name == provider for target in targets)
+
+
+def listing(name: str, *ids: str) -> Cluster:
+    return Cluster(name, DIALECT, (), listed={id_: ListedModel(id_) for id_ in ids})
+
+
+def test_names_that_providers_list_come_by_wildcards_and_by_address() -> None:
+    up, other, third = (listing(name, "gpt-1", "o3") for name in ("up", "other", "third"))
+    clusters = {one.name: one for one in (up, other, third)}
+    entries = {"gpt-*": [entry(other), entry(up, "one"), entry(up, None, 1)], "exact": [entry(up)]}
+    table = ModelTable(entries, clusters, frozenset({"third"}))
+    assert list(table.listed()) == [
+        ("gpt-1", other, "gpt-1"), ("gpt-1", up, "gpt-1"), ("third/gpt-1", third, "gpt-1"), ("third/o3", third, "o3"),
+    ]  # fmt: skip
+
+
+def test_without_models_the_first_provider_is_listed_by_bare_names_too() -> None:
+    up, other = listing("up", "a"), listing("other", "b")
+    assert [name for name, _, _ in ModelTable({}, {"up": up, "other": other}, frozenset()).listed()] == [
+        "a", "up/a", "other/b",
+    ]  # fmt: skip

@@ -46,11 +46,13 @@ def config_for(
     provider_key: str | None = PROVIDER_KEY,
     timeouts: Mapping[str, str] | None = None,
     price_as: str | None = None,
+    list_models: bool = False,
 ) -> dict[str, Any]:
-    """A config with one provider per upstream, `up`, `up2`, …, tried in this order for every model."""
+    """A config with one provider per upstream, `up`, `up2`, …, tried in this order for every model. They hear of
+    exchanges alone, unless `list_models`."""
     urls = [upstream.base_url for upstream in upstreams] or [NOBODY]
     names = ["up", *(f"up{n}" for n in range(2, len(urls) + 1))]
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"list_models": list_models}
     if provider_key is not None:
         settings["api_key"] = provider_key
     if timeouts is not None:

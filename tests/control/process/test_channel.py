@@ -24,15 +24,20 @@ from headgate.control.process.channel import (
     Ready,
     Refuse,
     Refused,
+    Show,
     Told,
 )
+from headgate.proxy.catalog import ListedModel, Listing
 from headgate.proxy.snapshot import Counters, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
 WITHIN = 5.0
-ORDERS: list[FromSupervisor] = [Configure("filters: [retry]\n# é\u2028\x00", "d1"), Refuse(), Leave(), Leave()]
+LISTING = Listing("openai", "https://a/v1", (ListedModel("a/é:b", 5, 4096, {"tools": True}), ListedModel("c")))
+ORDERS: list[FromSupervisor] = [
+    Configure("filters: [retry]\n# é\u2028\x00", "d1"), Show(LISTING), Refuse(), Leave(), Leave(),
+]  # fmt: skip
 SNAPSHOT = Snapshot(
     "0",
     17,

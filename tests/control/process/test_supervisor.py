@@ -9,6 +9,7 @@ import asyncio
 import socket
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from headgate.control.process.errors import BootError
 from headgate.control.process.source import ConfigSource
 from headgate.control.process.supervisor import Supervisor
 from headgate.control.process.worker_process import WorkerProcess
+from headgate.gateway import open_provider
 from headgate.proxy.clock import Deadlines, LoopClock
 from tests_support.caller import eventually
 
@@ -87,6 +89,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def supervising(*plays: str) -> AsyncIterator[tuple[Supervisor, list[asyncio.Task[None]]]]:
     """One place for a worker for each play, without the control half and its signals."""
     clock = LoopClock()
+    deadlines = Deadlines(clock)
     source = ConfigSource(None)
 
     def command(name: str, control: int, data: int) -> list[str]:
@@ -99,7 +102,8 @@ async def supervising(*plays: str) -> AsyncIterator[tuple[Supervisor, list[async
         command=command,
         version="test",
         clock=clock,
-        deadlines=Deadlines(clock),
+        deadlines=deadlines,
+        open_provider=partial(open_provider, clock=clock, deadlines=deadlines),
     )
     made._listen(socket.create_server(("127.0.0.1", 0)))
     keepers = [asyncio.ensure_future(made.crew.keep(str(number))) for number in range(len(plays))]
