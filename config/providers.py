@@ -57,6 +57,16 @@ class Timeouts(Section):
     """From the moment the request body has been sent to the end of the answer. Default 600s."""
 
 
+class Http2Keepalive(Section):
+    """When a HTTP/2 connection is asked whether it lives: one that died in silence would keep all its calls waiting."""
+
+    interval: Wait = timedelta(seconds=30)
+    """Calls are under way and nothing was heard for so long: a PING goes out. Default 30s."""
+
+    timeout: Wait = timedelta(seconds=15)
+    """It must be answered in this time, or the connection is given up. Default 15s."""
+
+
 class ProviderLimits(Section):
     """What protects the gateway from one provider. Overflow is 503 at once."""
 
@@ -91,6 +101,12 @@ class Provider(Section):
 
     limits: ProviderLimits = ProviderLimits()
     """How much may be under way. Default connections 1024, pending 1024."""
+
+    http2: Flag | Literal["auto"] = "auto"
+    """auto: HTTP/2 where the provider's TLS chooses it; true: always, also without TLS; false: never. Default auto."""
+
+    http2_keepalive: Http2Keepalive = Http2Keepalive()
+    """When a connection of HTTP/2 is asked whether it lives. Default interval 30s, timeout 15s."""
 
     price_as: Text | None = None
     """Vendor whose price list is meant, where the host does not tell. Default: by the host."""

@@ -23,9 +23,7 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     GatewayConfig: frozenset({"stores", "agents", "policies", "telemetry"}),
     Listeners: frozenset({"grpc"}),
     Listener: frozenset({"tls", "cors", "trusted_proxies"}),
-    Provider: frozenset(
-        {"api_keys", "endpoints", "health_check", "http2", "load_balancing", "outlier_detection", "tls"}
-    ),
+    Provider: frozenset({"api_keys", "endpoints", "health_check", "load_balancing", "outlier_detection", "tls"}),
     ProviderLimits: frozenset({"requests", "tokens"}),
     Model: frozenset({"strategy"}),
     Match: frozenset({"tags"}),

@@ -62,7 +62,6 @@ REFUSED = [
     ("providers.vllm.health_check", "health_check"),
     ("providers.vllm.outlier_detection", "outlier_detection"),
     ("providers.vllm.limits.requests", "requests"),
-    ("providers.vllm.http2", "http2"),
     ("models.fast.strategy", "strategy"),
     ("routes[0].match.tags", "tags"),
     ("routes[0].filters.rate_limit", "rate_limit"),

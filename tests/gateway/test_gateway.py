@@ -76,10 +76,14 @@ async def test_a_reload_that_leaves_address_and_key_alone_keeps_the_cluster_and_
 
 @pytest.mark.parametrize(
     ("text", "env"),
-    [(providers(up="http://127.0.0.1:10/v1"), {}), (providers(up=UP), {"KEY": "another"})],
-    ids=["address", "key"],
+    [
+        (providers(up="http://127.0.0.1:10/v1"), {}),
+        (providers(up=UP), {"KEY": "another"}),
+        (f"providers: {{up: {{base_url: '{UP}', api_key: k, http2: true}}}}", {}),
+    ],
+    ids=["address", "key", "version of HTTP"],
 )
-async def test_another_address_or_key_makes_another_cluster(text: str, env: dict[str, str]) -> None:
+async def test_another_address_key_or_version_of_http_makes_another_cluster(text: str, env: dict[str, str]) -> None:
     async with started(config(providers(up=UP, other=UP))) as gateway:
         old = dict(gateway.resources.clusters)
         await gateway.reload(config(text, **env))
