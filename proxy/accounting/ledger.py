@@ -17,7 +17,7 @@ from ..errors import OverloadError
 from .estimate import delivered_tokens
 from .record import Done, Opened, encode
 from .spool import SpoolFullError
-from .usage import NO_USAGE, Usage
+from .usage import NO_USAGE, Usage, add_usage
 
 if TYPE_CHECKING:
     from ..dialect import AnswerFacts
@@ -74,6 +74,22 @@ class Ledger:
         if price is not None:
             ex.cost_usd = price.cost(usage)
             ex.cost_source = price.source
+
+    @staticmethod
+    def add(ex: Exchange, usage: Usage) -> None:
+        """One more of the answers in an exchange that has several: each at its own price, for steps go by the prompt of
+        each. Once the price of one is unknown, that of all is."""
+        attempt = ex.attempt
+        if attempt is None:
+            return
+        price = ex.graph.price(attempt.target)
+        cost = price.cost(usage) if price is not None else None
+        if ex.usage is None:
+            ex.usage, ex.cost_usd = usage, cost
+        else:
+            ex.usage = add_usage(ex.usage, usage)
+            ex.cost_usd = ex.cost_usd + cost if ex.cost_usd is not None and cost is not None else None
+        ex.cost_source = price.source if price is not None else ""
 
     @staticmethod
     def unsettle(ex: Exchange) -> None:

@@ -107,19 +107,21 @@ def parse_chat_usage(raw: bytes | msgspec.Raw) -> Usage | None:
 
 
 class _ResponsesWire(msgspec.Struct):
-    """The names of the responses endpoint, which images and transcriptions share."""
+    """The names of the responses endpoint, which images, transcriptions and realtime sessions share."""
 
     input_tokens: Any = None
     output_tokens: Any = None
     input_tokens_details: Any = None
     output_tokens_details: Any = None
+    input_token_details: Any = None  # transcriptions, realtime
+    output_token_details: Any = None
 
 
 _decode_responses = msgspec.json.Decoder(_ResponsesWire).decode
 
 
 def parse_responses_usage(raw: bytes | msgspec.Raw, service_tier: object = None) -> Usage | None:
-    """The usage object of OpenAI's responses endpoint; None when it holds no usable count."""
+    """The usage object of OpenAI's responses endpoint and its kin; None when it holds no usable count."""
     try:
         wire = _decode_responses(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -128,8 +130,8 @@ def parse_responses_usage(raw: bytes | msgspec.Raw, service_tier: object = None)
     if prompt is None or (completion is None and wire.output_tokens is not None):
         return None
     completion = completion or 0
-    ins = wire.input_tokens_details if isinstance(wire.input_tokens_details, dict) else {}
-    outs = wire.output_tokens_details if isinstance(wire.output_tokens_details, dict) else {}
+    ins = _details(wire.input_tokens_details, wire.input_token_details)
+    outs = _details(wire.output_tokens_details, wire.output_token_details)
     cached = min(prompt, _first(ins.get("cached_tokens")))
     return Usage(
         prompt,
@@ -141,6 +143,25 @@ def parse_responses_usage(raw: bytes | msgspec.Raw, service_tier: object = None)
         min(completion, _first(outs.get("audio_tokens"))),
         "reported",
         service_tier if isinstance(service_tier, str) else None,
+    )
+
+
+def _details(*spellings: Any) -> dict[str, Any]:
+    return next((one for one in spellings if isinstance(one, dict)), {})
+
+
+def add_usage(one: Usage, other: Usage) -> Usage:
+    """The sum over two answers. It is an estimate where either is; the tier is the latest."""
+    return Usage(
+        one.prompt_tokens + other.prompt_tokens,
+        one.completion_tokens + other.completion_tokens,
+        one.cached_tokens + other.cached_tokens,
+        one.cache_write_tokens + other.cache_write_tokens,
+        one.reasoning_tokens + other.reasoning_tokens,
+        one.audio_input_tokens + other.audio_input_tokens,
+        one.audio_output_tokens + other.audio_output_tokens,
+        "estimated" if "estimated" in (one.source, other.source) else other.source,
+        other.service_tier or one.service_tier,
     )
 
 
