@@ -59,10 +59,17 @@ class UpstreamRequest:
     `headers` holds neither `host`, framing, connection nor credential fields: the endpoint adds its own.
     """
 
-    __slots__ = ("body", "headers", "method", "source", "target")
+    __slots__ = ("body", "headers", "method", "source", "target", "upgrade")
 
     def __init__(
-        self, method: bytes, target: bytes, headers: Headers, body: bytes, source: BodySource | None = None
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: bytes,
+        source: BodySource | None = None,
+        *,
+        upgrade: bool = False,
     ) -> None:
         self.method = method
         self.target = target
@@ -70,6 +77,9 @@ class UpstreamRequest:
         self.body = body
         self.source = source
         """Gives the body instead of `body`, while it is sent."""
+        self.upgrade = upgrade
+        """101 is a good answer to it: `source` is started then, and its bytes go out as they are, as do those that come
+        back. `headers` then holds `connection` and `upgrade`, too."""
 
 
 class ResponseHead:
@@ -102,14 +112,14 @@ class CallReceiver(Protocol):
         """Connected, and the whole request was handed to the transport."""
 
     def on_head(self, call: Call, head: ResponseHead) -> None:
-        """The final head; 1xx were skipped."""
+        """The final head; 1xx were skipped, but for the 101 that an `upgrade` asked for."""
 
     def on_data(self, call: Call, data: bytes) -> None:
         """Body bytes, unframed, as they came."""
 
     def on_end(self, call: Call, clean: bool) -> None:
         """The message ended. `clean`: by its own framing (content-length, last chunk); False: by the end of the
-        connection."""
+        connection, which is how bytes after a 101 end."""
 
     def on_error(self, call: Call, error: GatewayError) -> None:
         """It will not be whole: ConnectError and PoolOverflowError before anything was sent, ResetError before

@@ -23,7 +23,7 @@ from .h1_answer import AnswerReader
 
 if TYPE_CHECKING:
     from ..clock import Clock
-    from .call import BodySource, CallReceiver, UpstreamRequest
+    from .call import BodySource, CallReceiver
 
 HEAD_SECONDS = 10.0
 """A head that has begun must be whole in this time."""
@@ -38,12 +38,9 @@ PIECE = 256 * 1024
 class H1Call(Call):
     """A call as its connection sees it: what to send, whom to tell, and who hears when the two part."""
 
-    __slots__ = ("announced", "body", "content_expected", "head", "receiver", "request", "source")
+    __slots__ = ("announced", "body", "content_expected", "head", "receiver", "source", "upgrade")
 
     head: bytes
-    """In HTTP/1.1; empty until it is needed."""
-    request: UpstreamRequest | None
-    """None once it cannot be sent again."""
     body: bytes
     source: BodySource | None
     """Gives the body instead of `body`."""
@@ -52,33 +49,16 @@ class H1Call(Call):
     """False for HEAD: whatever the head says, nothing follows it."""
     announced: bool
     """`on_sent` was called."""
+    upgrade: bool
+    """A 101 answers it; only then `source` is started, and nothing is framed any more."""
 
     @abstractmethod
     def on_over(self) -> None:
         """The answer is whole or ended with the connection; `on_end` follows."""
 
     @abstractmethod
-    def on_failed(self, error: GatewayError, carrier: Carrier) -> None:
-        """It will not be whole. What carried it is closed."""
-
-
-class Carrier(Protocol):
-    """What a call rides on, once it is sent: a connection of HTTP/1.1, a stream of HTTP/2."""
-
-    refused: bool
-    """The provider has said that it did not look at the request: it may be sent once more, whatever it asks for."""
-    reused: bool
-    """The connection had carried a call before."""
-    sent_at: float
-
-    def pause(self) -> None:
-        """Read no more of the answer."""
-
-    def resume(self) -> None:
-        """Read on."""
-
-    def close(self) -> None:
-        """End it at once; the call is forgotten, not told. Idempotent."""
+    def on_failed(self, error: GatewayError, connection: H1Connection) -> None:
+        """It will not be whole. The connection is closed."""
 
 
 class ConnectionOwner(Protocol):
@@ -104,9 +84,6 @@ class H1Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport
     _loop: asyncio.AbstractEventLoop
-
-    multiplexed = False
-    refused = False
 
     def __init__(self, owner: ConnectionOwner, clock: Clock) -> None:
         self._owner = owner
@@ -135,14 +112,14 @@ class H1Connection(asyncio.Protocol):
         """Whether a request may be sent: open as far as anyone knows."""
         return not self._closed and not self._transport.is_closing()
 
-    def send(self, call: H1Call) -> H1Connection:
+    def send(self, call: H1Call) -> None:
         """Send its request; from here on its receiver hears of it, first from the next turn of the loop."""
         self._call = call
         self._answer.start(call)
         self.deadline = NEVER
         self.sent_at = self._monotonic()
         body = call.body
-        if call.source is not None:
+        if call.source is not None and not call.upgrade:
             self._source = call.source
             self._transport.write(call.head)
             self._loop.call_soon(self._start_source, call)
@@ -153,7 +130,6 @@ class H1Connection(asyncio.Protocol):
             self._unsent = memoryview(body)[PIECE:]
             self._transport.writelines((call.head, memoryview(body)[:PIECE]))
             self._loop.call_soon(self._send_on, call)
-        return self
 
     def pause(self) -> None:
         """Read no more; a head that is not read cannot be late."""
@@ -204,16 +180,20 @@ class H1Connection(asyncio.Protocol):
             return
         answer = self._answer
         try:
+            if answer.upgraded:
+                call.receiver.on_data(call, data)
+                return
             answer.feed(data)
         except Exception as error:
             self._fail(error if isinstance(error, GatewayError) else self._bug(error))
             return
-        if answer.whole:
+        if answer.upgraded:
+            self._switch(call)
+        elif answer.whole:
             self._finish(call)
         elif answer.head_seen or not answer.overhead:
             self.deadline = NEVER
             call.body = b""  # it cannot be needed again, and may be large
-            call.request = None
         elif self.deadline == NEVER:
             self.deadline = self._monotonic() + HEAD_SECONDS
 
@@ -241,7 +221,7 @@ class H1Connection(asyncio.Protocol):
         source = self._source
         if source is None:
             return
-        if source.length is None:
+        if source.length is None and not self._answer.upgraded:
             self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
         else:
             self._transport.write(data)
@@ -250,6 +230,9 @@ class H1Connection(asyncio.Protocol):
         source, self._source = self._source, None
         call = self._call
         if source is None or call is None:
+            return
+        if self._answer.upgraded:
+            self._transport.close()  # once all of it has gone; `connection_lost` follows
             return
         if source.length is None:
             self._transport.write(b"0\r\n\r\n")
@@ -260,6 +243,18 @@ class H1Connection(asyncio.Protocol):
     def _start_source(self, call: H1Call) -> None:
         if self._call is call and self._source is not None:
             self._source.start(self)
+
+    def _switch(self, call: H1Call) -> None:
+        """After a 101: let bytes flow up, and hand on those that came with it."""
+        self.deadline = NEVER
+        if self._call is not call or call.source is None:
+            return  # the receiver did not want it
+        self._source = call.source
+        self._source.start(self)
+        rest = self._answer.rest
+        if rest and self._call is call:
+            self._answer.rest = b""
+            self.data_received(rest)
 
     def _send_on(self, call: H1Call) -> None:
         """The rest of a large body, as fast as the provider takes it."""

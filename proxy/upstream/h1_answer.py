@@ -38,7 +38,8 @@ class AnswerReader:
     """
 
     __slots__ = (
-        "_call", "_headers", "_interim", "_parser", "_until_close", "head_seen", "keep_alive", "overhead", "whole",
+        "_call", "_headers", "_interim", "_parser", "_until_close", "head_seen", "keep_alive", "overhead", "rest",
+        "upgraded", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -51,6 +52,10 @@ class AnswerReader:
         """Bytes since the last content or finished head."""
         self.head_seen = False
         self.whole = False
+        self.upgraded = False
+        """A 101 was seen that had been asked for: what follows is not HTTP, and is not for `feed`."""
+        self.rest = b""
+        """What came with it."""
         self.keep_alive = False
         """Once it is whole: nothing followed it, and the provider lets the connection live."""
 
@@ -69,6 +74,8 @@ class AnswerReader:
         self.overhead += len(data)
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             if self.whole:
                 self.keep_alive = False
@@ -82,7 +89,7 @@ class AnswerReader:
         """What the end of the connection means for an unfinished answer; None: that is how the message ends."""
         if not (self.head_seen or self.overhead or self._interim):
             return ResetError("The provider closed the connection without an answer.", detail=repr(exc))
-        if self._until_close and exc is None:
+        if (self._until_close or self.upgraded) and exc is None:
             return None
         return BrokenAnswerError("The provider's answer broke off.", detail=repr(exc) if exc else "closed too early")
 
@@ -105,6 +112,10 @@ class AnswerReader:
             raise ProtocolError(_NOT_HTTP, detail=f"a head of {len(headers)} fields, {_size(headers)} bytes")
         self.overhead = 0
         status = self._parser.get_status_code()
+        if status == 101 and call.upgrade:
+            self.head_seen = self.upgraded = True
+            call.receiver.on_head(call, ResponseHead(status, headers))
+            return
         if not 200 <= status <= 599:
             self._interim += 1
             if not 100 <= status <= 199 or status == 101 or self._interim > MAX_INTERIM:
@@ -129,7 +140,7 @@ class AnswerReader:
 
     def on_message_complete(self) -> None:
         self._headers.clear()  # trailers: dropped, and never the first fields of the next answer
-        if self.head_seen and self._call is not None:
+        if self.head_seen and self._call is not None and not self.upgraded:
             self.whole = True
             self.keep_alive = self._parser.should_keep_alive()
 

@@ -23,7 +23,9 @@ def encode_head(request: UpstreamRequest, base: bytes, fixed: bytes) -> bytes:
     source = request.source
     length = len(request.body) if source is None else source.length
     breaks = fixed.count(b"\n") + len(headers) + 2
-    if length is None:
+    if request.upgrade:
+        ending = b"\r\n\r\n"
+    elif length is None:
         breaks += 1
         ending = b"\r\ntransfer-encoding: chunked\r\n\r\n"
     elif length or request.method not in _NO_CONTENT:

@@ -38,9 +38,12 @@ class FakeCall(Call):
         "cancelled",
         "ended",
         "headed",
+        "finished",
         "paused",
         "receiver",
         "request",
+        "taken",
+        "upgraded",
     )
 
     def __init__(self, request: UpstreamRequest, receiver: CallReceiver) -> None:
@@ -50,6 +53,11 @@ class FakeCall(Call):
         self.cancelled = False
         self.headed = False
         self.ended = False
+        self.upgraded = False
+        """After a 101 that was asked for: what is fed and `taken` is not HTTP."""
+        self.taken = b""
+        """What a source has given."""
+        self.finished = False
         self._parser = httptools.HttpResponseParser(self)
         self._fields: Headers = []
         self._events: list[Callable[[], None]] = []
@@ -68,6 +76,7 @@ class FakeCall(Call):
 
     def cancel(self) -> None:
         self.cancelled = True
+        self._let_go()
 
     @property
     def over(self) -> bool:
@@ -85,8 +94,14 @@ class FakeCall(Call):
             return
         self._saw_bytes = True
         broken = None
+        rest = b""
+        if self.upgraded:
+            self.receiver.on_data(self, data)
+            return
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             broken = error
         events, self._events = self._events, []
@@ -95,6 +110,11 @@ class FakeCall(Call):
                 deliver()
         if broken is not None:
             self.fail(ProtocolError("the answer is not HTTP", detail=str(broken)))
+        elif self.upgraded and not self.over:
+            assert self.request.source is not None
+            self.request.source.start(self)
+            if rest:
+                self.receiver.on_data(self, rest)
 
     def fin(self) -> None:
         """The provider closes in order. Harmless when the answer was whole."""
@@ -111,12 +131,29 @@ class FakeCall(Call):
         """End with this error: `ConnectError(...)` before `sent()`, say."""
         if not self.over:
             self.ended = True
+            self._let_go()
             self.receiver.on_error(self, error)
+
+    def put(self, data: bytes) -> None:
+        """From the source."""
+        assert not self.over
+        assert not self.finished
+        self.taken += data
+
+    def finish(self) -> None:
+        """The source has no more."""
+        self.finished = True
 
     def _end(self, clean: bool) -> None:
         if not self.over:
             self.ended = True
+            self._let_go()
             self.receiver.on_end(self, clean)
+
+    def _let_go(self) -> None:
+        """As a connection that closes: nobody takes more of the source."""
+        if self.upgraded and self.request.source is not None:
+            self.request.source.cancel()
 
     # What follows is called by the parser, from inside `feed_data`; the receiver hears of it only afterwards.
 
@@ -126,7 +163,9 @@ class FakeCall(Call):
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         fields, self._fields = self._fields, []
-        if 100 <= status < 200:
+        if status == 101 and self.request.upgrade:
+            self.upgraded = True
+        elif 100 <= status < 200:
             return
         head = ResponseHead(status, fields)
         self._has_length = head.header(b"content-length") is not None or head.header(b"transfer-encoding") is not None

@@ -17,7 +17,6 @@ from tests_support.clock import FakeClock
 
 if TYPE_CHECKING:
     from headgate.proxy.errors import GatewayError
-    from headgate.proxy.upstream.h1 import Carrier
 
 OK = b"HTTP/1.1 200 OK\r\n"
 LENGTH = OK + b"content-length: 5\r\n\r\n"
@@ -76,11 +75,11 @@ class OneCall(H1Call):
 
     def __init__(self, receiver: Recorder, connection: H1Connection, body: bytes = b"") -> None:
         self.head = b"HEAD"
-        self.request = None
         self.body = body
         self.source = None
         self.content_expected = True
         self.announced = False
+        self.upgrade = False
         self.receiver = receiver
         self.connection = connection
         receiver.call = self
@@ -96,7 +95,7 @@ class OneCall(H1Call):
 
     def on_over(self) -> None: ...
 
-    def on_failed(self, error: GatewayError, carrier: Carrier) -> None:
+    def on_failed(self, error: GatewayError, connection: H1Connection) -> None:
         self.receiver.on_error(self, error)
 
 
