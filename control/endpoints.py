@@ -78,6 +78,10 @@ FACES = (
             ("speech", "/v1/audio/speech"),
         )
     ),
+    *(
+        Face("realtime", "GET", path, operation="realtime", repeatable=True, metered=True, websocket=True)
+        for path in ("/v1/realtime", "/openai/realtime")
+    ),
     Face("models", "GET", PATH, handler=list_models),
     Face("models", "GET", PATH + "/", handler=retrieve_model),
 )

@@ -23,6 +23,7 @@ from .json_request import JsonFacts, find_model, name_model, positive, read_obje
 from .listed_models import read_models
 from .one_shot import ONE_SHOT
 from .pass_through import METERED, VERBATIM, PassThrough
+from .realtime import Realtime
 from .responses import Responses
 from .sse import BOM, EventSplitter, has_id, parse_event
 
@@ -346,6 +347,7 @@ class OpenAI(Dialect):
             Chat(),
             Chat("completions", b"/completions"),
             Responses(),
+            Realtime(),
             *ONE_SHOT,
             *FORMS,
             PassThrough(VERBATIM, meters=False),

@@ -7,6 +7,8 @@ nor a repr shows one. Any bytes may be presented; all but a known key are 401.
 While no key is configured at all, everybody is let in as anonymous: the config refuses to combine that with an address
 that others can reach.
 
+A browser that opens a WebSocket may send its key as the sub-protocol `openai-insecure-api-key.KEY`.
+
 Of what a key may do only its `paths` are checked here: a path that they do not name is 403. Not here: roles (the admin
 listener), and whose objects it sees (proxy/claims.py).
 
@@ -23,6 +25,7 @@ from ..proxy.errors import PathNotAllowedError, UnauthorizedError
 from ..proxy.exchange import Principal
 from ..proxy.filter import Filter
 from ..proxy.path_globs import PathGlobs
+from ..proxy.websocket.handshake import key_of
 
 if TYPE_CHECKING:
     from ..config import AuthConfig
@@ -63,7 +66,10 @@ class Auth(Filter):
     def on_request(self, ex: Exchange) -> None:
         """Find the principal; raises UnauthorizedError, PathNotAllowedError."""
         if self._principals:
-            ex.principal = principal = self.identify(ex.head.header(self.header))
+            presented = ex.head.header(self.header)
+            if presented is None and ex.head.websocket:
+                presented = key_of(ex.head)  # a browser can set no header there
+            ex.principal = principal = self.identify(presented)
             if principal.paths is not None and not principal.paths.names(ex.head.path):
                 self.refused += 1
                 raise PathNotAllowedError(f"This key may not call '{ex.head.path[:128]}': its paths do not name it.")

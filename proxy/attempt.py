@@ -9,8 +9,8 @@ the bytes are answer.py's.
                     ├─ plain ───── COLLECTING ┤                                         ├─ OVER
                     └─ any other ─ commit     └─ whole, or failed ─────────────────────┘
 
-A good answer that begins while the request's body still goes up is EARLY: it is put off until the body is over. A bad
-one ends the body.
+A WebSocket is RELAYING from its 101 on, and any other good answer to it is a failure. A good answer that begins while
+the request's body still goes up is EARLY: it is put off until the body is over. A bad one ends the body.
 
 All its waits share one deadline in the coarse timer, moved by whatever happens. It never counts the time in which the
 client is behind: a provider that is not read cannot be late.
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from .answer import WholeAnswer
 from .clock import NEVER
-from .errors import BrokenAnswerError, ErrorEventError, UpstreamTimeoutError
+from .errors import BrokenAnswerError, ErrorEventError, ProtocolError, UpstreamTimeoutError
 from .headers import is_document
 from .json_splice import is_no_json, is_object
 from .upstream.call import CallReceiver
@@ -106,6 +106,11 @@ class Attempt(CallReceiver):
     def __repr__(self) -> str:
         return f"<Attempt {self.number} at {self.target!r} {self._state.name.lower()}>"
 
+    @property
+    def paused(self) -> bool:
+        """The client is behind."""
+        return self._paused_at is not None
+
     # -- from the dispatcher and the answer
 
     def start(self, request: UpstreamRequest) -> None:
@@ -183,7 +188,9 @@ class Attempt(CallReceiver):
         now = self.sent_at = run.engine.clock.monotonic()
         self._total_at = self.deadline = min(now + timeouts.total, run.ex.deadline)
         self._first_token_by = now + timeouts.first_token
-        if run.ex.facts is not None and run.ex.facts.stream:
+        if run.ex.face.websocket:
+            self.deadline = min(now + timeouts.connect, run.ex.deadline)
+        elif run.ex.facts is not None and run.ex.facts.stream:
             self.deadline = min(self._first_token_by, self._total_at)
 
     def on_head(self, call: Call, head: ResponseHead) -> None:
@@ -216,6 +223,9 @@ class Attempt(CallReceiver):
         request_id = head.header(b"x-request-id")
         if request_id is not None:
             self.request_id = request_id.decode("ascii", "replace")
+        if status < 300 and run.ex.face.websocket:
+            self._switch(head)
+            return
         kind = (head.header(b"content-type") or b"").lower()
         streams = kind.startswith(b"text/event-stream")
         facts = run.ex.facts
@@ -356,6 +366,8 @@ class Attempt(CallReceiver):
         upload = self._upload
         if self._state <= EARLY and upload is not None and not upload.passed:
             return "take the request"
+        if self._dispatch.run.ex.face.websocket:
+            return "open the WebSocket"
         if now >= self._total_at:
             return "finish" if self.sent_at is not None else "take the request"
         return "go on" if self._reader is not None and self._reader.committed else "send a first token"
@@ -434,6 +446,18 @@ class Attempt(CallReceiver):
         self._expect(self._now())
         self._answer = self._dispatch.commit(self, self._head, self._reader)
         self._answer.begin(taken)
+
+    def _switch(self, head: ResponseHead) -> None:
+        """From here on it is a session, which has no end that a clock would know."""
+        try:
+            answer = self._dispatch.switch(self, head)
+        except ProtocolError as error:
+            self._fail(error)
+            return
+        self._state = RELAYING
+        self._total_at = inf
+        self._answer = answer
+        answer.begin(b"")
 
     def _fail(self, error: GatewayError) -> None:
         self.stop()

@@ -170,6 +170,28 @@ class StreamReader(ABC):
         terminal event."""
 
 
+class SessionReader(ABC):
+    """Follows the provider's text messages of one session over a WebSocket, in pieces as they come."""
+
+    __slots__ = ("reports",)
+
+    def __init__(self) -> None:
+        self.reports: list[Usage] = []
+        """What was used since somebody took the last ones out."""
+
+    @abstractmethod
+    def piece(self, data: bytes, start: int, end: int) -> None:
+        """`data[start:end]` is more of the message under way."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """That message is complete."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """There will be no more, whole or not: the last reports."""
+
+
 class Operation(ABC):
     """One endpoint of a dialect."""
 
@@ -185,6 +207,18 @@ class Operation(ABC):
 
     def read_for(self, model: str, body: bytes, *, max_depth: int) -> RequestFacts:
         """As `read`, for a path that names the model; the body need not, and is not believed."""
+        raise NotImplementedError(self.name)
+
+    def read_head(self, head: RequestHead) -> RequestFacts:
+        """As `read`, for a session: its head says all. Raises DownstreamError."""
+        raise NotImplementedError(self.name)
+
+    def session_target(self, facts: RequestFacts, model: str) -> bytes:
+        """Path and query below the provider's base URL of a session with the model `model`."""
+        raise NotImplementedError(self.name)
+
+    def open_session(self, facts: RequestFacts) -> SessionReader:
+        """A reader for one session."""
         raise NotImplementedError(self.name)
 
     @abstractmethod

@@ -28,11 +28,15 @@ from .headers import below_v1, retry_after, to_upstream, without_version
 from .own_fields import stream_comment, wants_comment
 from .plan import Plan, Step, Target, build_plan, next_step, rejection
 from .upstream.call import UpstreamRequest
+from .websocket.handshake import KEY_BYTES, Offer, protocols_of
+from .websocket.tunnel import Tunnel
+from .websocket.upward import Upward
 
 if TYPE_CHECKING:
     from .answer import WholeAnswer
     from .clock import Timer
     from .dialect import RequestFacts, StreamReader
+    from .edge.downstream import RequestHead
     from .errors import GatewayError
     from .run import Run
     from .upstream.call import ResponseHead
@@ -41,7 +45,9 @@ if TYPE_CHECKING:
 class Dispatch:
     """The attempts of one exchange, one after the other."""
 
-    __slots__ = ("_current", "_last", "_next", "_plan", "_skipped", "_timer", "_tried", "answer", "operation", "run")
+    __slots__ = (
+        "_current", "_last", "_next", "_offer", "_plan", "_skipped", "_timer", "_tried", "answer", "operation", "run",
+    )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -55,6 +61,8 @@ class Dispatch:
         self._last: WholeAnswer | None = None
         self._timer: Timer | None = None
         self._next: Target | None = None
+        self._offer: tuple[Offer, Upward]
+        """Of the latest attempt to open a WebSocket."""
 
     def start(self) -> None:
         """Build the plan and begin. Raises GatewayError when nobody is left, or the model is unknown."""
@@ -105,6 +113,21 @@ class Dispatch:
         """Its answer goes down as it comes."""
         self.answer = Answer(self, attempt, head, reader)
         return self.answer
+
+    def switch(self, attempt: Attempt, head: ResponseHead) -> Tunnel:
+        """Its 101 is passed on, and all that follows. Raises ProtocolError for what is no 101, or not to our offer."""
+        offer, upward = self._offer
+        facts = self.run.ex.facts
+        assert facts is not None  # noqa: S101 - narrows for the type checker: it was asked for by these facts
+        self.answer = tunnel = Tunnel(
+            self,
+            attempt,
+            head,
+            upward=upward,
+            session=self.operation.open_session(facts),
+            protocol=offer.check(head),
+        )
+        return tunnel
 
     def collected(self, whole: WholeAnswer) -> None:
         """A whole answer: good, or an error that another target may make good."""
@@ -173,6 +196,8 @@ class Dispatch:
         ex = run.ex
         head, facts, upload = ex.head, ex.facts, run.upload
         assert facts is not None  # noqa: S101 - narrows for the type checker: whoever dispatches has read the request
+        if ex.face.websocket:
+            return self._upgrade(head, facts, target)
         fields = to_upstream(head, ex.client_request_id or ex.id.encode(), ex.graph.own_fields, verbatim=facts.verbatim)
         if upload is not None:
             upload.prepare(facts.splices(target.model))
@@ -181,6 +206,17 @@ class Dispatch:
             return UpstreamRequest(head.method.encode(), below_v1(head), fields, body, upload)
         query = without_version(head.query) if ex.face.names_model else head.query
         return UpstreamRequest(b"POST", operation.target(query), fields, body, upload)
+
+    def _upgrade(self, head: RequestHead, facts: RequestFacts, target: Target) -> UpstreamRequest:
+        """A handshake of our own, with the client's fields and sub-protocols."""
+        run = self.run
+        ex = run.ex
+        offer = Offer(run.engine.rng.randbytes(KEY_BYTES), protocols_of(head))
+        upward = Upward(run.downstream)
+        self._offer = offer, upward
+        fields = to_upstream(head, ex.client_request_id or ex.id.encode(), ex.graph.own_fields, verbatim=True)
+        path = self.operation.session_target(facts, target.model)
+        return UpstreamRequest(b"GET", path, [*fields, *offer.fields()], b"", upward, upgrade=True)
 
     def _is_let_pass(self, attempt: Attempt) -> bool:
         """Ask every `on_attempt`. When one stops the attempt, those before it hear of its end."""

@@ -187,6 +187,26 @@ class UnknownIssuerError(DownstreamError):
     hopeless = True
 
 
+class UpgradeRequiredError(DownstreamError):
+    """Not a WebSocket, or of another version, where one is served."""
+
+    status = 426
+    code = "upgrade_required"
+
+
+class FrameError(DownstreamError):
+    """A client whose bytes are no WebSocket frames. It reads this in a Close."""
+
+    code = "websocket_protocol_error"
+
+
+class SessionIdleError(GatewayError):
+    """Neither side of a session has said anything for `timeouts.idle`. Both read this in a Close."""
+
+    status = 408
+    code = "idle_timeout"
+
+
 class UnsupportedMediaTypeError(DownstreamError):
     """An encoded body, or a form where JSON is taken."""
 

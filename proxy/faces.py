@@ -29,11 +29,12 @@ class Face:
     `path` ending in `/` stands for everything below it; with a `*` in the middle, that part names the model.
     `streams`: the operation may want the body while it arrives. `passes`: it names no model, so it goes to the route's
     provider or the only one. `repeatable`: a failed attempt may be repeated. `metered`: each exchange leaves a record.
+    `websocket`: a session, and nothing but a session.
     """
 
     __slots__ = (
         "handler", "metered", "method", "name", "names_model", "operation", "passes", "path", "reads_body",
-        "repeatable", "streams",
+        "repeatable", "streams", "websocket",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +50,7 @@ class Face:
         passes: bool = False,
         repeatable: bool = False,
         metered: bool = False,
+        websocket: bool = False,
     ) -> None:
         self.name = name
         self.method = method
@@ -61,6 +63,7 @@ class Face:
         self.names_model = ANY in path
         self.repeatable = repeatable
         self.metered = metered
+        self.websocket = websocket
 
     def model_in(self, path: str) -> str:
         """The part of a request's path that stands for the `*`."""

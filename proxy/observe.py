@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CLUSTER_COUNTERS = ("rq_total", "rq_success", "rq_error", "rq_retry")
 GAUGES = ("cx_active", "rq_active", "rq_pending_active")
 """What of `UpstreamStats` goes up and down."""
+SWITCHED = 101
 _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -80,6 +81,7 @@ class Observer:
             ready=ready and not engine.draining,
             draining=engine.draining,
             live=len(engine.live),
+            websockets=sum(run.ex.status == SWITCHED for run in engine.live),
             connections=sum(len(edge.connections) for edge in self._edges),
             rss_bytes=rss_bytes(),
             loop_lag=loop_lag,

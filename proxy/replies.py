@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import GatewayError, MethodNotAllowedError
+from .errors import GatewayError, MethodNotAllowedError, UpgradeRequiredError
 
 if TYPE_CHECKING:
     from .edge.downstream import Headers
@@ -62,6 +62,8 @@ def error_reply(error: GatewayError, request_id: str | None = None, *, attempts:
         headers.append((b"retry-after", b"%d" % min(60, max(1, ceil(error.retry_after or 1)))))
     if attempts > 1 or error.hopeless:
         headers.append(NO_RETRY)
+    if isinstance(error, UpgradeRequiredError):
+        headers += ((b"upgrade", b"websocket"), (b"sec-websocket-version", b"13"))
     if isinstance(error, MethodNotAllowedError) and error.allow:
         headers.append((b"allow", error.allow.encode()))
     return Reply(error.status, error_body(error, request_id), headers)

@@ -35,6 +35,7 @@ from .own_fields import own_fields, read_wishes, request_id
 from .replies import Reply, error_reply, internal_error
 from .upload import Upload
 from .upstream.call import ResponseHead
+from .websocket.handshake import check_upgrade
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,6 +72,8 @@ class Run:
         graph, clock = engine.graph, engine.clock
         try:
             face = graph.faces.find(head.method, head.path)
+            if head.websocket or face.websocket:
+                check_upgrade(face, head)
         except GatewayError as error:
             self._refuse_path(error)
             return
@@ -146,6 +149,10 @@ class Run:
         elif face.reads_body:
             _check_media_type(ex)
             self.downstream.read_body(ex.graph.body_limit)
+        elif face.websocket:
+            ex.facts = facts = self.engine.operation(face).read_head(ex.head)
+            ex.model = facts.model
+            self._choose_route()
         else:
             self._choose_route()
 

@@ -124,6 +124,8 @@ class Snapshot(msgspec.Struct):
     draining: bool = False
     live: int = 0
     """Exchanges under way."""
+    websockets: int = 0
+    """Those of them that are sessions over a WebSocket."""
     connections: int = 0
     """Open connections of clients."""
     rss_bytes: int = 0
@@ -195,6 +197,7 @@ class Totals:
             ready=any(one.ready for one in living),
             draining=bool(living) and all(one.draining for one in living),
             live=sum(one.live for one in living),
+            websockets=sum(one.websockets for one in living),
             connections=sum(one.connections for one in living),
             rss_bytes=sum(one.rss_bytes for one in living),
             loop_lag=max(lags, default=None),

@@ -26,6 +26,9 @@ class RequestHead:
 
     __slots__ = ("client", "headers", "http_version", "method", "path", "query", "scheme", "target")
 
+    websocket: bool = False
+    """It asks for a WebSocket."""
+
     def __init__(
         self,
         method: str,
@@ -58,6 +61,14 @@ class RequestHead:
         return f"<RequestHead {self.method} {self.path}>"
 
 
+class WebSocketRequestHead(RequestHead):
+    """A head that asks for a WebSocket, from an edge that knows it by other means."""
+
+    __slots__ = ()
+
+    websocket = True
+
+
 class DownstreamListener(Protocol):
     """What the engine hears from the client's side. None of these is ever called from inside a call to `Downstream`."""
 
@@ -75,13 +86,14 @@ class DownstreamListener(Protocol):
 
 
 class BodyListener(Protocol):
-    """Who takes a body while it arrives. What goes wrong with it is told to the `DownstreamListener`."""
+    """Who takes a body, or what a client sends over a WebSocket, while it arrives. What goes wrong with it is told to
+    the `DownstreamListener`."""
 
     def on_body_data(self, data: bytes) -> None:
         """More of it; never while it is paused."""
 
     def on_body_end(self) -> None:
-        """It is whole; never told while it is paused."""
+        """It is whole; never told while it is paused, and never of a WebSocket."""
 
 
 class NobodyListens:
@@ -99,8 +111,8 @@ NOBODY = NobodyListens()
 
 
 class Downstream(ABC):
-    """One request, and its answer. Used in the order `read_body` or `stream_body`?, `start`, `write`*, `end`; or
-    `abort` at any point."""
+    """One request, and its answer. Used in the order `read_body` or `stream_body`?, `start` or `switch`, `write`*,
+    `end`; or `abort` at any point."""
 
     __slots__ = ("head", "listener")
 
@@ -136,6 +148,11 @@ class Downstream(ABC):
         It leaves together with the first body bytes, or at `end`, so that a whole answer is one segment. `headers`
         holds neither framing nor connection fields.
         """
+
+    def switch(self, headers: Sequence[tuple[bytes, bytes]], to: BodyListener) -> None:
+        """Answer 101 to a `head.websocket`. From now on `write` takes frames, of any length in all, and `on_body_data`
+        hands on frames, never before this returns. `headers` holds the whole handshake but `connection`."""
+        raise NotImplementedError
 
     @abstractmethod
     def write(self, data: bytes) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .request_head import HttpRequestHead
 
 _CLOSE = b"connection: close\r\n"
+_UPGRADE = b"connection: Upgrade\r\n"
 _KEEP_ALIVE = b"connection: keep-alive\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -33,7 +34,7 @@ class HttpDownstream(Downstream):
 
     __slots__ = (
         "_announced", "_behind", "_body", "_body_failed", "_chunked", "_connection", "_limit", "_mark", "_mute",
-        "_streams", "_unsent", "body_paused", "framed", "keep_alive", "started",
+        "_streams", "_switched", "_unsent", "body_paused", "framed", "keep_alive", "started",
     )  # fmt: skip
 
     head: HttpRequestHead
@@ -50,7 +51,7 @@ class HttpDownstream(Downstream):
         """The acceptor wants nothing more for now."""
         self._unsent: bytes | None = None
         self._announced: int | None = None
-        self._chunked = self._mute = self._behind = False
+        self._chunked = self._mute = self._behind = self._switched = False
         self.started = False
         self.framed = True
         self.keep_alive = False
@@ -73,15 +74,19 @@ class HttpDownstream(Downstream):
 
     def pause_body(self) -> None:
         connection = self._connection
-        if connection is not None and self._limit >= 0 and not self.body_paused:
-            self.body_paused = True
-            connection.body_rests()
+        if connection is not None and not self.body_paused:
+            if self._switched:
+                self.body_paused = True
+            elif self._limit >= 0:
+                self.body_paused = True
+                connection.body_rests()
 
     def resume_body(self) -> None:
         connection = self._connection
         if connection is not None and self.body_paused:
             self.body_paused = False
-            connection.body_moves()
+            if not self._switched:
+                connection.body_moves()
             connection.wake()
 
     def charge_body(self, size: int) -> None:
@@ -112,6 +117,17 @@ class HttpDownstream(Downstream):
             status, headers, None if without_body else length, chunked=self._chunked, connection=field
         )
         self.started = True
+
+    def switch(self, headers: Sequence[tuple[bytes, bytes]], to: BodyListener) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        self._streams = to
+        self._switched = self.started = True
+        self.framed = self.keep_alive = False
+        connection.answer_begins()
+        connection.send(response_head(101, headers, None, chunked=False, connection=_UPGRADE))
+        connection.wake()
 
     def write(self, data: bytes) -> bool:
         connection = self._connection
@@ -167,7 +183,9 @@ class HttpDownstream(Downstream):
         limit = self._limit
         body = self._body
         if limit < 0:
-            if self.started and not body.complete:
+            if self._switched and self._streams is not None:
+                self._pass_frames(connection, self._streams)
+            elif self.started and not body.complete:
                 self._skip_body(connection)
             return False
         if self._streams is not None:
@@ -215,6 +233,12 @@ class HttpDownstream(Downstream):
         connection.body_is_over()
         to.on_body_end()
         return True
+
+    def _pass_frames(self, connection: HttpProtocol, to: BodyListener) -> None:
+        """Hand on what has arrived since a `switch`."""
+        if connection.unread and not self.body_paused:
+            data, connection.unread = connection.unread, b""
+            to.on_body_data(data)
 
     def body_timed_out(self, connection: HttpProtocol) -> None:
         """Too little of the body has come."""

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 
 from ..clock import NEVER
-from ..errors import BodyTimeoutError, GatewayError, OverloadError
+from ..errors import BodyTimeoutError, GatewayError, InvalidRequestError, OverloadError
 from ..replies import error_reply, internal_error
+from ..websocket.handshake import NOT_HERE, check_handshake
 from .body import RequestBody
 from .http_downstream import HttpDownstream
 from .kernel_buffer import has_unread
@@ -36,6 +37,7 @@ from .write_progress import WriteProgress
 
 if TYPE_CHECKING:
     from .context import EdgeContext
+    from .request_head import HttpRequestHead
 
 _CLOSE = b"connection: close\r\n"
 _SOON = 0.0
@@ -256,7 +258,7 @@ class HttpProtocol(asyncio.Protocol):
         """The answer is whole: on to the next request, or close."""
         self._exchange = None
         if not exchange.keep_alive:
-            self._close(linger=not body.complete)
+            self._close(linger=not body.complete or exchange.head.websocket)
         elif body.complete:
             self._phase = IDLE
             self.deadline = _SOON
@@ -325,11 +327,14 @@ class HttpProtocol(asyncio.Protocol):
         if objection is not None:
             self._refuse(objection, without_body=head.method == "HEAD")
             return False
+        acceptor = context.acceptor if context.acceptor.accepts(head.path) else context.app
+        if head.websocket and (objection := _objection_to_websocket(head, acceptor is context.app)) is not None:
+            self._refuse(objection, without_body=head.method == "HEAD")
+            return False
         context.stats.requests += 1
         self._phase = ANSWER
         self.deadline = NEVER
         exchange = self._exchange = HttpDownstream(self, head, RequestBody(head.length, context.budget))
-        acceptor = context.acceptor if context.acceptor.accepts(head.path) else context.app
         try:
             acceptor.accept(exchange)
         except Exception:
@@ -393,3 +398,12 @@ class HttpProtocol(asyncio.Protocol):
             return False
         self.deadline = now + self.limits.write_stall / _STALL_CHECKS
         return True
+
+
+def _objection_to_websocket(head: HttpRequestHead, beside: bool) -> GatewayError | None:
+    """Why one cannot be opened; the app beside the engine has none."""
+    try:
+        check_handshake(head)
+    except GatewayError as error:
+        return error
+    return InvalidRequestError(NOT_HERE) if beside else None

@@ -43,7 +43,8 @@ _SINGLE = frozenset(
 )
 _NOT_REMEMBERED = frozenset(
     (b"authorization", b"proxy-authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"x-headgate-key",
-     b"cookie", b"content-length", b"x-request-id", b"traceparent", b"tracestate", b"idempotency-key")
+     b"cookie", b"content-length", b"x-request-id", b"traceparent", b"tracestate", b"idempotency-key",
+     b"sec-websocket-key", b"sec-websocket-protocol")
 )  # fmt: skip
 _REMEMBERED = 1024
 _REMEMBERED_BYTES = 200
@@ -114,7 +115,7 @@ _hosts: dict[bytes, bool] = {}
 class HttpRequestHead(RequestHead):
     """A head as it came over HTTP/1, with what its connection must know. `length` is CHUNKED, or the body's bytes."""
 
-    __slots__ = ("expects_continue", "fields", "keep_alive", "length")
+    __slots__ = ("expects_continue", "fields", "keep_alive", "length", "websocket")
 
     def __init__(
         self, line: _RequestLine, path: str, headers: Headers, fields: dict[bytes, bytes], client: str
@@ -131,6 +132,7 @@ class HttpRequestHead(RequestHead):
         self.length = 0
         self.keep_alive = self.http_version == "1.1"
         self.expects_continue = False
+        self.websocket = False
 
     def header(self, name: bytes) -> bytes | None:
         return self.fields.get(name)
@@ -220,7 +222,8 @@ def _read_framing(head: HttpRequestHead, fields: dict[bytes, bytes]) -> None:
             head.keep_alive = b"close" not in tokens and (head.keep_alive or b"keep-alive" in tokens)
     upgrade = fields.get(b"upgrade")
     if upgrade is not None and b"websocket" in upgrade.lower():
-        raise InvalidRequestError("WebSockets are not served here.")
+        head.websocket = True
+        head.keep_alive = False  # where it is refused, frames may already follow, which are no requests
     expect = fields.get(b"expect")
     if expect is not None and expect.lower() == b"100-continue":
         head.expects_continue = head.http_version == "1.1" and head.length != 0

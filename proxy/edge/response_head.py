@@ -19,7 +19,7 @@ def _status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {phrase}\r\n".encode()
 
 
-_STATUS_LINES = {status: _status_line(status) for status in range(200, 1000)}
+_STATUS_LINES = {status: _status_line(status) for status in (101, *range(200, 1000))}
 _field = b": ".join
 
 
@@ -28,7 +28,7 @@ def response_head(
 ) -> bytes:
     """`length` None and not `chunked`: no framing field at all. `connection` is a whole field line, or nothing.
 
-    Raises ValueError where a name or value holds CR, LF or NUL, and KeyError for what is no final status.
+    Raises ValueError where a name or value holds CR, LF or NUL, and KeyError for what is neither 101 nor final.
     """
     lines = b"\r\n".join(map(_field, headers))
     if lines.count(b"\n") != max(len(headers) - 1, 0) or lines.count(b"\r") != lines.count(b"\n") or b"\0" in lines:

@@ -14,6 +14,7 @@ from tests_support.process import GatewayProcess, gateway_process
 from tests_support.raw import CHAT, RawClient, request
 from tests_support.traffic import has_done
 from tests_support.upstream import STALL, FakeUpstream, Pause, Step
+from tests_support.websocket import MASK, RawSocket, response_done, session, text
 
 EVENTS = [event(one) for one in chat_chunks(done=False)]
 SSE = response_head(200, [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")])
@@ -115,3 +116,24 @@ async def test_a_killed_worker_is_replaced_and_its_exchange_is_lost_not_missing(
         assert (await gateway.post(headers=[("x-request-id", "after")])).status == 200
         rows = {row["client_request_id"]: row["outcome"] for row in await gateway.rows(2)}
     assert rows == {"doomed": "lost", "after": "ok"}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+async def test_sigterm_ends_a_realtime_session_with_1001_and_its_row(workers: int) -> None:
+    """Faults D2."""
+    async with FakeUpstream(session(text(response_done()), STALL)) as upstream:
+        config = {**config_for(upstream), "limits": {"drain": "500ms"}}
+        async with gateway_process(config, workers=workers) as gateway:
+            async with RawSocket(gateway.port) as client:
+                await client.frames(1)
+                await client.send(text("up", MASK))
+                metrics = await gateway.admin.send("GET", "/metrics", key=None)
+                stopped = asyncio.create_task(gateway.terminate())
+                frames, _ = await client.heard_all()
+            assert await stopped == 0
+            [row] = gateway.ledger()
+            assert "Traceback" not in gateway.log
+            assert CLIENT_KEY not in gateway.log
+    assert b"headgate_websockets_active" in metrics.body
+    assert frames[-1].code == 1001
+    assert (row["endpoint"], row["outcome"], row["completion_tokens"]) == ("realtime", "truncated", 121)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headgate.proxy.edge.downstream import Downstream, RequestHead
+from headgate.proxy.edge.downstream import Downstream, RequestHead, WebSocketRequestHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ class FakeDownstream(Downstream):
         "length",
         "room",
         "status",
+        "switched",
         "writes",
     )
 
@@ -43,10 +44,13 @@ class FakeDownstream(Downstream):
         *,
         method: str = "POST",
         path: str = CHAT,
+        query: bytes = b"",
+        websocket: bool = False,
         headers: Sequence[tuple[bytes, bytes]] = ((b"host", b"localhost"), (b"content-type", b"application/json")),
         room: int | None = None,
     ) -> None:
-        self.head = RequestHead(method, path, list(headers), client="127.0.0.1")
+        kind = WebSocketRequestHead if websocket else RequestHead
+        self.head = kind(method, path, list(headers), query=query, client="127.0.0.1")
         self.body = body
         self.room = room
         self.asked: int | None = None
@@ -60,6 +64,7 @@ class FakeDownstream(Downstream):
         self.ended = False
         self.aborted = False
         self.gone = False
+        self.switched = False
 
     def __repr__(self) -> str:
         state = "gone" if self.gone else "aborted" if self.aborted else "ended" if self.ended else "open"
@@ -139,6 +144,12 @@ class FakeDownstream(Downstream):
             assert name.lower() not in {b"content-length", b"transfer-encoding", b"connection", b"keep-alive"}, name
             assert not set(b"\r\n\0") & set(name + value), (name, value)
         self.status, self.headers, self.length = status, list(headers), length
+
+    def switch(self, headers: Sequence[tuple[bytes, bytes]], to: BodyListener) -> None:
+        assert self.head.websocket, "nobody asked for a WebSocket"
+        self.start(101, headers, None)
+        self.switched = True
+        self.body_to = to
 
     def write(self, data: bytes) -> bool:
         if self.gone:
