@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .proxy.dialect import Dialect
     from .proxy.filter import Filter
     from .proxy.upstream.call import Endpoint
+    from .proxy.upstream.tls import Http2
 
 DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAI}
 MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
@@ -60,8 +61,8 @@ MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
 MOCK_MODELS = {"mock": ListedModel("mock", CREATED)}
 RETIRE_SECONDS = 1.0
 """Between two looks whether the clusters of an earlier config are still in use."""
-Identity = tuple[str, str, str | None]
-"""What makes a cluster the one it is: address, dialect, credential."""
+Identity = tuple[str, str, str | None, "Http2"]
+"""What makes a cluster the one it is: address, dialect, credential, version of HTTP."""
 
 
 class Resources:
@@ -141,12 +142,13 @@ def _endpoint(
         credential=dialect.credential(key.reveal()) if key else (),
         limits=limits,
         quota=quota,
+        http2=provider.http2,
     )
 
 
 def _identity(provider: Provider) -> Identity:
     key = provider.api_key.reveal() if provider.api_key is not None else None
-    return provider.base_url, provider.dialect, key
+    return provider.base_url, provider.dialect, key, provider.http2
 
 
 def _update(cluster: Cluster, provider: Provider, workers: int) -> None:
@@ -385,4 +387,7 @@ def _pool_limits(provider: Provider, workers: int) -> PoolLimits:
         max_connections=-(-provider.limits.connections // workers),
         max_pending=-(-provider.limits.pending // workers),
         connect_timeout=provider.timeouts.connect.total_seconds(),
+        keepalive_interval=provider.http2_keepalive.interval.total_seconds(),
+        keepalive_timeout=provider.http2_keepalive.timeout.total_seconds(),
+        stall_timeout=provider.timeouts.idle.total_seconds(),
     )

@@ -60,11 +60,16 @@ ENDPOINT: Final = _counters(
     ("provider",),
     {
         "cx_total": "Connections opened.",
+        "cx_http2_total": "Connections opened that speak HTTP/2.",
         "cx_connect_fail": "Connections that could not be opened.",
         "cx_connect_timeout": "Connections that were not open in time.",
         "cx_destroy_with_active_rq": "Connections that broke in the middle of a request.",
         "cx_idle_timeout": "Idle connections closed for their age.",
+        "cx_close_notify": "Goodbyes on connections of HTTP/2, which then take no more requests.",
+        "cx_keepalive_timeout": "Connections of HTTP/2 given up because a PING was not answered.",
         "cx_protocol_error": "Connections closed because what came back was not HTTP.",
+        "rq_rx_reset": "Streams of HTTP/2 that the provider reset.",
+        "rq_tx_reset": "Streams of HTTP/2 that were reset towards the provider.",
         "rq_cancelled": "Requests given up because nobody waited for them any more.",
         "rq_pending_overflow": "Requests refused because too many waited for a connection.",
         "rq_pending_timeout": "Requests that waited too long for a connection.",
@@ -74,7 +79,7 @@ ENDPOINT: Final = _counters(
     "rq_retry": Metric(
         "headgate_upstream_rq_resent_total",
         "counter",
-        "Requests sent again because an idle connection was closed as they were sent.",
+        "Requests sent again: their idle connection was closed as they were sent, or nobody had looked at them.",
         ("provider",),
     ),
 }

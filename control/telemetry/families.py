@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from .catalog import Metric
     from .sheet import Family, Labels
 
-# Lines for each place: 39 for both histograms, 6 for tokens and cost, 17 for a provider, 2 for auth, 4 for a worker.
-# 20*39 + 80*6 + 100 + 24*17 + 8*2 + 24 + 24*4 = 1904, and some 50 more have no labels.
+# Lines for each place: 39 for both histograms, 6 for tokens and cost, 22 for a provider, 2 for auth, 4 for a worker.
+# 20*39 + 80*6 + 100 + 20*22 + 8*2 + 24 + 24*4 = 1936, and some 50 more have no labels.
 HISTOGRAM_PLACES: Final = 20
 MODEL_PLACES: Final = 80
 EXCHANGE_PLACES: Final = 100
-PROVIDER_PLACES: Final = 24
+PROVIDER_PLACES: Final = 20
 AUTH_PLACES: Final = 8
 FILTER_PLACES: Final = 24
 SHOWN_WORKERS: Final = 24

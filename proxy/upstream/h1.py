@@ -23,7 +23,7 @@ from .h1_answer import AnswerReader
 
 if TYPE_CHECKING:
     from ..clock import Clock
-    from .call import BodySource, CallReceiver
+    from .call import BodySource, CallReceiver, UpstreamRequest
 
 HEAD_SECONDS = 10.0
 """A head that has begun must be whole in this time."""
@@ -38,9 +38,12 @@ PIECE = 256 * 1024
 class H1Call(Call):
     """A call as its connection sees it: what to send, whom to tell, and who hears when the two part."""
 
-    __slots__ = ("announced", "body", "content_expected", "head", "receiver", "source", "upgrade")
+    __slots__ = ("announced", "body", "content_expected", "head", "receiver", "request", "source", "upgrade")
 
     head: bytes
+    """In HTTP/1.1; empty until it is needed."""
+    request: UpstreamRequest | None
+    """None once it cannot be sent again."""
     body: bytes
     source: BodySource | None
     """Gives the body instead of `body`."""
@@ -57,8 +60,27 @@ class H1Call(Call):
         """The answer is whole or ended with the connection; `on_end` follows."""
 
     @abstractmethod
-    def on_failed(self, error: GatewayError, connection: H1Connection) -> None:
-        """It will not be whole. The connection is closed."""
+    def on_failed(self, error: GatewayError, carrier: Carrier) -> None:
+        """It will not be whole. What carried it is closed."""
+
+
+class Carrier(Protocol):
+    """What a call rides on, once it is sent: a connection of HTTP/1.1, a stream of HTTP/2."""
+
+    refused: bool
+    """The provider has said that it did not look at the request: it may be sent once more, whatever it asks for."""
+    reused: bool
+    """The connection had carried a call before."""
+    sent_at: float
+
+    def pause(self) -> None:
+        """Read no more of the answer."""
+
+    def resume(self) -> None:
+        """Read on."""
+
+    def close(self) -> None:
+        """End it at once; the call is forgotten, not told. Idempotent."""
 
 
 class ConnectionOwner(Protocol):
@@ -84,6 +106,9 @@ class H1Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport
     _loop: asyncio.AbstractEventLoop
+
+    multiplexed = False
+    refused = False
 
     def __init__(self, owner: ConnectionOwner, clock: Clock) -> None:
         self._owner = owner
@@ -112,7 +137,7 @@ class H1Connection(asyncio.Protocol):
         """Whether a request may be sent: open as far as anyone knows."""
         return not self._closed and not self._transport.is_closing()
 
-    def send(self, call: H1Call) -> None:
+    def send(self, call: H1Call) -> H1Connection:
         """Send its request; from here on its receiver hears of it, first from the next turn of the loop."""
         self._call = call
         self._answer.start(call)
@@ -130,6 +155,7 @@ class H1Connection(asyncio.Protocol):
             self._unsent = memoryview(body)[PIECE:]
             self._transport.writelines((call.head, memoryview(body)[:PIECE]))
             self._loop.call_soon(self._send_on, call)
+        return self
 
     def pause(self) -> None:
         """Read no more; a head that is not read cannot be late."""
@@ -194,6 +220,7 @@ class H1Connection(asyncio.Protocol):
         elif answer.head_seen or not answer.overhead:
             self.deadline = NEVER
             call.body = b""  # it cannot be needed again, and may be large
+            call.request = None
         elif self.deadline == NEVER:
             self.deadline = self._monotonic() + HEAD_SECONDS
 

@@ -1,9 +1,9 @@
-"""One provider address over HTTP/1.1: `start` a call and hear of it through its receiver.
+"""One provider address over HTTP/1.1 or HTTP/2: `start` a call and hear of it through its receiver.
 
-A request takes the idle connection that was used last, or waits in a bounded queue for one that is opened or given
-back. One failure never reaches the receiver: a provider that closed an idle connection in the same moment as we sent
-on it. Then nothing of the answer was seen, the provider has not worked, and the request is sent once more on a fresh
-connection.
+A request takes a connection that has room, or waits in a bounded queue for one that is opened or given back. Two
+failures never reach the receiver. A provider that closed an idle connection in the same moment as we sent on it:
+nothing of the answer was seen, the provider has not worked, and the request is sent once more on a fresh connection.
+And one that says, as HTTP/2 lets it, that it has not looked at the request.
 
 Redirects are not followed and no environment variable is read: a request goes to the address of the config or nowhere.
 """
@@ -11,7 +11,7 @@ Redirects are not followed and no environment variable is read: a request goes t
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from ..clock import NEVER
@@ -26,13 +26,20 @@ from .tls import client_context
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..clock import Clock, Deadlines
     from .call import Call, CallReceiver, UpstreamRequest
+    from .h1 import Carrier
+    from .h2_connection import H2Connection
+    from .pool import Connection
+    from .tls import Http2
 
 RACE_SECONDS = 1.0
 """A keep-alive race shows within a round trip. A provider that closes later may have worked, and may have charged."""
+
+MAX_REFUSALS = 3
+"""How often a request is sent again that its provider has refused unread."""
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -52,12 +59,16 @@ class HttpEndpoint(Endpoint):
         limits: PoolLimits = DEFAULT_LIMITS,
         tls: ssl.SSLContext | None = None,
         quota: IdleQuota | None = None,
+        http2: Http2 = False,
     ) -> None:
+        """`http2` "auto" is False without TLS. A `tls` of one's own says itself what it offers by ALPN."""
         url = urlsplit(base_url)
         if url.scheme not in _PORTS or not url.hostname or url.username or url.query or url.fragment:
             raise ValueError("base_url must be an http or https URL with a host, without user, query and fragment")
         port = url.port or _PORTS[url.scheme]
-        tls = (tls or client_context()) if url.scheme == "https" else None
+        tls = (tls or client_context(http2=http2)) if url.scheme == "https" else None
+        if http2 == "auto" and tls is None:
+            http2 = False
         host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
         self.name = f"{url.scheme}://{host}:{port}"
         self.stats = UpstreamStats()
@@ -75,6 +86,8 @@ class HttpEndpoint(Endpoint):
             deadlines=deadlines,
             stats=self.stats,
             quota=quota or IdleQuota(),
+            http2=http2,
+            h2=_h2_maker(url.scheme, authority, self._base, credential, clock),
         )
 
     def __repr__(self) -> str:
@@ -92,9 +105,10 @@ class HttpEndpoint(Endpoint):
     def start(self, request: UpstreamRequest, receiver: CallReceiver) -> Call:
         pool = self._pool
         self.stats.rq_total += 1
-        call = HttpCall(pool, self._clock, request, receiver)
+        call = HttpCall(self, request, receiver)
         try:
-            call.head = encode_head(request, self._base, self._fixed)
+            if pool.speaks_h1:
+                call.head = encode_head(request, self._base, self._fixed)
             connection = pool.take()
             if connection is None:
                 pool.wait(call)
@@ -104,6 +118,10 @@ class HttpEndpoint(Endpoint):
             call.refuse_soon(error)
         return call
 
+    def encode_h1(self, request: UpstreamRequest) -> bytes:
+        """The head of `request` in HTTP/1.1. Raises GatewayError."""
+        return encode_head(request, self._base, self._fixed)
+
     async def aclose(self) -> None:
         await self._pool.aclose()
 
@@ -111,62 +129,74 @@ class HttpEndpoint(Endpoint):
 class HttpCall(H1Call):
     """One request, waiting for a connection or on one; `deadline` is that of the wait."""
 
-    __slots__ = ("_clock", "_connection", "_over", "_paused", "_pool", "_resent", "deadline")
+    __slots__ = ("_carrier", "_clock", "_endpoint", "_over", "_paused", "_pool", "_refusals", "_resent", "deadline")
 
-    def __init__(self, pool: Pool, clock: Clock, request: UpstreamRequest, receiver: CallReceiver) -> None:
+    def __init__(self, endpoint: HttpEndpoint, request: UpstreamRequest, receiver: CallReceiver) -> None:
         self.head = b""
         self.body = request.body
+        self.request = request
         self.source = request.source
         self.receiver = receiver
         self.content_expected = request.method != b"HEAD"
         self.upgrade = request.upgrade
         self.announced = False
         self.deadline = NEVER
-        self._pool = pool
-        self._clock = clock
-        self._connection: H1Connection | None = None
+        self._endpoint = endpoint
+        self._pool = endpoint._pool
+        self._clock = endpoint._clock
+        self._carrier: Carrier | None = None
         self._over = False
         self._paused = False
         self._resent = False
+        self._refusals = 0
 
     def __repr__(self) -> str:
-        state = "over" if self._over else "waiting" if self._connection is None else "sent"
+        state = "over" if self._over else "waiting" if self._carrier is None else "sent"
         return f"<HttpCall {state}>"
 
     # For who started it.
 
     def pause(self) -> None:
         self._paused = True
-        if self._connection is not None:
-            self._connection.pause()
+        if self._carrier is not None:
+            self._carrier.pause()
 
     def resume(self) -> None:
         self._paused = False
-        if self._connection is not None:
-            self._connection.resume()
+        if self._carrier is not None:
+            self._carrier.resume()
 
     def cancel(self) -> None:
         if self._over:
             return
         self._over = True
         self._pool.stats.rq_cancelled += 1
-        connection = self._connection
-        if connection is None:
+        carrier = self._carrier
+        if carrier is None:
             self._pool.leave(self)
         else:
             self._part()
-            self._pool.stats.cx_destroy_with_active_rq += 1
-            connection.close()
+            if isinstance(carrier, H1Connection):
+                self._pool.stats.cx_destroy_with_active_rq += 1
+            carrier.close()
 
     # For the pool.
 
-    def on_connection(self, connection: H1Connection) -> None:
+    def on_connection(self, connection: Connection) -> None:
         """Send; the receiver hears of it from the next turn of the loop."""
-        self._connection = connection
-        self._pool.stats.rq_active += 1
-        connection.send(self)
+        stats = self._pool.stats
+        stats.rq_active += 1
+        try:
+            if not self.head and not connection.multiplexed:
+                self.head = self._endpoint.encode_h1(cast("UpstreamRequest", self.request))
+            self._carrier = connection.send(self)
+        except GatewayError as error:
+            stats.rq_active -= 1
+            self._pool.put_back(connection)
+            self.refuse_soon(error)
+            return
         if self._paused:
-            connection.pause()
+            self._carrier.pause()
 
     def on_deadline(self) -> None:
         """It waited as long as connecting may take."""
@@ -182,34 +212,52 @@ class HttpCall(H1Call):
         """As `on_refused`, from the next turn of the loop: `start` must return first."""
         asyncio.get_running_loop().call_soon(self.on_refused, error)
 
-    # For its connection.
+    # For what carries it.
 
     def on_over(self) -> None:
         self._over = True
         self._part()
 
-    def on_failed(self, error: GatewayError, connection: H1Connection) -> None:
-        stats = self._pool.stats
+    def on_failed(self, error: GatewayError, carrier: Carrier) -> None:
         self._part()
-        stats.cx_destroy_with_active_rq += 1
-        if isinstance(error, ProtocolError):
-            stats.cx_protocol_error += 1
-        if self._lost_a_race(error, connection):
+        pool = self._pool
+        if isinstance(carrier, H1Connection):
+            pool.stats.cx_destroy_with_active_rq += 1
+            if isinstance(error, ProtocolError):
+                pool.stats.cx_protocol_error += 1
+        again = isinstance(error, ResetError) and (self.source is None or not self.source.begun)
+        if again and carrier.refused and self._refusals < MAX_REFUSALS:
+            self._refusals += 1
+            pool.stats.rq_retry += 1
+            connection = pool.take()
+            if connection is None:
+                pool.wait_first(self)
+            else:
+                self.on_connection(connection)
+        elif again and not carrier.refused and self._lost_a_race(carrier):
             self._resent = True
-            stats.rq_retry += 1
-            self._pool.wait_first(self)
+            pool.stats.rq_retry += 1
+            pool.wait_first(self)
         else:
             self.on_refused(error)
 
-    def _lost_a_race(self, error: GatewayError, connection: H1Connection) -> bool:
-        return (
-            isinstance(error, ResetError)
-            and connection.reused
-            and not self._resent
-            and (self.source is None or not self.source.begun)
-            and self._clock.monotonic() - connection.sent_at < RACE_SECONDS
-        )
+    def _lost_a_race(self, carrier: Carrier) -> bool:
+        return carrier.reused and not self._resent and self._clock.monotonic() - carrier.sent_at < RACE_SECONDS
 
     def _part(self) -> None:
-        self._connection = None
+        self._carrier = None
         self._pool.stats.rq_active -= 1
+
+
+def _h2_maker(
+    scheme: str, authority: str, base: bytes, credential: Sequence[tuple[bytes, bytes]], clock: Clock
+) -> Callable[[Pool], H2Connection]:
+    """Makes connections of HTTP/2; its code is loaded with the first one."""
+
+    def make(pool: Pool) -> H2Connection:
+        from .h2_connection import H2Connection
+        from .h2_request import origin
+
+        return H2Connection(pool, clock, origin(scheme.encode(), authority.encode(), base, credential))
+
+    return make

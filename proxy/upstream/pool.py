@@ -1,32 +1,49 @@
 """Which connection serves which call: idle ones from the top of a stack, waiting calls from the head of a queue.
 
+A connection of HTTP/1.1 carries one call, one of HTTP/2 as many as its provider allows: the oldest that has room comes
+first, so that the others may rest and close. Which of the two an address speaks is known from its last connection;
+until then, one attempt finds out for all.
+
 The sizes are kept by four rules, and nothing else moves a connection:
 - connections open + connections being opened <= `max_connections`;
-- a waiting call never starts more than one attempt to connect, and takes whatever is free first, new or given back;
+- a waiting call never starts more than one attempt to connect, and takes whatever is free first, new or given back; an
+  attempt counts for as many calls as its connection is expected to carry;
 - an attempt belongs to the pool, not to the call that caused it: who leaves the queue leaves the attempt to the next;
-- a connection is `give_back`en or `drop`ped exactly once after each call, whatever became of the call.
+- a connection is `give_back`en or `drop`ped exactly once after each call, whatever became of the call; one of HTTP/2
+  says that it has room to `spare`.
 
 A refused connection is told to the call that waits longest. A connection that does not come in time is told to
 nobody: each waiting call has a deadline of its own.
 
-Not here: bytes (h1.py), names and sockets (dial.py).
+Not here: bytes (h1.py, h2_connection.py), names and sockets (dial.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..clock import NEVER
 from ..errors import ConnectError, ConnectTimeoutError, GatewayError, PoolOverflowError, ShuttingDownError
 from .dial import UNREACHABLE
 from .h1 import H1Connection
+from .negotiate import Negotiation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..clock import Clock, Deadlines
     from .dial import Dialer
+    from .h2_connection import H2Connection
     from .stats import UpstreamStats
+    from .tls import Http2
+
+    Connection = H1Connection | H2Connection
+
+UNKNOWN = 1 << 30
+"""Calls for which one attempt is enough, until it is known what an address speaks."""
 
 SURPLUS_SECONDS = 1.0
 """How long a connection above the idle bounds is kept: a burst must not close what its next beat opens again."""
@@ -36,7 +53,9 @@ class PoolLimits(NamedTuple):
     """Bounds of one endpoint; times in seconds.
 
     A call without a connection is pending, whether it waits for a busy one or for one that is being opened;
-    `connect_timeout` bounds either wait, and each attempt to connect.
+    `connect_timeout` bounds either wait, and each attempt to connect. The last three are for HTTP/2: how long a
+    connection with calls may be silent before it is asked whether it lives, how long it may take to answer, and how
+    long a provider may take nothing of a request.
     """
 
     max_connections: int = 1024
@@ -44,6 +63,9 @@ class PoolLimits(NamedTuple):
     connect_timeout: float = 5.0
     idle_timeout: float = 90.0
     max_idle: int = 10
+    keepalive_interval: float = 30.0
+    keepalive_timeout: float = 15.0
+    stall_timeout: float = 120.0
 
 
 DEFAULT_LIMITS = PoolLimits()
@@ -67,7 +89,7 @@ class Waiter(Protocol):
     def on_deadline(self) -> None:
         """It waited long enough."""
 
-    def on_connection(self, connection: H1Connection) -> None:
+    def on_connection(self, connection: Connection) -> None:
         """Served: it is no longer in the queue."""
 
     def on_refused(self, error: GatewayError) -> None:
@@ -90,7 +112,7 @@ class _Attempt:
         self._pool.stats.cx_connect_timeout += 1
         self.task.cancel()
 
-    def _ended(self, _: asyncio.Task[H1Connection]) -> None:
+    def _ended(self, _: asyncio.Task[Connection]) -> None:
         self._pool.attempt_ended(self)
 
 
@@ -103,11 +125,16 @@ class Pool:
         "_clock",
         "_deadlines",
         "_dialer",
+        "_h2",
+        "_http2",
         "_idle",
         "_open",
+        "_per_attempt",
         "_queue",
         "_quota",
+        "_shared",
         "limits",
+        "speaks_h1",
         "stats",
     )
 
@@ -120,6 +147,8 @@ class Pool:
         deadlines: Deadlines,
         stats: UpstreamStats,
         quota: IdleQuota,
+        http2: Http2 = False,
+        h2: Callable[[Pool], H2Connection] | None = None,
     ) -> None:
         self._dialer = dialer
         self._clock = clock
@@ -127,16 +156,29 @@ class Pool:
         self._quota = quota
         self.limits = limits
         self.stats = stats
-        self._open: set[H1Connection] = set()
-        self._idle: list[H1Connection] = []
+        self._open: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._shared: list[H2Connection] = []
+        """Connections that take more than one call, the oldest first, idle ones included."""
+        self._http2: Http2 = http2 if h2 is not None else False
+        self._h2 = h2
+        self._per_attempt = UNKNOWN if self._http2 else 1
+        """How many calls the next connection is expected to carry."""
+        self.speaks_h1 = not self._http2
+        """Its last connection did, or none can do anything else."""
         self._queue: OrderedDict[Waiter, None] = OrderedDict()
         self._attempts: set[_Attempt] = set()
         self._closing = False
 
     # For calls.
 
-    def take(self) -> H1Connection | None:
-        """The idle connection that was used last, or None."""
+    def take(self) -> Connection | None:
+        """The oldest connection with room, else the idle one that was used last, or None."""
+        for shared in self._shared:
+            if shared.free > 0 and shared.usable:
+                if not shared.busy:
+                    self._wake(shared)
+                return shared
         idle = self._idle
         while idle:
             connection = idle.pop()
@@ -175,8 +217,8 @@ class Pool:
 
     # For connections.
 
-    def give_back(self, connection: H1Connection) -> None:
-        """It is ready for another call."""
+    def give_back(self, connection: Connection) -> None:
+        """It is ready for another call, and carries none."""
         if len(self._open) > self.limits.max_connections:
             connection.close()
         elif self._queue:
@@ -191,12 +233,39 @@ class Pool:
             idle.append(connection)
             quota.idle += 1
 
-    def expire(self, connection: H1Connection) -> None:
+    def spare(self, connection: H2Connection) -> None:
+        """It has room for more calls, or none left to carry. Harmless while it is not in the pool."""
+        if connection not in self._open:
+            return
+        self._per_attempt = max(1, connection.session.max_streams)
+        if not connection.busy and connection not in self._idle:
+            self.give_back(connection)
+        while self._queue and connection.free > 0 and connection.usable:
+            if not connection.busy:
+                self._wake(connection)
+            self._first().on_connection(connection)
+        self._replenish()
+
+    def put_back(self, connection: Connection) -> None:
+        """It was taken and not used."""
+        if isinstance(connection, H1Connection):
+            self.give_back(connection)
+        else:
+            self.spare(connection)
+
+    def retire(self, connection: H2Connection) -> None:
+        """It takes no more calls; idle, it is closed."""
+        if connection in self._shared:
+            self._shared.remove(connection)
+        if not connection.busy:
+            connection.close()
+
+    def expire(self, connection: Connection) -> None:
         """It was idle for too long."""
         self.stats.cx_idle_timeout += 1
         connection.close()
 
-    def drop(self, connection: H1Connection) -> None:
+    def drop(self, connection: Connection) -> None:
         """It is closed, and its place is free. Harmless when the pool never had it, or has it no more."""
         if connection not in self._open:
             return
@@ -204,22 +273,26 @@ class Pool:
         self.stats.cx_active -= 1
         self._deadlines.discard(connection)
         if connection in self._idle:
-            self._idle.remove(connection)
-            self._quota.idle -= 1
+            self._wake(connection)
+        if connection in self._shared:
+            self._shared.remove(connection)
         self._replenish()
 
     # For the endpoint.
 
     def update(self, limits: PoolLimits) -> None:
-        """New bounds: idle connections above them are closed now, busy ones after their call."""
+        """New bounds: idle connections above them are closed now, busy ones after their calls."""
         self.limits = limits
         while self._idle and self._size > limits.max_connections:
             self._idle[0].close()
+        for connection in self._shared[limits.max_connections :]:
+            connection.retire()
         self._replenish()
 
     async def aclose(self) -> None:
         """Close what is idle and give up attempts nobody waits for; connections in use close after their call."""
         self._closing = True
+        self._shared.clear()
         for connection in list(self._idle):
             connection.close()
         unwanted = list(self._attempts)[len(self._queue) :]
@@ -252,20 +325,35 @@ class Pool:
         return waiter
 
     def _replenish(self) -> None:
-        while len(self._queue) > len(self._attempts) and self._size < self.limits.max_connections:
+        attempts, each = self._attempts, self._per_attempt
+        while len(self._queue) > len(attempts) * each and self._size < self.limits.max_connections:
             attempt = _Attempt(self, self._clock.monotonic() + self.limits.connect_timeout)
             self._attempts.add(attempt)
             self._deadlines.add(attempt)
 
-    async def dial(self) -> H1Connection:
+    def _wake(self, connection: Connection) -> None:
+        """It is no longer idle."""
+        self._idle.remove(connection)
+        self._quota.idle -= 1
+
+    async def dial(self) -> Connection:
         """The body of an attempt."""
-        connection = H1Connection(self, self._clock)
+        protocol = self._protocol()
         try:
-            await self._dialer.open(lambda: connection)
+            await self._dialer.open(lambda: protocol)
         except BaseException:
-            connection.close()
+            protocol.close()
             raise
-        return connection
+        if isinstance(protocol, Negotiation):
+            assert protocol.connection is not None  # noqa: S101 - the dialer returns after `connection_made`
+            return protocol.connection
+        return protocol
+
+    def _protocol(self) -> Connection | Negotiation:
+        h1, h2 = partial(H1Connection, self, self._clock), self._h2
+        if h2 is None or self._http2 is False:
+            return h1()
+        return h2(self) if self._http2 is True else Negotiation(h1, partial(h2, self))
 
     def attempt_ended(self, attempt: _Attempt) -> None:
         """It connected, was refused, or was cancelled."""
@@ -278,11 +366,7 @@ class Pool:
         if error is None:
             connection = attempt.task.result()
             if connection.usable:
-                self._open.add(connection)
-                self._deadlines.add(connection)
-                self.stats.cx_active += 1
-                self.stats.cx_total += 1
-                self.give_back(connection)
+                self._admit(connection)
                 return
             error = ConnectError(UNREACHABLE, detail="closed as soon as it was open")
         elif not isinstance(error, ConnectError):
@@ -291,9 +375,26 @@ class Pool:
             error = ConnectError(UNREACHABLE, detail=repr(error))
         self._refuse(error)
 
+    def _admit(self, connection: Connection) -> None:
+        self._open.add(connection)
+        self._deadlines.add(connection)
+        self.stats.cx_active += 1
+        self.stats.cx_total += 1
+        self.speaks_h1 = isinstance(connection, H1Connection)
+        if isinstance(connection, H1Connection):
+            self._per_attempt = 1
+            self.give_back(connection)
+            self._replenish()
+        else:
+            self.stats.cx_http2_total += 1
+            if not self._closing:
+                self._shared.append(connection)
+            self.spare(connection)
+
     def _refuse(self, error: ConnectError) -> None:
+        """Told to all for whom that attempt was made."""
         self.stats.cx_connect_fail += 1
-        waiter = self._first() if self._queue else None
+        told = [self._first() for _ in range(min(len(self._queue), self._per_attempt))]
         self._replenish()
-        if waiter is not None:
+        for waiter in told:
             waiter.on_refused(error)

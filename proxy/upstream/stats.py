@@ -8,10 +8,13 @@ class UpstreamStats:
 
     __slots__ = (
         "cx_active",
+        "cx_close_notify",
         "cx_connect_fail",
         "cx_connect_timeout",
         "cx_destroy_with_active_rq",
+        "cx_http2_total",
         "cx_idle_timeout",
+        "cx_keepalive_timeout",
         "cx_protocol_error",
         "cx_total",
         "rq_active",
@@ -20,7 +23,9 @@ class UpstreamStats:
         "rq_pending_overflow",
         "rq_pending_timeout",
         "rq_retry",
+        "rq_rx_reset",
         "rq_total",
+        "rq_tx_reset",
     )
 
     def __init__(self) -> None:
@@ -31,6 +36,12 @@ class UpstreamStats:
         self.cx_destroy_with_active_rq = 0
         self.cx_idle_timeout = 0
         self.cx_protocol_error = 0
+        self.cx_http2_total = 0
+        """Those of `cx_total` that speak HTTP/2."""
+        self.cx_close_notify = 0
+        """GOAWAYs: HTTP/2 connections that take no more calls."""
+        self.cx_keepalive_timeout = 0
+        """HTTP/2 connections given up because a PING was not answered."""
         self.rq_active = 0
         self.rq_total = 0
         self.rq_cancelled = 0
@@ -38,7 +49,12 @@ class UpstreamStats:
         self.rq_pending_overflow = 0
         self.rq_pending_timeout = 0
         self.rq_retry = 0
-        """Sent a second time by the endpoint itself, because the provider closed an idle connection as we took it."""
+        """Sent once more by the endpoint itself: the provider closed an idle connection as we took it, or said that it
+        had not looked at the request."""
+        self.rq_rx_reset = 0
+        """HTTP/2 streams that the provider reset."""
+        self.rq_tx_reset = 0
+        """HTTP/2 streams that we reset."""
 
     def as_dict(self) -> dict[str, int]:
         """Name to value, in alphabetical order."""

@@ -17,6 +17,7 @@ from tests_support.clock import FakeClock
 
 if TYPE_CHECKING:
     from headgate.proxy.errors import GatewayError
+    from headgate.proxy.upstream.h1 import Carrier
 
 OK = b"HTTP/1.1 200 OK\r\n"
 LENGTH = OK + b"content-length: 5\r\n\r\n"
@@ -75,6 +76,7 @@ class OneCall(H1Call):
 
     def __init__(self, receiver: Recorder, connection: H1Connection, body: bytes = b"") -> None:
         self.head = b"HEAD"
+        self.request = None
         self.body = body
         self.source = None
         self.content_expected = True
@@ -95,7 +97,7 @@ class OneCall(H1Call):
 
     def on_over(self) -> None: ...
 
-    def on_failed(self, error: GatewayError, connection: H1Connection) -> None:
+    def on_failed(self, error: GatewayError, carrier: Carrier) -> None:
         self.receiver.on_error(self, error)
 
 
