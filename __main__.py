@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from .config import ConfigError, GatewayConfig
-    from .control.process.source import ConfigSource
+    from .control.process.source import ConfigSource, Loaded
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -85,24 +85,23 @@ def _serve(arguments: Namespace) -> int:
     configure(arguments.log_level)
     source = ConfigSource(_file(arguments.file), arguments.workers)
     try:
-        text = source.read()
-        config = source.parse(text)
+        loaded = source.loaded()
     except ConfigError as error:
         return _refuse(error)
     _raise_file_limit()
-    if config.workers == 1:
-        return _run(_serve_single(source, config))
-    return _run(_serve_many(source, text, config, arguments.log_level))
+    if loaded.config.workers == 1:
+        return _run(_serve_single(source, loaded))
+    return _run(_serve_many(source, loaded, arguments.log_level))
 
 
-async def _serve_single(source: ConfigSource, config: GatewayConfig) -> int:
+async def _serve_single(source: ConfigSource, loaded: Loaded) -> int:
     from .control.process.single import run_single
     from .gateway import Gateway
 
-    return await run_single(Gateway(config), source.load, _version_text(), _announce)
+    return await run_single(Gateway(loaded.config), source, loaded, _version_text(), _announce)
 
 
-async def _serve_many(source: ConfigSource, text: str, config: GatewayConfig, log_level: str) -> int:
+async def _serve_many(source: ConfigSource, loaded: Loaded, log_level: str) -> int:
     from functools import partial
 
     from .control.process.supervisor import Supervisor
@@ -111,11 +110,10 @@ async def _serve_many(source: ConfigSource, text: str, config: GatewayConfig, lo
 
     clock = LoopClock()
     deadlines = Deadlines(clock)
-    check_startable(config, clock)
+    check_startable(loaded.config, clock)
     supervisor = Supervisor(
         source,
-        text,
-        config,
+        loaded,
         command=worker_command(source, log_level),
         version=_version_text(),
         clock=clock,

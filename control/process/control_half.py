@@ -4,8 +4,9 @@ the supervisor of several."""
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 from anyio import to_thread
@@ -17,16 +18,19 @@ from ...proxy.edge.listen import serve
 from ..admin.app import admin_app
 from ..admin.view import ControlStats
 from ..events.tailer import Tailer
+from .file_watch import FileWatch, marks
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     from ...config import GatewayConfig
     from ...proxy.clock import Clock, Deadlines
     from ...proxy.edge.downstream import Downstream
     from ..admin.view import AdminView
     from ..model_watch import ModelWatch
+    from .source import ConfigSource, Loaded
 
 ADMIN_CONNECTIONS = 256
 FIRST_PAUSE = 0.5
@@ -35,8 +39,9 @@ MANY_CRASHES = 3
 """Crashes of the tailer in a row after which readiness says so."""
 FORGIVEN_SECONDS = 60.0
 """A tailer that has run this long since its last crash is well again."""
+WATCH_SECONDS = 1.0
+"""Between two looks at the files that the config names; a change is taken over within two of them."""
 log = structlog.get_logger("headgate")
-Loaded = TypeVar("Loaded")
 
 
 class Nobody:
@@ -67,6 +72,8 @@ class ControlHalf:
         self.config = config
         self.version = version
         self.started = clock.wall()
+        self.loaded: Loaded | None = None
+        """What is served, where it came from a source."""
         self.stats = ControlStats()
         self.models = models
         self.tailer = Tailer(
@@ -122,24 +129,38 @@ class ControlHalf:
         return ["the ledger keeps crashing"] if crashing else []
 
     async def reload_on(
-        self,
-        hangup: asyncio.Event,
-        load: Callable[[], Loaded],
-        apply: Callable[[Loaded], Awaitable[GatewayConfig]],
+        self, hangup: asyncio.Event, source: ConfigSource, loaded: Loaded, apply: Callable[[Loaded], Awaitable[None]]
     ) -> None:
-        """Reload each time `hangup` is set, for ever."""
+        """Reload for ever: from `source` each time `hangup` is set, by the text that is served when a file it names has
+        changed. An edit of the config file itself is nobody's wish before somebody says so."""
+        self.loaded = loaded
         while True:
-            await hangup.wait()
+            watch = FileWatch(self.loaded.marks)
+            while not hangup.is_set():
+                if changed := await self._changed(hangup, watch):
+                    log.info("file_changed", files=[str(path) for path in changed])
+                    break
+            text = None if hangup.is_set() else self.loaded.text
             hangup.clear()
-            await self.reload(load, apply)
+            before = await to_thread.run_sync(marks, self.loaded.marks)
+            if not await self.reload(partial(source.loaded, text), apply):
+                self.loaded = self.loaded._replace(marks=before)
 
-    async def reload(self, load: Callable[[], Loaded], apply: Callable[[Loaded], Awaitable[GatewayConfig]]) -> bool:
+    async def _changed(self, hangup: asyncio.Event, watch: FileWatch) -> list[Path]:
+        """Look once, after a while or when there is a hangup; where there is nothing to watch, wait for the hangup."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WATCH_SECONDS if watch else None):
+                await hangup.wait()
+        return [] if hangup.is_set() else await to_thread.run_sync(watch.changed)
+
+    async def reload(self, load: Callable[[], Loaded], apply: Callable[[Loaded], Awaitable[None]]) -> bool:
         """Read the config again and serve under it; a bad one changes nothing and says every reason.
 
         `load` runs in a thread: a hostile file takes its time.
         """
         try:
-            config = await apply(await to_thread.run_sync(load))
+            loaded = await to_thread.run_sync(load)
+            await apply(loaded)
         except ConfigError as error:
             self.stats.reloads_refused += 1
             for problem in error.problems:
@@ -149,7 +170,8 @@ class ControlHalf:
             self.stats.reloads_refused += 1
             log.error("reload_failed", exc_info=error)
             return False
-        self.config = config
+        config = loaded.config
+        self.loaded, self.config = loaded, config
         self._context.guard = Guard(open_to_all=config.auth_is_open)
         if self.models is not None:
             self.models.follow(config)

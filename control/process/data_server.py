@@ -163,7 +163,7 @@ class DataServer:
     async def _look_elsewhere(self, hurry: asyncio.Event) -> None:
         """The time between saying that it drains and meaning it; none where it has been said already."""
         delay = self.half.config.limits.drain_delay.total_seconds()
-        if delay and not self.context.draining:
+        if delay and self._edge is not None and not self.context.draining:
             self.half.ready = False
             self._last_call()
             await unless(hurry, self.half.clock.sleep(delay))

@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...config import GatewayConfig
+    from .source import ConfigSource, Loaded
 
 log = structlog.get_logger("headgate")
 
 
 async def run_single(
-    half: DataHalf, load: Callable[[], GatewayConfig], version: str, announce: Callable[[GatewayConfig, int, int], None]
+    half: DataHalf,
+    source: ConfigSource,
+    loaded: Loaded,
+    version: str,
+    announce: Callable[[GatewayConfig, int, int], None],
 ) -> int:
     """Serve until SIGTERM or SIGINT, then drain; SIGHUP reloads; SIGUSR2 is answered by saying that it needs workers.
     Returns the exit code.
@@ -39,16 +44,15 @@ async def run_single(
     models = ModelWatch(half.clock, half.open_provider, half.take_listing)
     control = ControlHalf(half.clock, half.deadlines, config, version, models)
 
-    async def apply(config: GatewayConfig) -> GatewayConfig:
-        await server.reload(config)
-        return config
+    async def apply(loaded: Loaded) -> None:
+        await server.reload(loaded.config)
 
     async with control.running(admin, SingleView(control, server)):
         await server.open([data])
         announce(config, data.getsockname()[1], admin.getsockname()[1])
         loop = asyncio.get_running_loop()
         tasks = [
-            loop.create_task(control.reload_on(signals.hangup, load, apply)),
+            loop.create_task(control.reload_on(signals.hangup, source, loaded, apply)),
             loop.create_task(_refuse_to_replace(signals.replace)),
         ]
         try:

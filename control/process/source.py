@@ -7,14 +7,23 @@ replaced while a bad file lies on the disk still starts under the last good one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...config import ConfigError, GatewayConfig, Problem, parse_config
 from ...config.expand import read_text, reason
 from ...config.yaml_nodes import MAX_BYTES
+from .file_watch import Marks, marks
 
 if TYPE_CHECKING:
     import os
+
+
+class Loaded(NamedTuple):
+    """A text, what it means, and what the files that it names were like when they were read."""
+
+    text: str
+    config: GatewayConfig
+    marks: Marks
 
 
 class ConfigSource:
@@ -50,4 +59,10 @@ class ConfigSource:
 
     def load(self) -> GatewayConfig:
         """Read and parse."""
-        return self.parse(self.read())
+        return self.loaded().config
+
+    def loaded(self, text: str | None = None) -> Loaded:
+        """Parse, and read before that unless a text is given. Raises ConfigError."""
+        text = self.read() if text is None else text
+        config = self.parse(text)
+        return Loaded(text, config, marks(path for path in config.files if path != self.path))

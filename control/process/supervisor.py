@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ...proxy.clock import Clock, Deadlines
     from ..model_watch import OpenProvider
     from .channel import FromSupervisor
-    from .source import ConfigSource
+    from .source import ConfigSource, Loaded
     from .worker_process import Command, WorkerProcess
 
 RELOAD_SECONDS = 10.0
@@ -49,8 +49,7 @@ class Supervisor:
     def __init__(
         self,
         source: ConfigSource,
-        text: str,
-        config: GatewayConfig,
+        loaded: Loaded,
         *,
         command: Command,
         version: str,
@@ -59,9 +58,9 @@ class Supervisor:
         open_provider: OpenProvider,
     ) -> None:
         self._source = source
-        self._served = (text, config)
+        self._served = loaded
         self._models = ModelWatch(clock, open_provider, self._show)
-        self._control = ControlHalf(clock, deadlines, config, version, self._models)
+        self._control = ControlHalf(clock, deadlines, loaded.config, version, self._models)
         self.crew = Crew(command, self._briefing, clock, self._control.stats)
         self._all_ready = asyncio.Event()
         self._data: socket.socket
@@ -79,7 +78,7 @@ class Supervisor:
         Raises BootError when an address is taken, or workers do not start.
         """
         signals = Signals()
-        config = self._served[1]
+        config = self._served.config
         listeners = config.listeners
         self._listen(listening(listeners.data, "listeners.data"))
         admin = listening(listeners.admin, "listeners.admin")
@@ -90,9 +89,9 @@ class Supervisor:
             ready = loop.create_task(self._all_ready.wait())
             stop = loop.create_task(signals.stop.wait())
             others = [
-                loop.create_task(control.reload_on(signals.hangup, self._load, self._push)),
+                loop.create_task(control.reload_on(signals.hangup, self._source, self._served, self._push)),
                 loop.create_task(self._replace_on(signals.replace)),
-                loop.create_task(crew.watch(lambda: self._served[1].limits.unresponsive.total_seconds())),
+                loop.create_task(crew.watch(lambda: self._served.config.limits.unresponsive.total_seconds())),
             ]
             try:
                 # A keeper ends by itself only where there is no use in going on.
@@ -125,7 +124,7 @@ class Supervisor:
             worker.channel.send(Show(listing))
 
     def _on_ready(self) -> None:
-        if len(self.crew.serving()) == self._served[1].workers:
+        if len(self.crew.serving()) == self._served.config.workers:
             self._all_ready.set()
 
     async def _replace_on(self, asked: asyncio.Event) -> None:
@@ -141,7 +140,7 @@ class Supervisor:
         # The last one to close it refuses what still connects; left open, it would take connections nobody serves.
         self._data.close()
         crew.tell_to_leave()
-        limits = self._served[1].limits
+        limits = self._served.config.limits
         grace = (limits.drain_delay + limits.drain).total_seconds()
         everybody = [*keepers, *crew.lives.values()]
         await unless(hurry, asyncio.wait(everybody, timeout=grace + SLACK_SECONDS))
@@ -157,14 +156,9 @@ class Supervisor:
     # -- reload
 
     def _order(self) -> Configure:
-        text, config = self._served
-        return Configure(text, config.digest)
+        return Configure(self._served.text, self._served.config.digest)
 
-    def _load(self) -> tuple[str, GatewayConfig]:
-        text = self._source.read()
-        return text, self._source.parse(text)
-
-    async def _push(self, loaded: tuple[str, GatewayConfig]) -> GatewayConfig:
+    async def _push(self, loaded: Loaded) -> None:
         """Every worker under the new config, or every worker under the old one. Raises ConfigError."""
         async with self.crew.changing:
             before, self._served = self._served, loaded
@@ -179,7 +173,6 @@ class Supervisor:
                 await self._go_back(told)
                 raise
             await asyncio.gather(*map(self._configure_retiring, self.crew.retiring()))
-        return loaded[1]
 
     async def _configure(self, workers: Iterable[WorkerProcess]) -> None:
         """All of them at once. Raises the first refusal, when all have answered."""

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from headgate.config import ConfigError, GatewayConfig, Problem
 from headgate.control.process import control_half
 from headgate.control.process.control_half import MANY_CRASHES, ControlHalf
+from headgate.control.process.source import Loaded
 from headgate.proxy.clock import Deadlines
 from tests_support.clock import FakeClock
 from tests_support.gateway import load, written
@@ -93,14 +94,14 @@ async def test_pauses_between_crashes_grow_to_their_bound(
 async def reload(control: ControlHalf, loaded: object) -> bool:
     """With what loading gives or raises."""
 
-    def read() -> GatewayConfig:
+    def read() -> Loaded:
         if isinstance(loaded, Exception):
             raise loaded
         assert isinstance(loaded, GatewayConfig)
-        return loaded
+        return Loaded("", loaded, {})
 
-    async def apply(config: GatewayConfig) -> GatewayConfig:
-        return config
+    async def apply(loaded: Loaded) -> None:
+        """Refuses nothing."""
 
     return await control.reload(read, apply)
 

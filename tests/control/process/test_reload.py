@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tests_support.upstream import Request, Step
 
 WITHIN = 20.0
+PRICES = "'*': {input: %d, output: 1}"
 PICKY = """
 import os, sys
 from headgate import Filter
@@ -257,3 +258,57 @@ def line_version(gateway: GatewayProcess) -> str:
     """Of the last config that was taken over."""
     taken = [json.loads(line) for line in gateway.log.splitlines() if '"event": "reloaded"' in line]
     return str(taken[-1]["config"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_secret_s_file_is_watched_and_an_edit_of_the_config_is_not(workers: int, tmp_path: Path) -> None:
+    """Faults D6."""
+    secret = tmp_path / "key"
+    secret.write_text("sk-before\n")
+    async with FakeUpstream(json_response(chat_completion())) as upstream:
+        config = config_for(upstream, provider_key=f"${{file:{secret}}}")
+        async with gateway_process(config, workers=workers) as gateway:
+            stop = asyncio.Event()
+            load = asyncio.ensure_future(ask_until(gateway, stop))
+
+            async def used(key: str) -> None:
+                def last() -> str | None:
+                    return upstream.requests[-1].header("authorization") if upstream.requests else None
+
+                await gateway.until(lambda: last() == f"Bearer {key}", f"{key} to be used", 5 + 6)
+
+            await used("sk-before")
+            gateway.config_file.write_text("filtres: []")
+            new = tmp_path / "new"
+            new.write_text("sk-after\n")
+            new.rename(secret)
+            await used("sk-after")
+            assert '"file_changed"' in gateway.log
+            secret.unlink()
+            await gateway.until(lambda: '"reload_refused"' in gateway.log, "the refusal", 5 + 6)
+            await asyncio.sleep(2.5)
+            assert gateway.log.count('"reload_refused"') == 1
+            assert "filtres" not in gateway.log
+            await used("sk-after")
+            secret.write_text("sk-again\n")
+            await used("sk-again")
+            stop.set()
+            assert {answer.status for answer in await load} == {200}
+            assert await reloads(gateway) == {"applied": 2, "refused": 1}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_bad_price_file_is_refused_and_a_good_one_taken_over(workers: int, tmp_path: Path) -> None:
+    """Its text is no part of the version, so a worker cannot tell by that whether it has taken it over."""
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(PRICES % 1)
+    async with FakeUpstream(json_response(chat_completion())) as upstream:
+        config = {**config_for(upstream), "prices": {"file": str(prices)}}
+        async with gateway_process(config, workers=workers) as gateway:
+            cost = (await gateway.post()).header("x-headgate-cost-usd")
+            prices.write_text("gpt: 7")
+            await gateway.until(lambda: '"reload_refused"' in gateway.log, "the refusal", 5 + 6)
+            assert (await gateway.post()).header("x-headgate-cost-usd") == cost
+            prices.write_text(PRICES % 2)
+            await gateway.until(lambda: '"reloaded"' in gateway.log, "the reload", 5 + 6)
+            assert (await gateway.post()).header("x-headgate-cost-usd") != cost

@@ -97,8 +97,7 @@ async def supervising(*plays: str) -> AsyncIterator[tuple[Supervisor, list[async
 
     made = Supervisor(
         source,
-        TEXTS[0],
-        source.parse(TEXTS[0]),
+        source.loaded(TEXTS[0]),
         command=command,
         version="test",
         clock=clock,
@@ -126,7 +125,7 @@ async def ready(made: Supervisor, count: int) -> list[WorkerProcess]:
 
 async def push(made: Supervisor, text: str) -> None:
     """As a reload does."""
-    await made._push((text, ConfigSource(None).parse(text)))
+    await made._push(ConfigSource(None).loaded(text))
 
 
 def digests(made: Supervisor) -> set[str]:
@@ -162,10 +161,10 @@ async def test_a_worker_that_does_not_answer_refuses_in_time_and_is_replaced() -
         before = digests(made)
         with pytest.raises(ConfigError, match="worker 1: did not take the config over within 1 s"):
             await push(made, TEXTS[1])
+        assert made._served.text == TEXTS[0]
+        await eventually(lambda: made._control.stats.worker_restarts == 1, 20)  # nobody knows what the deaf one serves
+        assert deaf not in await ready(made, 2)
         assert digests(made) == before
-        assert made._served[0] == TEXTS[0]
-        deaf.kill()
-        await eventually(lambda: made._control.stats.worker_restarts == 1, 20)
 
 
 async def test_a_worker_that_will_not_go_back_is_killed_and_its_successor_starts_under_what_is_served() -> None:
