@@ -137,9 +137,8 @@ async def test_a_stream_outlives_its_worker_s_place_and_what_it_may_is_the_newes
         await client.piece()
         await replaced(gateway, 1)
         await gateway.until(lambda: len(gateway.worker_pids()) == 3, "the idle one to end", WITHIN)
-        new = await gateway.ready_workers(2, without=old)  # it tells what it is once a second
-        workers = (await gateway.admin.send("GET", "/server_info", key=None)).json()["workers"]
-        assert [one["draining"] for one in workers if one["pid"] not in new] == [True]
+        new = await gateway.ready_workers(2)  # which the old one is not, once it has told so
+        assert not set(new) & set(old)
         other = [{"auth": {"keys": [{"name": "app", "key": OTHER_KEY}]}}]
         gateway.rewrite({**config_for(upstream), "filters": other})
         gateway.signal(signal.SIGHUP)
