@@ -5,12 +5,16 @@ failures never reach the receiver. A provider that closed an idle connection in 
 nothing of the answer was seen, the provider has not worked, and the request is sent once more on a fresh connection.
 And one that says, as HTTP/2 lets it, that it has not looked at the request.
 
+A call that asks for an upgrade goes over HTTP/1.1, the only version that has one: where HTTP/2 may be spoken, over
+connections of its own, which the same bounds hold once more.
+
 Redirects are not followed and no environment variable is read: a request goes to the address of the config or nowhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
@@ -47,7 +51,7 @@ _PORTS = {"http": 80, "https": 443}
 class HttpEndpoint(Endpoint):
     """See the top. `base_url` may have a path, which precedes every target; `credential` goes with every request."""
 
-    __slots__ = ("_base", "_clock", "_fixed", "_pool", "stats")
+    __slots__ = ("_base", "_clock", "_fixed", "_make_upgrades", "_pool", "_upgrades", "stats")
 
     def __init__(
         self,
@@ -66,7 +70,8 @@ class HttpEndpoint(Endpoint):
         if url.scheme not in _PORTS or not url.hostname or url.username or url.query or url.fragment:
             raise ValueError("base_url must be an http or https URL with a host, without user, query and fragment")
         port = url.port or _PORTS[url.scheme]
-        tls = (tls or client_context(http2=http2)) if url.scheme == "https" else None
+        own_tls = tls
+        tls = (own_tls or client_context(http2=http2)) if url.scheme == "https" else None
         if http2 == "auto" and tls is None:
             http2 = False
         host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
@@ -79,16 +84,23 @@ class HttpEndpoint(Endpoint):
         self._fixed = b"\r\n".join([b" HTTP/1.1", *map(b": ".join, own)])
         if self._fixed.count(b"\r") != len(own) or self._fixed.count(b"\n") != len(own) or b"\0" in self._fixed:
             raise ValueError("the credential must not hold a line break or NUL")
-        self._pool = Pool(
-            Dialer(url.hostname, port, tls),
-            limits,
+        pool = partial(
+            Pool,
             clock=clock,
             deadlines=deadlines,
             stats=self.stats,
             quota=quota or IdleQuota(),
-            http2=http2,
             h2=_h2_maker(url.scheme, authority, self._base, credential, clock),
         )
+        self._pool = pool(Dialer(url.hostname, port, tls), limits, http2=http2)
+
+        def make_upgrades() -> Pool:
+            plain = tls and (own_tls or client_context())
+            return pool(Dialer(str(url.hostname), port, plain), self.limits, http2=False)
+
+        self._make_upgrades = make_upgrades
+        self._upgrades: Pool | None = self._pool if http2 is False else None
+        """The connections that may be upgraded, where they are others: made for the first who asks."""
 
     def __repr__(self) -> str:
         return f"<HttpEndpoint {self.name}>"
@@ -101,11 +113,17 @@ class HttpEndpoint(Endpoint):
     def update(self, limits: PoolLimits) -> None:
         """Apply new bounds; connections and calls stay."""
         self._pool.update(limits)
+        if self._upgrades is not None:
+            self._upgrades.update(limits)
 
     def start(self, request: UpstreamRequest, receiver: CallReceiver) -> Call:
         pool = self._pool
+        if request.upgrade:
+            if self._upgrades is None:
+                self._upgrades = self._make_upgrades()
+            pool = self._upgrades
         self.stats.rq_total += 1
-        call = HttpCall(self, request, receiver)
+        call = HttpCall(self, pool, request, receiver)
         try:
             if pool.speaks_h1:
                 call.head = encode_head(request, self._base, self._fixed)
@@ -124,6 +142,8 @@ class HttpEndpoint(Endpoint):
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+        if self._upgrades is not None:
+            await self._upgrades.aclose()
 
 
 class HttpCall(H1Call):
@@ -131,7 +151,7 @@ class HttpCall(H1Call):
 
     __slots__ = ("_carrier", "_clock", "_endpoint", "_over", "_paused", "_pool", "_refusals", "_resent", "deadline")
 
-    def __init__(self, endpoint: HttpEndpoint, request: UpstreamRequest, receiver: CallReceiver) -> None:
+    def __init__(self, endpoint: HttpEndpoint, pool: Pool, request: UpstreamRequest, receiver: CallReceiver) -> None:
         self.head = b""
         self.body = request.body
         self.request = request
@@ -142,7 +162,7 @@ class HttpCall(H1Call):
         self.announced = False
         self.deadline = NEVER
         self._endpoint = endpoint
-        self._pool = endpoint._pool
+        self._pool = pool
         self._clock = endpoint._clock
         self._carrier: Carrier | None = None
         self._over = False

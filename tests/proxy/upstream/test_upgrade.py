@@ -114,3 +114,15 @@ async def test_a_101_that_says_no_upgrade_is_no_answer() -> None:
         heard = Recorder()
         caller.endpoint.start(upgrade(Source()), heard)
         assert await heard.over() == "ProtocolError"
+
+
+async def test_where_http2_is_spoken_an_upgrade_has_a_connection_of_its_own() -> None:
+    """By prior knowledge the endpoint's own connections would begin with HTTP/2's preface."""
+    async with FakeUpstream([SWITCH, b"x", STALL]) as upstream, Caller(upstream.base_url, http2=True) as caller:
+        source, heard = Source(), Recorder()
+        call = caller.endpoint.start(upgrade(source), heard)
+        await eventually(lambda: heard.body == b"x")
+        assert caller.stats.cx_active == 1
+        caller.endpoint.update(caller.endpoint.limits)
+        call.cancel()
+        await upstream.wait_closed()
