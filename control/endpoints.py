@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..dialects.pass_through import METERED, VERBATIM
-from ..proxy.faces import ANY, CatchAll, Face, FaceTable
+from ..proxy.faces import ANY, V1, CatchAll, Face, FaceTable
 from ..proxy.model_list import PATH, list_models, retrieve_model
 
 if TYPE_CHECKING:
@@ -29,25 +29,34 @@ def _passing(name: str, path: str) -> tuple[Face, Face, Face]:
     )  # fmt: skip
 
 
+def _asking(operation: str, path: str, *, form: bool = False) -> Face:
+    """A request with a model in it, or in its path. `form`: it may be passed on while it arrives."""
+    return Face(
+        operation, "POST", path, operation=operation, reads_body=True, streams=form, repeatable=True, metered=True
+    )
+
+
+_JSON = {
+    "chat": "chat/completions",
+    "completions": "completions",
+    "embeddings": "embeddings",
+    "images": "images/generations",
+    "speech": "audio/speech",
+}
+_FORMS = {
+    "transcriptions": "audio/transcriptions",
+    "translations": "audio/translations",
+    "image_edits": "images/edits",
+}
+DEPLOYMENTS = "/openai/deployments/*/"
+"""Before the path of an endpoint, as Azure's clients write it; the `*` names the model."""
+
 FACES = (
-    Face(
-        "chat",
-        "POST",
-        "/openai/deployments/*/chat/completions",
-        operation="chat",
-        reads_body=True,
-        repeatable=True,
-        metered=True,
-    ),
-    *(
-        Face(operation, "POST", path, operation=operation, reads_body=True, streams=True, repeatable=True, metered=True)
-        for operation, path in (
-            ("transcriptions", "/v1/audio/transcriptions"),
-            ("translations", "/v1/audio/translations"),
-            ("image_edits", "/v1/images/edits"),
-            ("image_variations", "/v1/images/variations"),
-        )
-    ),
+    *(_asking(operation, DEPLOYMENTS + path) for operation, path in _JSON.items()),
+    *(_asking(operation, DEPLOYMENTS + path, form=True) for operation, path in _FORMS.items()),
+    _asking("responses", "/openai/responses"),
+    *(_asking(operation, V1 + path, form=True) for operation, path in _FORMS.items()),
+    _asking("image_variations", "/v1/images/variations", form=True),
     *(
         face
         for name, path in (
@@ -65,19 +74,8 @@ FACES = (
         )
         for face in _passing(name, path)
     ),
-    Face("chat", "POST", "/v1/chat/completions", operation="chat", reads_body=True, repeatable=True, metered=True),
-    *(
-        Face(operation, "POST", path, operation=operation, reads_body=True, repeatable=True, metered=True)
-        for operation, path in (
-            ("completions", "/v1/completions"),
-            ("responses", "/v1/responses"),
-            ("embeddings", "/v1/embeddings"),
-            ("moderations", "/v1/moderations"),
-            ("rerank", "/v1/rerank"),
-            ("images", "/v1/images/generations"),
-            ("speech", "/v1/audio/speech"),
-        )
-    ),
+    *(_asking(operation, V1 + path) for operation, path in _JSON.items()),
+    *(_asking(operation, V1 + operation) for operation in ("responses", "moderations", "rerank")),
     *(
         Face("realtime", "GET", path, operation="realtime", repeatable=True, metered=True, websocket=True)
         for path in ("/v1/realtime", "/openai/realtime")

@@ -49,8 +49,8 @@ class FormScan:
     """Fed with the form from its first byte. `model` and `stream` are None until their fields were seen."""
 
     __slots__ = (
-        "_at", "_boundary", "_length_at", "_name", "_open", "_rest", "_state", "_value_at", "length_at", "model",
-        "model_at", "stream",
+        "_at", "_boundary", "_given", "_length_at", "_name", "_open", "_rest", "_start_at", "_state", "_value_at",
+        "length_at", "model", "model_at", "stream",
     )  # fmt: skip
 
     def __init__(self, boundary: bytes) -> None:
@@ -60,6 +60,8 @@ class FormScan:
         """What was not settled yet; its first byte is the `_at`th of the form."""
         self._at = 0
         self._state = _START
+        self._start_at = 0
+        self._given = False
         self._name = b""
         self._value_at = 0
         self._length_at: tuple[int, int] | None = None
@@ -101,6 +103,13 @@ class FormScan:
             splices.append((*self.length_at, b"%d" % len(value)))
         return splices
 
+    def give(self, model: str) -> list[Splice]:
+        """What makes it a form for `model` where it names none itself: a part before all others. From then on a
+        `model` of its own is the second one."""
+        self._given = True
+        head = b'\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
+        return [(self._start_at, self._start_at, self._open + head + model.encode() + b"\r\n")]
+
     def _step(self, data: bytes, pos: int) -> int | None:
         """Settle the next thing; where to go on, or None where more must come first."""
         state = self._state
@@ -118,6 +127,7 @@ class FormScan:
         for lead in (self._open, b"\r\n" + self._open):
             if data.startswith(lead):
                 self._state = _BEHIND
+                self._start_at = len(lead) - len(self._open)
                 return len(lead)
         if self._open.startswith(data) or (b"\r\n" + self._open).startswith(data):
             return None
@@ -171,7 +181,7 @@ class FormScan:
         if name in _READ and not plain:
             raise InvalidRequestError("A field of the form is encoded.")
         self._name = name
-        if name == b"model" and self.model is not None:
+        if name == b"model" and (self._given or self.model is not None):
             raise DuplicateFieldError("The form names 'model' twice.", param="model")
 
     def _content(self, data: bytes, pos: int) -> int | None:

@@ -25,13 +25,15 @@ _EDIT = EventTypes(frozenset(("image_edit.completed",)), silent=frozenset(("imag
 class FormFacts(RequestFacts):
     """A form. `body` is empty while it is passed on."""
 
-    __slots__ = ("_scan",)
+    __slots__ = ("_named", "_scan")
 
     verbatim = True
 
-    def __init__(self, body: bytes, scan: FormScan) -> None:
-        super().__init__(body, scan.model or "", stream=scan.stream is True, wants_usage=True, max_tokens=None, n=1)
+    def __init__(self, body: bytes, scan: FormScan, named: str) -> None:
+        model = named or scan.model or ""
+        super().__init__(body, model, stream=scan.stream is True, wants_usage=True, max_tokens=None, n=1)
         self._scan = scan
+        self._named = named
 
     def encode(self, model: str) -> bytes:
         """The whole form for a target."""
@@ -42,18 +44,21 @@ class FormFacts(RequestFacts):
 
     def splices(self, model: str) -> list[Splice]:
         """The model's value, and the length of its part where that is written."""
-        return self._scan.splices(model)
+        scan = self._scan
+        return scan.give(model) if self._named and scan.model is None else scan.splices(model)
 
 
 class FormReader(BodyReader):
-    """Follows a form on its way. `needs_model` False: without one the provider takes its default."""
+    """Follows a form on its way. `needs_model` False: without one the provider takes its default. `named`: the model is
+    this one, whatever the form says."""
 
-    __slots__ = ("_needs_model", "_scan")
+    __slots__ = ("_named", "_needs_model", "_scan")
 
-    def __init__(self, boundary: bytes, *, needs_model: bool) -> None:
+    def __init__(self, boundary: bytes, *, needs_model: bool, named: str = "") -> None:
         self._scan = FormScan(boundary)
-        self._needs_model = needs_model
-        self.facts = FormFacts(b"", self._scan)
+        self._needs_model = needs_model and not named
+        self._named = named
+        self.facts = FormFacts(b"", self._scan, named)
 
     @property
     def knows_model(self) -> bool:
@@ -64,7 +69,7 @@ class FormReader(BodyReader):
         """Look for the model, and whether the answer is to be streamed."""
         scan = self._scan
         scan.feed(data)
-        self.facts.model = scan.model or ""
+        self.facts.model = self._named or scan.model or ""
         self.facts.stream = scan.stream is True
 
     def end(self) -> None:
@@ -76,7 +81,7 @@ class FormReader(BodyReader):
         """The form, and what it says. Raises MissingModelError."""
         if self._needs_model and self._scan.model is None:
             raise MissingModelError("You must provide a model: a field of the form.", param="model")
-        return FormFacts(body, self._scan)
+        return FormFacts(body, self._scan, self._named)
 
 
 class Form(OneShot):
@@ -94,7 +99,7 @@ class Form(OneShot):
         super().__init__(name, path, events, needs_model=needs_model)
         self._takes_json = takes_json
 
-    def open_body(self, head: RequestHead) -> FormReader | None:
+    def open_body(self, head: RequestHead, model: str = "") -> FormReader | None:
         """A reader of the form; None for JSON. Raises UnsupportedMediaTypeError."""
         kinds = [value for name, value in head.headers if name == b"content-type"]
         encoding = head.header(b"content-encoding")
@@ -104,7 +109,7 @@ class Form(OneShot):
         boundary = boundary_of(kinds[0]) if len(kinds) == 1 else None
         if boundary is None or (encoding is not None and encoding.strip().lower() != b"identity"):
             raise UnsupportedMediaTypeError("Send a form (multipart/form-data) with its boundary, not encoded.")
-        return FormReader(boundary, needs_model=self._needs_model)
+        return FormReader(boundary, needs_model=self._needs_model, named=model)
 
 
 FORMS = (

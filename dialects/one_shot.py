@@ -12,7 +12,7 @@ import msgspec
 
 from ..proxy.accounting.usage import Usage, parse_chat_usage, parse_responses_usage
 from ..proxy.dialect import AnswerFacts, Operation
-from .json_request import JsonFacts, find_model, find_optional_model, read_object
+from .json_request import JsonFacts, find_model, find_optional_model, name_model, read_object
 from .typed_events import EventTypes, TypedStream, error_event
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ class OneShot(Operation):
         find = find_model if self._needs_model else find_optional_model
         model_at = find(body, request.model)
         return JsonFacts(body, request.model or "", model_at, stream=stream)
+
+    def read_for(self, model: str, body: bytes, *, max_depth: int) -> JsonFacts:
+        """The same with the model of the path put in."""
+        read_object(body, _decode_request, max_depth=max_depth)
+        return self.read(name_model(body, model), max_depth=max_depth)
 
     def encode(self, facts: RequestFacts, model: str) -> bytes:
         """Splice the model's name in."""

@@ -77,7 +77,7 @@ class PassThrough(Operation):
         self.name = name
         self._meters = meters
 
-    def open_body(self, head: RequestHead) -> BodyReader:
+    def open_body(self, head: RequestHead, model: str = "") -> BodyReader:
         """Refuses a path that a provider might read as another one: `/v1/files/../chat/completions`."""
         parts = head.path.replace("\\", "/").split("/")[1:]
         if not head.target.startswith(b"/v1/") or not _NOWHERE.isdisjoint(parts):

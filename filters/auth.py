@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from ..proxy.errors import PathNotAllowedError, UnauthorizedError
 from ..proxy.exchange import Principal
 from ..proxy.filter import Filter
+from ..proxy.headers import AZURE
 from ..proxy.path_globs import PathGlobs
 from ..proxy.websocket.handshake import key_of
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from ..proxy.exchange import Exchange
 
 _BEARER = b"bearer "
+_AZURE_HEADER = b"api-key"
+"""Where Azure's clients send their key; taken on the paths they call."""
 _MAX_KEY = 8192
 
 
@@ -69,6 +72,8 @@ class Auth(Filter):
             presented = ex.head.header(self.header)
             if presented is None and ex.head.websocket:
                 presented = key_of(ex.head)  # a browser can set no header there
+            if presented is None and ex.head.path.startswith(AZURE):
+                presented = ex.head.header(_AZURE_HEADER)
             ex.principal = principal = self.identify(presented)
             if principal.paths is not None and not principal.paths.names(ex.head.path):
                 self.refused += 1

@@ -199,8 +199,9 @@ class Operation(ABC):
     verbatim: ClassVar[bool] = False
     """Method, path and query go up as the client sent them."""
 
-    def open_body(self, head: RequestHead) -> BodyReader | None:
-        """A reader for a body that is passed on while it arrives; None: it is collected, for `read`.
+    def open_body(self, head: RequestHead, model: str = "") -> BodyReader | None:
+        """A reader for a body that is passed on while it arrives; None: it is collected, for `read`. `model`: the path
+        names it, and the body is not believed.
 
         Asked only of faces that stream. Raises DownstreamError."""
         return None

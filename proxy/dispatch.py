@@ -24,7 +24,7 @@ from .errors import (
     UpstreamTimeoutError,
 )
 from .filter import SkipTarget
-from .headers import below_v1, retry_after, to_upstream, without_version
+from .headers import AZURE, below_v1, retry_after, to_upstream, without_version
 from .own_fields import stream_comment, wants_comment
 from .plan import Plan, Step, Target, build_plan, next_step, rejection
 from .upstream.call import UpstreamRequest
@@ -204,7 +204,9 @@ class Dispatch:
         body = operation.encode(facts, target.model) if upload is None else b""
         if operation.verbatim:
             return UpstreamRequest(head.method.encode(), below_v1(head), fields, body, upload)
-        query = without_version(head.query) if ex.face.names_model else head.query
+        query = head.query
+        if query and head.path.startswith(AZURE):
+            query = without_version(query)
         return UpstreamRequest(b"POST", operation.target(query), fields, body, upload)
 
     def _upgrade(self, head: RequestHead, facts: RequestFacts, target: Target) -> UpstreamRequest:

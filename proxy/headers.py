@@ -99,6 +99,10 @@ def below_v1(head: RequestHead) -> bytes:
     return target + b"?" + head.query if head.query else target
 
 
+AZURE = "/openai/"
+"""Where the paths of Azure's clients begin."""
+
+
 def without_version(query: bytes) -> bytes:
     """A query without Azure's `api-version`, which belongs to the path the client used."""
     return b"&".join([part for part in query.split(b"&") if not part.startswith(b"api-version=")])

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from .accounting.record import Outcome
     from .chain import Chain, RequestStep
+    from .dialect import BodyReader
     from .edge.downstream import Downstream, Headers
     from .engine import Engine
 
@@ -143,7 +144,7 @@ class Run:
         if self.engine.draining:
             raise ShuttingDownError("The gateway is shutting down; send the request again.", retry_after=1.0)
         read_wishes(ex)
-        if face.streams and (reader := self.engine.operation(face).open_body(ex.head)) is not None:
+        if face.streams and (reader := self._open_body()) is not None:
             self.upload = Upload(self.downstream, reader)
             self.downstream.stream_body(ex.graph.upload_limit, self)
         elif face.reads_body:
@@ -155,6 +156,11 @@ class Run:
             self._choose_route()
         else:
             self._choose_route()
+
+    def _open_body(self) -> BodyReader | None:
+        ex = self.ex
+        model = ex.face.model_in(ex.head.path) if ex.face.names_model else ""
+        return self.engine.operation(ex.face).open_body(ex.head, model)
 
     def on_body(self, body: bytes) -> None:
         """The request is complete: understand it, choose the route, run its filters."""
@@ -176,7 +182,7 @@ class Run:
         ex = self.ex
         ex.route = route = ex.graph.route(ex)
         self.chain = route.chain
-        if self.upload is not None and not self.upload.reader.knows_model and route.provider is None:
+        if self.upload is not None and not (self.upload.reader.knows_model or ex.model) and route.provider is None:
             message = f"No field 'model' in the first {ex.graph.body_limit} bytes: send it before the file."
             raise ModelTooLateError(message, param="model")
         self._advance(route.chain.requests, 0)

@@ -61,7 +61,7 @@ async def run() -> bool:
 def through(url: str) -> dict[str, Any]:
     """One provider, and a catch-all route to it."""
     return {
-        "providers": {"up": {"base_url": url, "api_key": "the-provider's"}},
+        "providers": {"up": {"base_url": url, "api_key": "the-provider's", "list_models": False}},
         "routes": [{"name": "rest", "match": {"path": "/v1/**"}, "provider": "up"}],
     }
 
