@@ -40,6 +40,8 @@ class Row:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     path: str = CHAT
+    asked_at: str = CHAT
+    """Path and query as the recorded client wrote them, where it was the provider's own."""
 
     @property
     def asked_for_usage(self) -> bool:
@@ -77,6 +79,17 @@ def other_rows() -> tuple[Row, ...]:
     return tuple(replace(_row(row), path=path) for path, row in found if path is not None)
 
 
+@cache
+def unread_rows() -> tuple[tuple[str, str], ...]:
+    """Id and path of every row that neither of the two has; the path is empty where no request was recorded."""
+    if not RECORDED.is_file():
+        return ()
+    with RECORDED.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    left = [row for row in rows if not _is_chat(row) and _other_path(row) is None]
+    return tuple((row["id"], urlsplit(row["request"]["url"]).path if row["request"] else "") for row in left)
+
+
 def _other_path(row: dict[str, Any]) -> str | None:
     if row["request"] is None:
         return "/v1/responses" if '"type":"response.created"' in row["response"]["body"] else None
@@ -92,6 +105,7 @@ def _is_chat(row: dict[str, Any]) -> bool:
 
 def _row(row: dict[str, Any]) -> Row:
     response, recorded = row["response"], row["request"]
+    url = urlsplit(recorded["url"] if recorded is not None else CHAT)
     headers = [(name.lower(), value) for name, value in response["headers"]]
     return Row(
         id=row["id"],
@@ -101,6 +115,7 @@ def _row(row: dict[str, Any]) -> Row:
         status=response["status"],
         headers=tuple((name, value) for name, value in headers if name not in _FRAMING),
         body=response["body"].encode(),
+        asked_at=f"{url.path}?{url.query}" if url.query else url.path,
     )
 
 

@@ -139,13 +139,38 @@ def test_and_that_in_every_way(name: str, how: str) -> None:
         check(wire, alone, k, how)
 
 
+RECORDED = [row for row in other_rows() if row.stream]
+
+
 @pytest.mark.shared_data
-@pytest.mark.parametrize("row", [row for row in other_rows() if row.stream], ids=lambda row: row.id.split(".")[0])
+@pytest.mark.parametrize("row", RECORDED, ids=lambda row: row.id.split(".")[0])
 def test_nor_is_a_recorded_one(row: Row) -> None:
     wire = Wire(row.path, events(row.body))
     alone = Relay(timeouts=QUICK)
     for k in range(len(wire.bytes) + 1):
         check(wire, alone, k, HOW[k % 3])
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("row", RECORDED, ids=lambda row: row.id.split(".")[0])
+def test_nor_is_a_recorded_one_in_any_way(row: Row, how: str) -> None:
+    wire = Wire(row.path, events(row.body))
+    alone = Relay(timeouts=QUICK)
+    for k in range(len(wire.bytes) + 1):
+        check(wire, alone, k, how)
+
+
+def test_a_done_before_the_terminal_event_is_not_passed_off_as_the_end() -> None:
+    *begun, _ = response_events()
+    relay = Relay()
+    exchange = relay.ask(BODY, FakeDownstream(BODY, path=RESPONSES))
+    relay.providers[0].last.feed(b"".join([HEAD, *map(chunk, [*begun, b"data: [DONE]\n\n"]), LAST_CHUNK]))
+    received = exchange.downstream.received
+    assert b"[DONE]" not in received
+    assert [kind(one) for one in events(received)] == [*map(kind, begun), "error"]
+    assert exchange.row.outcome == "truncated"
 
 
 def test_a_response_that_fails_before_it_has_content_is_made_good_by_another() -> None:

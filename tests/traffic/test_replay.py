@@ -34,6 +34,7 @@ pytestmark = pytest.mark.shared_data
 
 ROWS = chat_rows()
 STREAMS = [row for row in ROWS if row.stream]
+AZURE = [row for row in ROWS if row.asked_at.startswith("/openai/deployments/")]
 PASSED = {"x-request-id", "openai-processing-ms", "openai-version", "x-ratelimit-limit-requests", "retry-after"}
 
 
@@ -56,11 +57,30 @@ async def test_an_answer_comes_down_byte_for_byte(row: Row, no_leaks: None) -> N
     recorded = [field for field in row.headers if field[0] in PASSED]
     assert [field for field in answer.headers if field in recorded] == recorded
     sent, asked = json.loads(row.sent), upstream.requests[0].json()
-    if row.stream:
+    if not row.stream:
+        assert upstream.requests[0].body == row.sent
+    else:
         assert asked.pop("stream_options") == {**(sent.pop("stream_options", None) or {}), "include_usage": True}
     assert asked == sent
     failed = row.status >= 400 or bool(error_events(row.body)) or (not row.stream and "error" in json.loads(row.body))
     assert record.outcome == ("upstream_error" if failed else "ok")
+
+
+@pytest.mark.parametrize("row", AZURE, ids=ids(AZURE))
+async def test_so_it_does_at_the_path_of_azures_clients(row: Row) -> None:
+    """The deployment is the model; what a provider of this dialect gets has no `api-version`."""
+    deployment = row.asked_at.split("/")[3]
+    async with gateway_over(script(row), retry=False) as (gateway, upstream):
+        answer = await gateway.post(row.sent, target=row.asked_at)
+        [record] = await gateway.rows(1)
+    assert (answer.status, answer.whole) == (row.status, True)
+    assert without_ours(answer.body) == row.expected
+    sent, asked = json.loads(row.sent), upstream.requests[0].json()
+    assert upstream.requests[0].target == CHAT
+    if row.stream:
+        assert asked.pop("stream_options") == {**(sent.pop("stream_options", None) or {}), "include_usage": True}
+    assert asked == {**sent, "model": deployment}
+    assert record.model == deployment
 
 
 @pytest.mark.parametrize("row", ROWS, ids=ids(ROWS))

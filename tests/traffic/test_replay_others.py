@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests_support.answers import LAST_CHUNK, chunk, response_head
 from tests_support.gateway import gateway_over
-from tests_support.traffic import Row, data_of, events, ids, other_rows, without_ours
+from tests_support.traffic import RECORDED, Row, chat_rows, data_of, events, ids, other_rows, unread_rows, without_ours
 
 if TYPE_CHECKING:
     from tests_support.upstream import Step
@@ -42,6 +43,16 @@ def reported(row: Row) -> tuple[int, int] | None:
 def test_the_recordings_hold_every_endpoint() -> None:
     assert {row.path for row in ROWS} == {"/v1/completions", "/v1/embeddings", "/v1/responses"}
     assert any(row.stream for row in ROWS)
+
+
+def test_what_is_not_replayed_is_of_another_dialect() -> None:
+    """Audio has a file of its own (test_replay_audio.py)."""
+    for name, path in unread_rows():
+        other = path or name.split("/")[1].split("__")[0]
+        assert re.fullmatch(
+            r"/v1/audio/.*|/v1/messages(/.*)?|/model/.*|/v1beta/models/.*|anthropic|cohere|google", other
+        ), name
+    assert len(ROWS) + len(chat_rows()) + len(unread_rows()) == len(RECORDED.read_text(encoding="utf-8").splitlines())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=ids(ROWS))
