@@ -14,7 +14,7 @@ from .. import support
 
 sys.modules["tests_support"] = support  # the one name of the kit, as tests/conftest.py gives it
 
-from . import openai_python, sse_matrix  # noqa: E402 - they import the kit
+from . import langchain_openai, openai_python, sse_matrix  # noqa: E402 - they import the kit
 from .packages import UnavailableError  # noqa: E402 - as above
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SUITES: dict[str, Callable[[], Coroutine[None, None, bool]]] = {
     "openai-python": openai_python.run,
+    "langchain-openai": langchain_openai.run,
     "sse-matrix": sse_matrix.run,
 }
 SKIPPED = 75

@@ -24,7 +24,7 @@ from tests_support.upstream import FakeUpstream
 
 from .packages import node_env, python_env, sdist, versions
 from .requests import by_mark, compare
-from .suite import finished, outcomes
+from .suite import PLUGINS, finished, outcomes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -38,7 +38,6 @@ ENVIRONMENT = (
     f"openai[aiohttp,realtime]=={SDK}", "pytest", "pytest-asyncio", "pytest-xdist", "inline-snapshot", "rich", "httpx",
     "botocore", "azure-identity",
 )  # fmt: skip
-PLUGINS = Path(__file__).parent / "plugins"
 MARK = "x-foreign-test"
 ANSWERED_HERE = re.compile(r"GET /v1/models(/[^/]+)?")
 SHOWN = 20

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
+PLUGINS = Path(__file__).parent / "plugins"
 PATIENCE = 1500.0
 """Seconds for one run."""
 

@@ -13,7 +13,7 @@ SKIPPED = 75
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("suite", ["openai-python", "sse-matrix"])
+@pytest.mark.parametrize("suite", ["openai-python", "langchain-openai", "sse-matrix"])
 def test_a_foreign_suite_sees_no_difference(suite: str) -> None:
     done = subprocess.run([RUN, suite], capture_output=True, text=True, check=False)
     if done.returncode == SKIPPED:
