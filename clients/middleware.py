@@ -2,7 +2,8 @@
 
     app = GatewayMiddleware(app, "gateway.yaml")
 
-It answers the paths of the endpoint table and `/v1/health`; every other scope passes untouched. It starts with the
+It answers the paths of the endpoint table, its WebSockets included, and `/v1/health`; every other scope passes
+untouched. It starts with the
 application's lifespan, or, under a server that has none, with the first request; it ends with the lifespan.
 
 Who may reach the application is the application's to say: hosts, origins and TLS are not looked at here.
@@ -59,6 +60,14 @@ class GatewayMiddleware:
                 return
             if own["path"] == HEALTH:
                 await self._embedded.health(dict(own), receive, send)
+                return
+        elif scope["type"] == "websocket":
+            own = below_mount(scope)
+            if self._table.opens_websocket(own["path"]):
+                from ..proxy.edge.asgi_websocket import serve_session  # its packages are loaded by who has sessions
+
+                server = await self._embedded.start()
+                await serve_session(server.context, own, receive, send)
                 return
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)

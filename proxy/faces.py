@@ -107,6 +107,11 @@ class FaceTable:
         """Whether the path is in the table, with any method, or caught by what catches the rest."""
         return path in self._exact or self._methods_below(path) is not None or self._caught(path)
 
+    def opens_websocket(self, path: str) -> bool:
+        """Whether a WebSocket is served there."""
+        face = self._exact.get(path, {}).get("GET")
+        return face is not None and face.websocket
+
     def find(self, method: str, path: str) -> Face:
         """The row for a request; raises UnknownPathError or MethodNotAllowedError."""
         methods = self._exact.get(path) or self._methods_below(path)

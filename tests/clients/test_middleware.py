@@ -312,8 +312,8 @@ async def test_a_websocket_of_the_application_works(tmp_path: Path) -> None:
         await socket.close()
 
     def talk() -> str:
-        app = GatewayMiddleware(Starlette(routes=[WebSocketRoute("/v1/realtime", echo)]), embedded_config(tmp_path))
-        with TestClient(app) as client, client.websocket_connect("/v1/realtime") as connection:
+        app = GatewayMiddleware(Starlette(routes=[WebSocketRoute("/v1/own", echo)]), embedded_config(tmp_path))
+        with TestClient(app) as client, client.websocket_connect("/v1/own") as connection:
             connection.send_text("hello")
             return str(connection.receive_text())
 
