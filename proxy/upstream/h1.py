@@ -109,6 +109,7 @@ class H1Connection(asyncio.Protocol):
 
     multiplexed = False
     refused = False
+    retired = False
 
     def __init__(self, owner: ConnectionOwner, clock: Clock) -> None:
         self._owner = owner

@@ -234,7 +234,7 @@ class H2Connection(asyncio.Protocol):
         self._owner.stats.cx_close_notify += 1
         self.retire()
         for stream in reversed([one for one in self.session.streams.values() if one.id > last_stream_id]):
-            stream.refused = not stream.head_seen
+            stream.refused = not stream.answered
             stream.fail(stream.broken(f"not looked at before GOAWAY, code {code}"))
 
     def on_reset(self) -> None:
@@ -257,8 +257,9 @@ class H2Connection(asyncio.Protocol):
         return 0 if self._write_paused else TURN - self.session.queued
 
     def on_blocked(self, stream: H2Stream) -> None:
-        if stream not in self.session.blocked:
-            self.session.blocked[stream] = None
+        blocked = self.session.blocked
+        blocked.pop(stream, None)
+        blocked[stream] = None  # behind the others: they take turns
         if stream.blocked_at == inf:
             stream.blocked_at = self._monotonic()
             self.deadline = min(self.deadline, stream.blocked_at + self._owner.limits.stall_timeout)

@@ -189,7 +189,7 @@ class Session:
                     break
                 at = after
                 stream = streams.get(stream_id)
-                if kind == DATA and stream is not None and not self.block_of and not flags & PADDED:
+                if kind == DATA and length and stream is not None and not self.block_of and not flags & PADDED:
                     self._take(length)
                     self.current = stream
                     stream.on_data(data[start:after], length, bool(flags & END_STREAM))

@@ -122,6 +122,7 @@ class H2Stream:
             self._owner.call_soon(self._release)
         else:
             self._holding = False
+            self._give_back()
 
     def close(self) -> None:
         """Nobody waits for it any more: one RST_STREAM, where the provider does not yet take it for over."""
@@ -262,13 +263,13 @@ class H2Stream:
                 self.call.receiver.on_data(self.call, data)
         if ends:
             self._end()
-        elif self._owed >= _GIVE_BACK and not self._holding:
+        elif self._owed >= _GIVE_BACK:
             self._give_back()
 
     def on_reset(self, code: int) -> None:
         """The provider ends it."""
         detail = f"reset by the provider, {_name(code)}"
-        if code == ErrorCodes.REFUSED_STREAM and not self.head_seen:
+        if code == ErrorCodes.REFUSED_STREAM and not self.answered:
             self.refused = True
         self.fail(self.broken(detail))
 
@@ -279,9 +280,14 @@ class H2Stream:
             error = ProtocolError(NOT_HTTP, detail=f"a window that grows by {increment}")
             self.fail(error, ErrorCodes.FLOW_CONTROL_ERROR)
 
+    @property
+    def answered(self) -> bool:
+        """Something of an answer was seen, if only an interim one: the provider has looked at the request."""
+        return self.head_seen or self._interim > 0
+
     def broken(self, detail: str) -> GatewayError:
         """What it means that no more comes."""
-        if self.head_seen:
+        if self.answered:
             return BrokenAnswerError("The provider's answer broke off.", detail=detail)
         return ResetError("The provider closed the connection without an answer.", detail=detail)
 
@@ -354,10 +360,11 @@ class H2Stream:
             source.cancel()
 
     def _give_back(self) -> None:
-        if not self._left:
+        """The provider may send as much again as was passed on; nothing while something may be held."""
+        if self._owed >= _GIVE_BACK and not self._holding and not self._left:
             self._owner.session.out.append(window_update(self.id, self._owed))
             self._owner.flush_soon()
-        self._owed = 0
+            self._owed = 0
 
     def _release(self) -> None:
         """Pass on what is held: head, content, end."""
@@ -378,11 +385,10 @@ class H2Stream:
             data = bytes(self._held)
             self._held.clear()
             call.receiver.on_data(call, data)
-            if self._owed >= _GIVE_BACK:
-                self._give_back()
         if self._paused:
             return
         self._holding = False
+        self._give_back()
         end, self._held_end = self._held_end, False
         if end is not False:
             self._tell_end(end)

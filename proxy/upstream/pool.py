@@ -219,7 +219,7 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """It is ready for another call, and carries none."""
-        if len(self._open) > self.limits.max_connections:
+        if len(self._open) > self.limits.max_connections and self._is_above_bounds():
             connection.close()
         elif self._queue:
             self._first().on_connection(connection)
@@ -302,6 +302,10 @@ class Pool:
             await asyncio.wait([attempt.task for attempt in unwanted])
 
     # Inside.
+
+    def _is_above_bounds(self) -> bool:
+        """Those that go after their last call will make room by themselves."""
+        return sum(not one.retired for one in self._open) > self.limits.max_connections
 
     @property
     def _size(self) -> int:

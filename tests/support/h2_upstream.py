@@ -108,6 +108,7 @@ class Peer(asyncio.Protocol):
             H2Configuration(client_side=False, header_encoding=None, validate_outbound_headers=False)
         )
         self.h2.local_settings = Settings(client=False, initial_values=server.settings)
+        self.h2.max_inbound_frame_size = self.h2.local_settings.max_frame_size
         self.streams: dict[int, PeerStream] = {}
         self.frames: list[Frame] = []
         self.reads = 0
