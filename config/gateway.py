@@ -50,7 +50,7 @@ class GatewayConfig(Section):
 
     limits: Limits = Limits()
     """Bounds on what clients may send. Default body 32MiB, buffered 512MiB, headers 64KiB, json_depth 64, drain 30s,
-    drain_delay 0s, unresponsive 10s."""
+    drain_delay 0s, loop_lag 1s, unresponsive 10s."""
 
     providers: Named[Name, Provider] = Field(default_factory=dict)
     """Upstreams by name. Default: those whose key is in the environment, else the mock."""

@@ -94,6 +94,14 @@ class Limits(Section):
     """How long after SIGTERM new work is still taken while readiness is off, so that a load balancer sees it first.
     It comes before `drain`. Default 0s."""
 
+    memory: Size | None = None
+    """Bytes that all processes together may use. From 92 % of them on some new requests are refused, from 95 % on all.
+    Default: what the container may use, or the machine has."""
+
+    loop_lag: Duration = timedelta(seconds=1)
+    """How late a worker's event loop may be, averaged over about a second, before it refuses all new requests; from a
+    quarter of it on it refuses some. 0s switches this off. Default 1s."""
+
     unresponsive: Wait = timedelta(seconds=10)
     """A worker whose event loop stands still for so long is killed and replaced. Only with `workers` above 1.
     Default 10s."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from .errors import ShuttingDownError
+from .errors import OverloadError, ShuttingDownError
 from .run import Run
 from .stats import Stats
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .edge.downstream import Downstream
     from .faces import Face
     from .graph import Graph
+    from .upstream.shedding import Shedding
 
 
 class Engine:
@@ -53,6 +54,8 @@ class Engine:
         self.lingering: set[Attempt] = set()
         """Attempts whose answer is whole and whose message is not: they outlive their run, by seconds at most."""
         self.draining = False
+        self.shedding: Shedding | None = None
+        """Set while this worker has too much to do: asked before each new exchange."""
         self._operations: Mapping[str, Operation] = face_dialect.operations
         self._ids = count(1)
         self._id_prefix = f"hg_{secrets.token_hex(8)}"
@@ -65,6 +68,11 @@ class Engine:
     def accept(self, downstream: Downstream) -> None:
         """Run one exchange."""
         run = Run(self, downstream)
+        if self.shedding is not None and not self.shedding.admits():
+            self.stats.turned_away += 1
+            wait = self.shedding.retry_after()
+            run.turn_away(OverloadError("The gateway has too much to do. Try again later.", retry_after=wait))
+            return
         downstream.listener = run
         run.start()
 

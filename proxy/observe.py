@@ -65,6 +65,7 @@ class Observer:
         counters.models = {key: _model(series) for key, series in stats.series.items()}
         counters.engine = {
             "refused_by_auth": stats.refused_by_auth,
+            "turned_away": stats.turned_away,
             "retries": stats.retries,
             "internal_errors": stats.internal_errors,
             "rows": engine.ledger.rows,

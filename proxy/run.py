@@ -76,7 +76,7 @@ class Run:
             if head.websocket or face.websocket:
                 check_upgrade(face, head)
         except GatewayError as error:
-            self._refuse_path(error)
+            self.turn_away(error)
             return
         self.ex = ex = Exchange(engine.next_id(), head, face, graph, clock.monotonic(), clock.wall())
         ex.client_request_id = client_request_id(head)
@@ -86,8 +86,8 @@ class Run:
         except Exception as error:
             self.fail(error)
 
-    def _refuse_path(self, error: GatewayError) -> None:
-        """Not an exchange: nothing of the gateway was used."""
+    def turn_away(self, error: GatewayError) -> None:
+        """Answer what never becomes an exchange: nothing of the gateway is used."""
         self.downstream.listener = NOBODY
         id_ = self.engine.next_id()
         reply, name = error_reply(error, id_), id_.encode()

@@ -131,6 +131,10 @@ class Snapshot(msgspec.Struct):
     rss_bytes: int = 0
     loop_lag: float | None = None
     """Seconds the event loop came late when it was last looked at; None where nobody looks."""
+    memory_ratio: float | None = None
+    """Part in use of the memory that the worker may use; None where nobody looks."""
+    shedding: bool = False
+    """It turns new requests away, some or all."""
     spool_full: bool = False
     upstreams: dict[tuple[str, str], dict[str, int]] = {}
     """By (provider, address): cx_active, rq_active, rq_pending_active."""
@@ -201,6 +205,8 @@ class Totals:
             connections=sum(one.connections for one in living),
             rss_bytes=sum(one.rss_bytes for one in living),
             loop_lag=max(lags, default=None),
+            memory_ratio=max((one.memory_ratio for one in living if one.memory_ratio is not None), default=None),
+            shedding=any(one.shedding for one in living),
             spool_full=any(one.spool_full for one in living),
             upstreams=upstreams,
             counters=msgspec.msgpack.decode(msgspec.msgpack.encode(self._counters), type=Counters),

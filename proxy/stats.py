@@ -76,7 +76,7 @@ class Series:
 class Stats:
     """Counters of one engine since it started."""
 
-    __slots__ = ("exchanges", "internal_errors", "refused_by_auth", "retries", "series")
+    __slots__ = ("exchanges", "internal_errors", "refused_by_auth", "retries", "series", "turned_away")
 
     def __init__(self) -> None:
         self.exchanges: dict[tuple[str, str, int], int] = {}
@@ -84,6 +84,7 @@ class Stats:
         self.series: dict[tuple[str, str, str], Series] = {}
         """(endpoint, provider, upstream model) -> what their answers used."""
         self.refused_by_auth = 0
+        self.turned_away = 0
         self.retries = 0
         self.internal_errors = 0
 

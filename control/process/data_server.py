@@ -11,6 +11,9 @@ from ...proxy.edge.data_app import data_app
 from ...proxy.edge.guard import Guard
 from ...proxy.edge.listen import EdgeServer, serve
 from ...proxy.observe import Observer
+from ...proxy.upstream.shedding import Shedding, SheddingSettings, Trigger
+from .memory import Memory
+from .overload import Overload
 from .signals import unless
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ CUT_SECONDS = 1.0
 """How long the last words of exchanges that were cut may take to reach their clients."""
 RETIRE_SECONDS = 900.0
 """How long a worker that was replaced may serve those who are connected to it; Envoy's `--parent-shutdown-time-s`."""
+NO_LAG_IS_TOO_MUCH = 1e9
 _ALONE_POLL = 0.1
 
 
@@ -83,11 +87,15 @@ class DataServer:
         )
         self._edge: EdgeServer | None = None
         self._retiring = False
+        self._overload = Overload(
+            half.engine, half.clock, Shedding(_thresholds(config), half.engine.rng), _memory(config).fraction
+        )
         self._observer = Observer(half.engine, worker=half.worker, edges=[self.context], spool=half.spool)
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept connections."""
+        """Accept connections, and look after this worker's health: its loop is ours alone."""
         self._edge = await serve(data_app(self.not_ready, self._version), self.context, sockets)
+        self._overload.start()
 
     def not_ready(self) -> list[str]:
         """Why this worker should get no new traffic; empty when it should."""
@@ -97,7 +105,10 @@ class DataServer:
 
     def snapshot(self) -> Snapshot:
         """What this worker counts, now."""
-        snapshot = self._observer.take(ready=self.half.ready and not self._retiring)
+        overload = self._overload
+        snapshot = self._observer.take(ready=self.half.ready and not self._retiring, loop_lag=overload.lag)
+        snapshot.memory_ratio = overload.used
+        snapshot.shedding = self.half.engine.shedding is not None
         snapshot.draining = self.context.draining
         return snapshot
 
@@ -118,6 +129,7 @@ class DataServer:
         self.context.guard = Guard(open_to_all=config.auth_is_open)
         self.context.limits = _limits(config)
         self.context.budget.limit = config.limits.buffered
+        self._overload.adopt(_thresholds(config), _memory(config).fraction)
 
     async def retire(self, leave: asyncio.Event) -> None:
         """Give way to a successor on the same socket: accept no more, refuse nothing, serve whoever is connected.
@@ -158,6 +170,7 @@ class DataServer:
             if now() < until:
                 await unless(hurry, self._edge.aclose(min(until - now(), FLUSH_SECONDS)))
             await self._edge.aclose(CUT_SECONDS)
+        self._overload.stop()
         await self.half.aclose()
 
     async def _look_elsewhere(self, hurry: asyncio.Event) -> None:
@@ -171,3 +184,13 @@ class DataServer:
 
 def _limits(config: GatewayConfig) -> EdgeLimits:
     return EdgeLimits(head_bytes=config.limits.headers, connections=connection_bound())
+
+
+def _memory(config: GatewayConfig) -> Memory:
+    return Memory(config.limits.memory, config.workers)
+
+
+def _thresholds(config: GatewayConfig) -> SheddingSettings:
+    """Some are refused from a quarter of `limits.loop_lag` on."""
+    lag = config.limits.loop_lag.total_seconds() or NO_LAG_IS_TOO_MUCH
+    return SheddingSettings(lag=Trigger(lag / 4, lag))

@@ -66,6 +66,10 @@ class View(ABC):
         found = list(self.config.warnings)
         if any(worker.spool_full for worker in self.workers()):
             found.append("the spool is full: records are dropped or requests refused, as events.spool.on_full says")
+        if any(worker.shedding for worker in self.workers()):
+            found.append(
+                "a worker has too much to do and turns requests away: see its loop_lag_seconds and memory_ratio"
+            )
         if self._control.tailer.last_error is not None:
             found.append("the event store is away; records wait in the spool")
         return found

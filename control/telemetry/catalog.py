@@ -40,6 +40,7 @@ ENGINE: Final = _counters(
     (),
     {
         "refused_by_auth": "Requests to a metered endpoint that auth refused; they leave no record.",
+        "turned_away": "Requests refused before anything else because the worker had too much to do.",
         "retries": "Attempts that followed a failed one.",
         "internal_errors": "Bugs: each has a traceback in the log.",
         "rows": "Records of finished exchanges handed to the spool.",
@@ -172,6 +173,12 @@ CATALOG: Final = (
     Metric("headgate_worker_ready", "gauge", "1 while the worker takes new exchanges.", ("worker",)),
     Metric("headgate_worker_exchanges_active", "gauge", "Exchanges under way in the worker.", ("worker",)),
     Metric("headgate_worker_resident_memory_bytes", "gauge", "Memory of the worker's process.", ("worker",)),
-    Metric("headgate_worker_loop_lag_seconds", "gauge", "How late the worker's event loop last was.", ("worker",)),
+    Metric("headgate_worker_memory_ratio", "gauge", "Part in use of the memory that the worker may use.", ("worker",)),
+    Metric(
+        "headgate_worker_loop_lag_seconds",
+        "gauge",
+        "How late the worker's event loop was at most of late.",
+        ("worker",),
+    ),
 )
 BY_NAME: Final = {metric.name: metric for metric in CATALOG}

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from .catalog import Metric
     from .sheet import Family, Labels
 
-# Lines for each place: 39 for both histograms, 6 for tokens and cost, 22 for a provider, 2 for auth, 4 for a worker.
-# 20*39 + 80*6 + 100 + 20*22 + 8*2 + 24 + 24*4 = 1936, and some 50 more have no labels.
+# Lines for each place: 39 for both histograms, 6 for tokens and cost, 22 for a provider, 2 for auth, 5 for a worker.
+# 20*39 + 80*6 + 100 + 20*22 + 8*2 + 24 + 16*5 = 1920, and some 60 more have no labels.
 HISTOGRAM_PLACES: Final = 20
 MODEL_PLACES: Final = 80
 EXCHANGE_PLACES: Final = 100
 PROVIDER_PLACES: Final = 20
 AUTH_PLACES: Final = 8
 FILTER_PLACES: Final = 24
-SHOWN_WORKERS: Final = 24
+SHOWN_WORKERS: Final = 16
 
 
 class Observed(NamedTuple):
@@ -146,6 +146,8 @@ def _workers(sheet: Sheet, workers: Sequence[Snapshot]) -> None:
         sheet.add("headgate_worker_ready", one.ready, name)
         sheet.add("headgate_worker_exchanges_active", one.live, name)
         sheet.add("headgate_worker_resident_memory_bytes", one.rss_bytes, name)
+        if one.memory_ratio is not None:
+            sheet.add("headgate_worker_memory_ratio", round(one.memory_ratio, 4), name)
         if one.loop_lag is not None:
             sheet.add("headgate_worker_loop_lag_seconds", one.loop_lag, name)
 

@@ -81,12 +81,13 @@ class Shedding:
         self.probability = max(self._by_lag, self._by_memory)
         return self.level
 
-    def admits(self, *, low_priority: bool = False) -> bool:
-        """Whether a new request may come in. All of low priority are turned away before the first of the others is."""
+    def admits(self, *, low_priority: bool | None = None) -> bool:
+        """Whether a new request may come in. All of low priority are turned away before the first of the others is;
+        None where nobody says which is which."""
         probability = self.probability
         if not probability:
             return True
-        share = 2 * probability if low_priority else 2 * probability - 1
+        share = probability if low_priority is None else 2 * probability - (0 if low_priority else 1)
         if self._rng.random() >= share:
             return True
         self.turned_away += 1

@@ -46,6 +46,8 @@ def test_a_dump_holds_every_setting_as_it_would_be_written(config: GatewayConfig
         "json_depth": 64,
         "drain": "30s",
         "drain_delay": "0s",
+        "memory": None,
+        "loop_lag": "1s",
         "unresponsive": "10s",
     }
     assert shown["providers"]["openai"]["api_key"] == "***"

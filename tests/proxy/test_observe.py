@@ -50,7 +50,13 @@ async def test_a_worker_tells_what_its_parts_counted() -> None:
         assert told.rss_bytes > 10_000_000
         counters = told.counters
         assert counters.exchanges == {("chat", "ok", 200): 1}
-        assert counters.engine == {"refused_by_auth": 1, "retries": 0, "internal_errors": 0, "rows": 1}
+        assert counters.engine == {
+            "refused_by_auth": 1,
+            "turned_away": 0,
+            "retries": 0,
+            "internal_errors": 0,
+            "rows": 1,
+        }
         assert counters.filters["auth"] == {"admitted": 1, "refused": 1}
         assert counters.clusters == {"up": {"rq_total": 1, "rq_success": 1, "rq_error": 0, "rq_retry": 0}}
         assert counters.spool == {"dropped": 0, "errors": 0}

@@ -16,7 +16,7 @@ def shedding() -> Shedding:
     return Shedding(SheddingSettings(), Random(1))
 
 
-def admitted(gate: Shedding, *, low_priority: bool = False) -> float:
+def admitted(gate: Shedding, *, low_priority: bool | None = False) -> float:
     return sum(gate.admits(low_priority=low_priority) for _ in range(4000)) / 4000
 
 
@@ -36,6 +36,14 @@ def test_at_92_percent_memory_low_priority_is_shed_first() -> None:
     assert admitted(gate) == pytest.approx(0.5, abs=0.03)
     assert admitted(gate, low_priority=True) == 0
     assert gate.turned_away > 4000
+
+
+def test_where_nobody_tells_priorities_apart_all_share_alike() -> None:
+    gate = shedding()
+    gate.observe(0.0, 0.94)
+    assert admitted(gate, low_priority=None) == pytest.approx(1 - gate.probability, abs=0.03)
+    gate.observe(0.0, 0.95)
+    assert admitted(gate, low_priority=None) == 0
 
 
 def test_at_95_percent_memory_all_are_refused() -> None:
