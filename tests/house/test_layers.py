@@ -16,6 +16,7 @@ DECIDING = {
     "proxy/plan.py",
     "proxy/upstream/balance.py",
     "proxy/upstream/credentials.py",
+    "proxy/upstream/gradient.py",
     "proxy/upstream/health.py",
     "proxy/upstream/hedge.py",
     "proxy/upstream/limits.py",
@@ -25,6 +26,7 @@ DECIDING = {
     "proxy/upstream/quantile.py",
     "proxy/upstream/ring_hash.py",
     "proxy/upstream/shedding.py",
+    "proxy/upstream/usual.py",
 }
 
 
