@@ -289,6 +289,7 @@ class Gateway:
             upload_limit=config.limits.upload,
             json_depth=config.limits.json_depth,
             auth_open=config.auth_is_open,
+            divided=config.auth is not None and config.auth.divided,
             own_fields=frozenset((config.auth.header.lower().encode(),)) if config.auth is not None else frozenset(),
         )
         return graph, retired

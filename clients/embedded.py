@@ -114,6 +114,7 @@ class Embedded:
         server = DataServer(gateway, self._version)
         models = ModelWatch(gateway.clock, gateway.open_provider, gateway.take_listing)
         self._control = control = ControlHalf(gateway.clock, gateway.deadlines, gateway.config, self._version, models)
+        control.answer(gateway.engine.issuers)
         self._health = data_app(server.not_ready, self._version)
         self._admin = admin_app(MountedView(control, server))
         self._running = AsyncExitStack()

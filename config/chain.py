@@ -82,13 +82,16 @@ class Key(Section):
     """What it may do on the admin listener. Default: nothing."""
 
     team: Text | None = None
-    """Stands on usage rows. Default: none."""
+    """Stands on usage rows. Where there are keys of two teams, what one has made (files, stored responses) does not
+    exist for the other; keys without a team are one. Default: none."""
 
     owner: Text | None = None
     """Stands on usage rows. Default: none."""
 
     paths: Annotated[tuple[Annotated[str, Field(max_length=256)], ...] | None, AfterValidator(_paths)] = None
-    """Request paths it may call: exact, or with `*` within a segment, or with `**` at the end. Default: all."""
+    """Request paths it may call: exact, or with `*` within a segment, or with `**` at the end. Where there are keys of
+    two teams, it also opens the lists among them, and objects that were not made through this gateway. Default: all,
+    and opens nothing."""
 
 
 class AuthConfig(Section):

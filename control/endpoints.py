@@ -32,8 +32,13 @@ def _passing(name: str, path: str) -> tuple[Face, Face, Face]:
 def _asking(operation: str, path: str, *, form: bool = False) -> Face:
     """A request with a model in it, or in its path. `form`: it may be passed on while it arrives."""
     return Face(
-        operation, "POST", path, operation=operation, reads_body=True, streams=form, repeatable=True, metered=True
-    )
+        operation, "POST", path, operation=operation, reads_body=True, streams=form, repeatable=True, metered=True,
+        kind=_KEPT.get(operation, ""),
+    )  # fmt: skip
+
+
+_KEPT = {"chat": "chat/completions", "responses": "responses"}
+"""Whose answers a provider keeps, and below which path."""
 
 
 _JSON = {
@@ -69,6 +74,10 @@ FACES = (
             ("fine_tuning", "/v1/fine_tuning/"),
             ("vector_stores", "/v1/vector_stores"),
             ("vector_stores", "/v1/vector_stores/"),
+            ("containers", "/v1/containers"),
+            ("containers", "/v1/containers/"),
+            ("conversations", "/v1/conversations"),
+            ("conversations", "/v1/conversations/"),
             ("stored_responses", "/v1/responses/"),
             ("stored_chats", "/v1/chat/completions/"),
         )

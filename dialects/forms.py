@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from ..proxy.dialect import BodyReader, RequestFacts
 from ..proxy.errors import InvalidRequestError, MissingModelError, UnsupportedMediaTypeError
 from .form_reader import FormScan, boundary_of
+from .json_request import JsonFacts
 from .one_shot import OneShot
+from .references import references
 from .typed_events import EventTypes
 
 if TYPE_CHECKING:
     from ..proxy.dialect import Splice
     from ..proxy.edge.downstream import RequestHead
+    from ..proxy.stateful import Ref
 
 _TRANSCRIPT = EventTypes(frozenset(("transcript.text.done",)), ends_with_done=True)
 _EDIT = EventTypes(frozenset(("image_edit.completed",)), silent=frozenset(("image_edit.partial_image",)))
@@ -99,7 +102,7 @@ class Form(OneShot):
         super().__init__(name, path, events, needs_model=needs_model)
         self._takes_json = takes_json
 
-    def open_body(self, head: RequestHead, model: str = "") -> FormReader | None:
+    def open_body(self, head: RequestHead, model: str = "", *, tracks: bool) -> FormReader | None:
         """A reader of the form; None for JSON. Raises UnsupportedMediaTypeError."""
         kinds = [value for name, value in head.headers if name == b"content-type"]
         encoding = head.header(b"content-encoding")
@@ -110,6 +113,10 @@ class Form(OneShot):
         if boundary is None or (encoding is not None and encoding.strip().lower() != b"identity"):
             raise UnsupportedMediaTypeError("Send a form (multipart/form-data) with its boundary, not encoded.")
         return FormReader(boundary, needs_model=self._needs_model, named=model)
+
+    def references(self, facts: RequestFacts) -> list[Ref]:
+        """Those of a JSON body."""
+        return references(facts.body) if isinstance(facts, JsonFacts) else []
 
 
 FORMS = (

@@ -18,12 +18,15 @@ from ..proxy.accounting.usage import Usage, parse_chat_usage
 from ..proxy.dialect import AnswerFacts, Dialect, Operation, StreamReader
 from ..proxy.json_splice import find_members, value_end
 from ..proxy.replies import error_body
+from ..proxy.stateful import NOTHING
 from .forms import FORMS
 from .json_request import JsonFacts, find_model, name_model, positive, read_object, read_stream
 from .listed_models import read_models
+from .objects import read_id
 from .one_shot import ONE_SHOT
 from .pass_through import METERED, VERBATIM, PassThrough
 from .realtime import Realtime
+from .references import references
 from .responses import Responses
 from .sse import BOM, EventSplitter, has_id, parse_event
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from ..proxy.dialect import RequestFacts, Splice
     from ..proxy.edge.downstream import Headers
     from ..proxy.errors import GatewayError
+    from ..proxy.stateful import Ref, Said
 
 _DONE = b"[DONE]"
 _ABSENT = msgspec.Raw(b"null")
@@ -53,6 +57,7 @@ class _ChatRequest(msgspec.Struct):
     max_tokens: Any = None
     max_completion_tokens: Any = None
     n: Any = None
+    store: Any = None
 
 
 class _Delta(msgspec.Struct):
@@ -104,6 +109,7 @@ class ChatFacts(JsonFacts):
             n=positive(request.n) or 1,
         )
         self.stream_options = options
+        self.stores = request.store is True
 
 
 class Chat(Operation):
@@ -137,7 +143,16 @@ class Chat(Operation):
 
     def open_stream(self, facts: RequestFacts) -> ChatStream:
         """A reader that hides the usage event where the client did not ask for it."""
-        return ChatStream(hide_usage=not facts.wants_usage, choices=facts.n)
+        kind = StoredChat if facts.stores else ChatStream
+        return kind(hide_usage=not facts.wants_usage, choices=facts.n)
+
+    def references(self, facts: RequestFacts) -> list[Ref]:
+        """Files."""
+        return references(facts.body)
+
+    def read_objects(self, body: bytes) -> Said:
+        """The completion's id."""
+        return read_id(body)
 
     def read_answer(self, body: bytes) -> AnswerFacts:
         """Usage and error of a whole completion."""
@@ -326,6 +341,27 @@ class ChatStream(StreamReader):
                 self.report(usage)
             return not (asked_by_us and chunk.usage != _ABSENT)
         return True
+
+
+class StoredChat(ChatStream):
+    """A completion that the provider keeps: every chunk carries its id."""
+
+    __slots__ = ("_id_seen",)
+
+    def __init__(self, *, hide_usage: bool, choices: int) -> None:
+        super().__init__(hide_usage=hide_usage, choices=choices)
+        self._id_seen = False
+
+    def feed(self, data: bytes) -> bytes:
+        """As any other."""
+        ready = super().feed(data)
+        if not self._id_seen:
+            for line in ready.splitlines():
+                said = read_id(line[5:]) if line.startswith(b"data:") else NOTHING
+                if said.id:
+                    self.named, self._id_seen = said, True
+                    break
+        return ready
 
 
 def _parses(data: bytes) -> bool:

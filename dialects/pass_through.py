@@ -1,9 +1,9 @@
 """Endpoints without a model: files, uploads, batches, fine-tuning, vector stores, what a provider has stored, and
 whatever a catch-all lets pass.
 
-Method, path, query and body go up as they came, and the answer comes down as it is. Nothing of the request is read;
-of a whole JSON answer to a POST only its usage is. The answers to other methods show again what was charged when it
-was made.
+Method, path, query and body go up as they came, and the answer comes down as it is. Of the request nothing is read but
+the objects that it names, where it matters who made them; of a whole JSON answer only the ids of what was made, and of
+that to a POST its usage. The answers to other methods show again what was charged when it was made.
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ import msgspec
 
 from ..proxy.accounting.usage import parse_chat_usage, parse_responses_usage
 from ..proxy.dialect import AnswerFacts, BodyReader, Operation, RequestFacts
-from ..proxy.errors import UnknownPathError
+from ..proxy.errors import InvalidJsonError, UnknownPathError
+from .objects import read_object
+from .references import references
 from .typed_events import error_event
 
 if TYPE_CHECKING:
     from ..proxy.edge.downstream import RequestHead
     from ..proxy.errors import GatewayError
+    from ..proxy.stateful import Ref, Said
 
 _ABSENT = msgspec.Raw(b"null")
 _NOWHERE = frozenset(("", ".", ".."))
+
+
+_UNREAD = (b"multipart/", b"application/octet-stream", b"audio/", b"image/", b"video/")
+"""Bodies that are content: they pass while they arrive."""
 
 
 class _Answer(msgspec.Struct):
@@ -41,6 +48,7 @@ class PassFacts(RequestFacts):
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body, "", stream=False, wants_usage=True, max_tokens=None, n=1)
+        self.stores = True
 
 
 class PassReader(BodyReader):
@@ -77,12 +85,24 @@ class PassThrough(Operation):
         self.name = name
         self._meters = meters
 
-    def open_body(self, head: RequestHead, model: str = "") -> BodyReader:
-        """Refuses a path that a provider might read as another one: `/v1/files/../chat/completions`."""
+    def open_body(self, head: RequestHead, model: str = "", *, tracks: bool) -> BodyReader | None:
+        """Refuses a path that a provider might read as another one: `/v1/files/../chat/completions`.
+
+        A body that may name objects is collected."""
         parts = head.path.replace("\\", "/").split("/")[1:]
         if not head.target.startswith(b"/v1/") or not _NOWHERE.isdisjoint(parts):
             raise UnknownPathError(f"Unknown path '{head.path[:128]}'.")
-        return PassReader()
+        return None if tracks and _may_name(head) else PassReader()
+
+    def references(self, facts: RequestFacts) -> list[Ref]:
+        """Those of a JSON body. Raises InvalidJsonError for one that a provider might read in another encoding."""
+        if b"\0" in facts.body:
+            raise InvalidJsonError("The body must be UTF-8.")
+        return references(facts.body)
+
+    def read_objects(self, body: bytes) -> Said:
+        """Of a JSON answer."""
+        return read_object(body)
 
     def read(self, body: bytes, *, max_depth: int) -> RequestFacts:
         """The body is never collected for its own sake."""
@@ -112,3 +132,12 @@ class PassThrough(Operation):
     def error_event(self, error: GatewayError) -> bytes:
         """An `error` event, which the SDKs raise."""
         return error_event(error)
+
+
+def _may_name(head: RequestHead) -> bool:
+    """There is a body, and it is not plain content."""
+    kind = (head.header(b"content-type") or b"").strip().lower()
+    announced = head.header(b"content-length")
+    return not kind.startswith(_UNREAD) and (
+        head.header(b"transfer-encoding") is not None or (announced is not None and announced.strip(b"0") != b"")
+    )

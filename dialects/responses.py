@@ -3,7 +3,9 @@
 Its stream is made of typed events (typed_events.py) and ends after `response.completed`, `response.failed` or
 `response.incomplete`, which holds the whole response once more, and its usage, unasked.
 
-Not here: what the provider stored, and the requests that name it by its id.
+Unless a request says `"store": false`, the provider keeps the response under its id, which stands in the first event.
+
+Not here: the requests that ask for what was kept by its path (pass_through.py).
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ import msgspec
 
 from ..proxy.accounting.usage import parse_responses_usage
 from ..proxy.dialect import AnswerFacts, Operation
+from ..proxy.stateful import NOTHING, Said
 from .json_request import JsonFacts, find_optional_model, positive, read_object, read_stream
+from .objects import ResponseWatch, read_response
+from .references import references
 from .typed_events import EventTypes, TypedStream, error_event
 
 if TYPE_CHECKING:
     from ..proxy.dialect import RequestFacts
     from ..proxy.errors import GatewayError
+    from ..proxy.stateful import Ref
 
 _ABSENT = msgspec.Raw(b"null")
 _EVENTS = EventTypes(
@@ -41,6 +47,7 @@ _EVENTS = EventTypes(
 class _Request(msgspec.Struct):
     model: Any = None
     stream: Any = None
+    store: Any = None
     max_output_tokens: Any = None
 
 
@@ -55,6 +62,31 @@ _decode_request = msgspec.json.Decoder(_Request).decode
 _decode_response = msgspec.json.Decoder(_Response).decode
 
 
+class StoredStream(TypedStream):
+    """A stream of which something is kept."""
+
+    __slots__ = ("_watch",)
+
+    def __init__(self, types: EventTypes) -> None:
+        super().__init__(types)
+        self._watch = ResponseWatch()
+
+    def _event(self, event: bytes) -> bytes:
+        self._look(event)
+        return super()._event(event)
+
+    def _part(self, piece: bytes, *, first: bool, last: bool) -> bytes:
+        if first:
+            self._look(piece)
+        return super()._part(piece, first=first, last=last)
+
+    def _look(self, event: bytes) -> None:
+        said = self._watch.look(event)
+        if said is not None:
+            before = self.named or NOTHING
+            self.named = Said(before.id or said.id, before.others + said.others)
+
+
 class Responses(Operation):
     """POST /responses."""
 
@@ -65,13 +97,19 @@ class Responses(Operation):
         the provider that says whether one is missing."""
         request = read_object(body, _decode_request, max_depth=max_depth)
         model_at = find_optional_model(body, request.model)
-        return JsonFacts(
+        facts = JsonFacts(
             body,
             request.model or "",
             model_at,
             stream=read_stream(request.stream),
             max_tokens=positive(request.max_output_tokens),
         )
+        facts.stores = request.store is not False
+        return facts
+
+    def references(self, facts: RequestFacts) -> list[Ref]:
+        """The earlier response or conversation that it goes on from, files, vector stores, containers."""
+        return references(facts.body)
 
     def encode(self, facts: RequestFacts, model: str) -> bytes:
         """Splice the model's name in."""
@@ -82,8 +120,12 @@ class Responses(Operation):
         return b"/responses?" + query if query else b"/responses"
 
     def open_stream(self, facts: RequestFacts) -> TypedStream:
-        """A reader of typed events."""
-        return TypedStream(_EVENTS)
+        """A reader of typed events, which finds the id of a response that is kept."""
+        return StoredStream(_EVENTS) if facts.stores else TypedStream(_EVENTS)
+
+    def read_objects(self, body: bytes) -> Said:
+        """The response, and the containers it has used."""
+        return read_response(body)
 
     def read_answer(self, body: bytes) -> AnswerFacts:
         """Usage and error of a whole response."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .accounting.prices import format_usd
+from .claims import note
 from .errors import BrokenAnswerError, ErrorEventError, UpstreamError
 from .headers import to_downstream
 from .own_fields import own_fields, request_id
@@ -71,6 +72,8 @@ class Answer:
         ex = run.ex
         if whole.facts is not None:
             run.engine.ledger.settle(ex, whole.facts)
+            if ex.facts is not None and ex.facts.stores:
+                note(ex, run.engine.issuers, self._dispatch.operation.read_objects(body))
         self._dispatch.end(self._attempt, None)
         head = self._head()
         if ex.error is not None and len(ex.attempts) > 1:
@@ -93,7 +96,11 @@ class Answer:
         if reader is None:
             announced = self._upstream.header(b"content-length")
             length = int(announced) if announced is not None else None
+            if taken and ex.facts is not None and ex.facts.stores and self._upstream.status < 300:
+                note(ex, run.engine.issuers, self._dispatch.operation.read_objects(taken))
         else:
+            if reader.named is not None:
+                self._note()
             if reader.committed:
                 ex.first_token_at = run.engine.clock.monotonic()
             if self._upstream.header(b"cache-control") is None:
@@ -116,6 +123,8 @@ class Answer:
             self._down(data)
             return
         ready = reader.feed(data)
+        if reader.named is not None:
+            self._note()
         if reader.committed and self._run.ex.first_token_at is None:
             self._run.ex.first_token_at = self._run.engine.clock.monotonic()
         if reader.finished:
@@ -135,6 +144,8 @@ class Answer:
         last, whole = b"", clean
         if self._reader is not None and clean:
             last, whole = self._reader.end()
+            if self._reader.named is not None:
+                self._note()
         if whole or self.ended_as is not None:
             self.complete(last)
         else:
@@ -199,6 +210,13 @@ class Answer:
             headers.append(request_id(run.ex))
         headers += own_fields(run.ex, run.engine.clock.monotonic())
         return ResponseHead(upstream.status, headers)
+
+    def _note(self) -> None:
+        """Write down what the next bytes say of objects, before they go down."""
+        reader, run = self._reader, self._run
+        if reader is not None and reader.named is not None:
+            said, reader.named = reader.named, None
+            note(run.ex, run.engine.issuers, said)
 
     def _down(self, data: bytes) -> None:
         run = self._run

@@ -10,13 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from .stateful import NOTHING
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from .accounting.usage import Usage
     from .catalog import ListedModel
     from .edge.downstream import Headers, RequestHead
     from .errors import GatewayError
+    from .stateful import Ref, Said
 
 Splice = tuple[int, int, bytes]
 """Replace the bytes from the first place to the second by these."""
@@ -25,7 +28,7 @@ Splice = tuple[int, int, bytes]
 class RequestFacts:
     """What the engine knows of a request body. `body` is the client's own bytes; operations keep more in subclasses."""
 
-    __slots__ = ("body", "max_tokens", "model", "n", "stream", "wants_usage")
+    __slots__ = ("body", "max_tokens", "model", "n", "stores", "stream", "wants_usage")
 
     verbatim: ClassVar[bool] = False
     """The body goes up under the client's own content-type."""
@@ -39,6 +42,8 @@ class RequestFacts:
         self.wants_usage = wants_usage
         self.max_tokens = max_tokens
         self.n = n
+        self.stores = False
+        """The answer may say that the provider keeps something: its ids are written down."""
 
     def encode(self, model: str) -> bytes:
         """The body for a target that calls the model `model`; the client's own bytes where nothing has to change."""
@@ -113,6 +118,7 @@ class StreamReader(ABC):
         "committed",
         "failed",
         "finished",
+        "named",
         "rewrite",
         "text_bytes",
         "text_events",
@@ -135,6 +141,8 @@ class StreamReader(ABC):
         self.text_events = 0
         """Of generated text so far, and the events it came in: for an estimate where nobody reports usage."""
         self._reported_at = 0
+        self.named: Said | None = None
+        """What the bytes that were given out last say of objects that the provider keeps."""
         self.before_terminal: Callable[[], bytes] | None = None
         """Asked once, for bytes to put before the terminal event (after it, in a dialect without `[DONE]`)."""
         self.rewrite: Callable[[bytes], bytes] | None = None
@@ -199,12 +207,22 @@ class Operation(ABC):
     verbatim: ClassVar[bool] = False
     """Method, path and query go up as the client sent them."""
 
-    def open_body(self, head: RequestHead, model: str = "") -> BodyReader | None:
+    def open_body(self, head: RequestHead, model: str = "", *, tracks: bool) -> BodyReader | None:
         """A reader for a body that is passed on while it arrives; None: it is collected, for `read`. `model`: the path
-        names it, and the body is not believed.
+        names it, and the body is not believed. `tracks`: the objects that it names will be asked for.
 
         Asked only of faces that stream. Raises DownstreamError."""
         return None
+
+    def references(self, facts: RequestFacts) -> Sequence[Ref]:
+        """The objects that a request names in its body. Asked only where it matters. Raises InvalidRequestError for
+        more than anybody could mean."""
+        return ()
+
+    def read_objects(self, body: bytes) -> Said:
+        """What a good answer, or the beginning of one, says of objects that the provider keeps; never raises. Asked
+        only of requests that `stores`."""
+        return NOTHING
 
     def read_for(self, model: str, body: bytes, *, max_depth: int) -> RequestFacts:
         """As `read`, for a path that names the model; the body need not, and is not believed."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from .errors import OverloadError, ShuttingDownError
+from .issuers import Issuers
 from .run import Run
 from .stats import Stats
 
@@ -48,6 +49,7 @@ class Engine:
         self.deadlines = deadlines
         self.rng = rng
         self.ledger = ledger
+        self.issuers = Issuers(clock, ledger)
         self.stats = Stats()
         self.log: structlog.stdlib.BoundLogger = structlog.get_logger("headgate")
         self.live: set[Run] = set()

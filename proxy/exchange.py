@@ -89,7 +89,9 @@ class Exchange:
         "graph",
         "head",
         "id",
+        "is_stranger",
         "outcome",
+        "pinned",
         "principal",
         "provider",
         "reached",
@@ -127,6 +129,10 @@ class Exchange:
         down."""
         self.provider: str | None = None
         """The only provider the caller wants (`x-headgate-provider`)."""
+        self.pinned: str | None = None
+        """The only provider that has what the request names."""
+        self.is_stranger = False
+        """Nobody knows who made what the request names."""
         self.state: dict[type, Any] = {}
         self.deadline = inf
         """Monotonic time after which the caller no longer waits (`x-headgate-timeout-ms`)."""
@@ -170,11 +176,18 @@ class Exchange:
                 if only not in (None, self.provider):
                     raise ModelNotFoundError(f"This route does not lead to the provider '{self.provider}'.")
                 only = self.provider
+            if self.pinned is not None:
+                only = self.pinned
             if self.face.passes:
                 self._candidates = self.graph.models.issuer(only)
                 return self._candidates
             self._candidates = self.graph.models.resolve(self._model, provider=only)
         return self._candidates
+
+    def pin(self, provider: str) -> None:
+        """Nobody else may answer from now on."""
+        self.pinned = provider
+        self._candidates = None
 
     def veto(self, check: Callable[[Target], str | None], *, soft: bool = False) -> None:
         """Object to targets. `check` is asked when the plan is built and again before each attempt."""

@@ -29,11 +29,12 @@ class Face:
     `path` ending in `/` stands for everything below it; with a `*` in the middle, that part names the model.
     `streams`: the operation may want the body while it arrives. `passes`: it names no model, so it goes to the route's
     provider or the only one. `repeatable`: a failed attempt may be repeated. `metered`: each exchange leaves a record.
-    `websocket`: a session, and nothing but a session.
+    `websocket`: a session, and nothing but a session. `kind`: of the objects that its answers are, where a provider
+    keeps them (stateful.py).
     """
 
     __slots__ = (
-        "handler", "metered", "method", "name", "names_model", "operation", "passes", "path", "reads_body",
+        "handler", "kind", "metered", "method", "name", "names_model", "operation", "passes", "path", "reads_body",
         "repeatable", "streams", "websocket",
     )  # fmt: skip
 
@@ -51,6 +52,7 @@ class Face:
         repeatable: bool = False,
         metered: bool = False,
         websocket: bool = False,
+        kind: str = "",
     ) -> None:
         self.name = name
         self.method = method
@@ -64,6 +66,7 @@ class Face:
         self.repeatable = repeatable
         self.metered = metered
         self.websocket = websocket
+        self.kind = kind
 
     def model_in(self, path: str) -> str:
         """The part of a request's path that stands for the `*`."""

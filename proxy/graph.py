@@ -72,6 +72,7 @@ class Graph:
         "body_limit",
         "clusters",
         "default",
+        "divided",
         "faces",
         "field",
         "found_models",
@@ -81,6 +82,7 @@ class Graph:
         "prefix",
         "prices",
         "routes",
+        "tracks",
         "upload_limit",
         "version",
     )
@@ -101,6 +103,7 @@ class Graph:
         json_depth: int,
         auth_open: bool,
         own_fields: frozenset[bytes],
+        divided: bool = False,
     ) -> None:
         self.version = version
         self.field = (b"x-headgate-config", version.encode())
@@ -121,6 +124,10 @@ class Graph:
         """Request fields that carry our own keys: they never go upstream."""
         self.found_models: Mapping[str, bytes] = {}
         """Entries of `/v1/models` that providers' own lists have given, by name; replaced whole."""
+        self.divided = divided
+        """There are keys of two teams: what one has made does not exist for the other."""
+        self.tracks = divided or len(models.usable()) > 1
+        """Who made an object matters."""
 
     def price(self, target: Target) -> Price | None:
         """What the target costs now; None when nobody knows."""

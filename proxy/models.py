@@ -13,7 +13,7 @@ from .errors import ModelNotFoundError, UnknownIssuerError
 from .plan import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from .accounting.prices import Price
     from .upstream.cluster import Cluster
@@ -80,15 +80,26 @@ class ModelTable:
 
     def issuer(self, provider: str | None) -> tuple[Target, ...]:
         """Who answers what names no model: `provider`, or the only one there is. Raises UnknownIssuerError."""
-        found = [entry.cluster for entry in self._anybody] or list(self._clusters)
-        if provider is not None:
-            found = [cluster for cluster in self._clusters if cluster.name == provider]
-        if len(found) != 1:
+        names = self.usable(provider)
+        if len(names) != 1:
             raise UnknownIssuerError(
-                "Several providers could be meant. Name one by a route: "
+                "Several providers could be meant. Name one in the header x-headgate-provider, or by a route: "
                 'routes: [{name: files, match: {path: "/v1/**"}, provider: NAME}].'
             )
-        return (Target(found[0], ""),)
+        return tuple(Target(cluster, "") for cluster in self._clusters if cluster.name in names)
+
+    def usable(self, provider: str | None = None) -> frozenset[str]:
+        """Providers that may be asked for what names no model: `provider`, or all that can answer."""
+        if provider is not None:
+            return frozenset(cluster.name for cluster in self._clusters if cluster.name == provider)
+        return frozenset(entry.cluster.name for entry in self._anybody) or frozenset(
+            cluster.name for cluster in self._clusters
+        )
+
+    def usable_of(self, targets: Iterable[Target]) -> frozenset[str]:
+        """The providers of these targets, less those that cannot answer as long as there are others."""
+        names = frozenset(target.cluster.name for target in targets)
+        return names & self.usable() or names
 
     def _find(self, model: str) -> Sequence[ModelTarget]:
         if not model:

@@ -69,6 +69,8 @@ class Observer:
             "retries": stats.retries,
             "internal_errors": stats.internal_errors,
             "rows": engine.ledger.rows,
+            "issuer_lookups": engine.issuers.asked,
+            "issuer_lookups_failed": engine.issuers.unanswered,
         }
         for edge in self._edges:
             add(counters.edge, {name: getattr(edge.stats, name) for name in edge.stats.__slots__})

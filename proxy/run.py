@@ -18,8 +18,10 @@ the filters together.
 from __future__ import annotations
 
 from asyncio import CancelledError
+from functools import partial
 from typing import TYPE_CHECKING
 
+from .claims import pin, wanted
 from .dispatch import Dispatch
 from .edge.downstream import NOBODY
 from .errors import (
@@ -39,12 +41,14 @@ from .websocket.handshake import check_upgrade
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Mapping, Sequence
 
-    from .accounting.record import Outcome
+    from .accounting.record import Issued, Outcome
     from .chain import Chain, RequestStep
     from .dialect import BodyReader
     from .edge.downstream import Downstream, Headers
     from .engine import Engine
+    from .stateful import Ref
 
 
 class Run:
@@ -160,7 +164,7 @@ class Run:
     def _open_body(self) -> BodyReader | None:
         ex = self.ex
         model = ex.face.model_in(ex.head.path) if ex.face.names_model else ""
-        return self.engine.operation(ex.face).open_body(ex.head, model)
+        return self.engine.operation(ex.face).open_body(ex.head, model, tracks=ex.graph.tracks)
 
     def on_body(self, body: bytes) -> None:
         """The request is complete: understand it, choose the route, run its filters."""
@@ -185,7 +189,22 @@ class Run:
         if self.upload is not None and not (self.upload.reader.knows_model or ex.model) and route.provider is None:
             message = f"No field 'model' in the first {ex.graph.body_limit} bytes: send it before the file."
             raise ModelTooLateError(message, param="model")
+        if ex.graph.tracks and ex.face.handler is None:
+            refs = wanted(ex, self.engine.operation(ex.face))
+            if refs:
+                self.engine.issuers.find([ref.id for ref in refs], partial(self._on_issuers, refs))
+                return
         self._advance(route.chain.requests, 0)
+
+    def _on_issuers(self, refs: list[Ref], found: Mapping[str, Sequence[Issued]] | None) -> None:
+        """It is known who made what the request names, at once or later; None: nobody could say."""
+        if self.done:
+            return
+        try:
+            pin(self.ex, refs, found)
+            self._advance(self.chain.requests, 0)
+        except Exception as error:
+            self.fail(error)
 
     def _after_rest(self) -> None:
         handler = self.ex.face.handler

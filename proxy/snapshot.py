@@ -86,7 +86,7 @@ class Counters(msgspec.Struct):
     edge: dict[str, int] = {}
     """The counters of `EdgeStats`."""
     engine: dict[str, int] = {}
-    """refused_by_auth, retries, internal_errors, rows."""
+    """refused_by_auth, retries, internal_errors, rows, issuer_lookups, issuer_lookups_failed."""
     spool: dict[str, int] = {}
     """dropped, errors."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from ...config import Problem
+from ...proxy.accounting.record import Issued
 from ...proxy.catalog import Listing
 from ...proxy.snapshot import Snapshot
 
@@ -71,8 +72,22 @@ class Told(msgspec.Struct, tag=True, frozen=True):
     snapshot: Snapshot
 
 
-FromSupervisor = Configure | Show | Refuse | Retire | Leave
-FromWorker = Ready | Refused | Told
+class Ask(msgspec.Struct, tag=True, frozen=True):
+    """Who made these?"""
+
+    number: int
+    ids: list[str]
+
+
+class Answer(msgspec.Struct, tag=True, frozen=True):
+    """The rows of those of the `Ask` of this number that are known; None: nobody can say."""
+
+    number: int
+    rows: list[Issued] | None
+
+
+FromSupervisor = Configure | Show | Refuse | Retire | Leave | Answer
+FromWorker = Ready | Refused | Told | Ask
 Message = TypeVar("Message", FromSupervisor, FromWorker)
 
 _encode = msgspec.msgpack.Encoder().encode

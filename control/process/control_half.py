@@ -17,6 +17,7 @@ from ...proxy.edge.guard import Guard
 from ...proxy.edge.listen import serve
 from ..admin.app import admin_app
 from ..admin.view import ControlStats
+from ..events.lookups import Lookups
 from ..events.tailer import Tailer
 from .file_watch import FileWatch, marks
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ...config import GatewayConfig
     from ...proxy.clock import Clock, Deadlines
     from ...proxy.edge.downstream import Downstream
+    from ...proxy.issuers import Issuers
     from ..admin.view import AdminView
     from ..model_watch import ModelWatch
     from .source import ConfigSource, Loaded
@@ -83,6 +85,7 @@ class ControlHalf:
             max_size=events.max_size,
             clock=clock,
         )
+        self.lookups = Lookups(events.path, events.spool.path, self.tailer, clock)
         self._context = EdgeContext(
             Nobody(),
             clock=clock,
@@ -105,10 +108,11 @@ class ControlHalf:
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Warn, tail the ledger, and ask providers for their models; at the end the ledger holds what was written by
-        then."""
+        """Warn, tail the ledger and answer from it, and ask providers for their models; at the end the ledger holds
+        what was written by then."""
         self._warn()
-        tailing = asyncio.get_running_loop().create_task(self._tail())
+        loop = asyncio.get_running_loop()
+        tasks = (loop.create_task(self._tail()), loop.create_task(self.lookups.run()))
         if self.models is not None:
             self.models.follow(self.config)
         try:
@@ -116,12 +120,18 @@ class ControlHalf:
         finally:
             if self.models is not None:
                 await self.models.aclose()
-            tailing.cancel()
-            await asyncio.gather(tailing, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.lookups.close()
             # Where another gateway holds the ledger, it takes over what this one leaves.
             if not await self.tailer.flush() and (self.tailer.holder or self.tailer.last_error is not None):
                 log.warning("ledger_behind", spool=str(self.config.events.spool.path))
             self.tailer.close()
+
+    def answer(self, issuers: Issuers) -> None:
+        """Be the one whom a data half in this process asks."""
+        issuers.ask = lambda number, ids: self.lookups.ask(ids, partial(issuers.answered, number))
 
     def not_ready(self) -> list[str]:
         """What of the control half should keep traffic away."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ...proxy.clock import Clock
     from ..admin.view import ControlStats
+    from ..events.lookups import Lookups
     from .channel import FromSupervisor
     from .worker_process import Command
 
@@ -41,10 +42,15 @@ log = structlog.get_logger("headgate")
 
 class Crew:
     """Places and who fills them. `briefing` is asked for what a new worker is told first: a `Configure`, and what else
-    it needs."""
+    it needs; `lookups` answers what they ask."""
 
     def __init__(
-        self, command: Command, briefing: Callable[[], Iterable[FromSupervisor]], clock: Clock, stats: ControlStats
+        self,
+        command: Command,
+        briefing: Callable[[], Iterable[FromSupervisor]],
+        clock: Clock,
+        stats: ControlStats,
+        lookups: Lookups,
     ) -> None:
         self.totals = Totals()
         self.workers: dict[str, WorkerProcess] = {}
@@ -59,6 +65,7 @@ class Crew:
         self._briefing = briefing
         self._clock = clock
         self._stats = stats
+        self._lookups = lookups
         self._policy = RestartPolicy()
         self._socket = -1
         self._on_ready: Callable[[], None] = lambda: None
@@ -194,7 +201,7 @@ class Crew:
         """One worker from start to end."""
         overdue = self._clock.call_at(self._clock.monotonic() + START_SECONDS, self._kill_unready, worker)
         try:
-            code = await worker.run(self.totals, self._on_ready)
+            code = await worker.run(self.totals, self._lookups, self._on_ready)
         finally:
             overdue.cancel()
             worker.kill()

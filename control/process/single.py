@@ -43,6 +43,7 @@ async def run_single(
     server = DataServer(half, version)
     models = ModelWatch(half.clock, half.open_provider, half.take_listing)
     control = ControlHalf(half.clock, half.deadlines, config, version, models)
+    control.answer(half.engine.issuers)
 
     async def apply(loaded: Loaded) -> None:
         await server.reload(loaded.config)

@@ -61,7 +61,7 @@ class Supervisor:
         self._served = loaded
         self._models = ModelWatch(clock, open_provider, self._show)
         self._control = ControlHalf(clock, deadlines, loaded.config, version, self._models)
-        self.crew = Crew(command, self._briefing, clock, self._control.stats)
+        self.crew = Crew(command, self._briefing, clock, self._control.stats, self._control.lookups)
         self._all_ready = asyncio.Event()
         self._data: socket.socket
 

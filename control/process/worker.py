@@ -10,7 +10,20 @@ import structlog
 
 from ...config import ConfigError, Problem
 from ..admin.chains import describe_chains
-from .channel import TELL_SECONDS, Channel, Configure, Leave, Ready, Refuse, Refused, Retire, Show, Told
+from .channel import (
+    TELL_SECONDS,
+    Answer,
+    Ask,
+    Channel,
+    Configure,
+    Leave,
+    Ready,
+    Refuse,
+    Refused,
+    Retire,
+    Show,
+    Told,
+)
 from .data_server import DataHalf, DataServer
 
 if TYPE_CHECKING:
@@ -68,6 +81,8 @@ class _Worker:
         """To the end of the drain."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._end, self._leave)
+        issuers = self._server.half.engine.issuers
+        issuers.ask = lambda number, ids: self._channel.send(Ask(number, ids))
         self._say_ready(digest)
         tasks = [loop.create_task(self._listen()), loop.create_task(self._tell())]
         try:
@@ -93,6 +108,8 @@ class _Worker:
                         self._server.refuse_new_work()
                     case Retire():
                         self._over.set()
+                    case Answer() as answer:
+                        self._server.half.engine.issuers.answered(answer.number, answer.rows)
                     case Leave():
                         self._end(self._hurry if self._leave.is_set() else self._leave)
         except EOFError as error:

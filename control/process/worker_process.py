@@ -10,15 +10,18 @@ import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from ...config import ConfigError, Problem
-from .channel import Channel, Configure, Ready, Refused, Retire, Told
+from .channel import Answer, Ask, Channel, Configure, Ready, Refused, Retire, Told
 
 if TYPE_CHECKING:
+    from ...proxy.accounting.record import Issued
     from ...proxy.snapshot import Life, Totals
+    from ..events.lookups import Lookups
 
 Command = Callable[[str, int, int], Sequence[str]]
 """Makes the command line of a worker from its name and its two descriptors: its channel, and the listening socket."""
@@ -67,10 +70,11 @@ class WorkerProcess:
             raise
         return cls(name, process, await Channel.over(ours))
 
-    async def run(self, totals: Totals, on_ready: Callable[[], None]) -> int:
-        """Hear it out; returns its exit code. `on_ready` is called whenever it has taken a config over."""
+    async def run(self, totals: Totals, lookups: Lookups, on_ready: Callable[[], None]) -> int:
+        """Hear it out, and have `lookups` answer it; returns its exit code. `on_ready` is called whenever it has taken
+        a config over."""
         loop = asyncio.get_running_loop()
-        hearing = loop.create_task(self._hear(totals, on_ready))
+        hearing = loop.create_task(self._hear(totals, lookups, on_ready))
         exiting = loop.create_task(self.process.wait())
         try:
             await asyncio.wait([hearing, exiting], return_when=asyncio.FIRST_COMPLETED)
@@ -88,7 +92,7 @@ class WorkerProcess:
             if self._life is not None:
                 totals.gone(self._life)
 
-    async def _hear(self, totals: Totals, on_ready: Callable[[], None]) -> None:
+    async def _hear(self, totals: Totals, lookups: Lookups, on_ready: Callable[[], None]) -> None:
         try:
             while True:
                 match await self.channel.from_worker():
@@ -97,6 +101,8 @@ class WorkerProcess:
                         on_ready()
                     case Refused() as refused:
                         self._refused = refused
+                    case Ask(number=number, ids=ids):
+                        lookups.ask(ids, partial(self._answer, number))
                     case Told(snapshot=snapshot):
                         self._life = snapshot.life
                         totals.tell(snapshot)
@@ -106,6 +112,9 @@ class WorkerProcess:
             log.debug("worker_silent", worker=self.name, reason=str(end))
         except Exception as error:  # a bug, which costs this worker and no other
             log.error("worker_not_heard", worker=self.name, exc_info=error)
+
+    def _answer(self, number: int, rows: list[Issued] | None) -> None:
+        self.channel.send(Answer(number, rows))
 
     async def until_ready(self) -> bool:
         """Wait until it serves, or has ended; returns which."""

@@ -44,6 +44,8 @@ ENGINE: Final = _counters(
         "retries": "Attempts that followed a failed one.",
         "internal_errors": "Bugs: each has a traceback in the log.",
         "rows": "Records of finished exchanges handed to the spool.",
+        "issuer_lookups": "Questions who made an object that this worker did not make.",
+        "issuer_lookups_failed": "Of these, those that nobody could answer in time.",
     },
 )
 CLUSTER: Final = _counters(

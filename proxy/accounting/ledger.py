@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..dialect import AnswerFacts
     from ..exchange import Exchange
     from .estimate import Estimator
+    from .record import Forgotten, Issued
     from .spool import Spool
 
 
@@ -63,6 +64,11 @@ class Ledger:
             raise OverloadError(
                 "The gateway cannot record this request: its ledger is full.", retry_after=5.0
             ) from None
+
+    def write(self, record: Issued | Forgotten) -> None:
+        """What became of an object at a provider."""
+        if self._spool is not None:
+            self._spool.append(encode(record))
 
     def settle(self, ex: Exchange, said: AnswerFacts) -> None:
         """Set `ex.usage` and `ex.cost_usd` from the provider's report, or from what was delivered; once."""

@@ -56,6 +56,8 @@ async def test_a_worker_tells_what_its_parts_counted() -> None:
             "retries": 0,
             "internal_errors": 0,
             "rows": 1,
+            "issuer_lookups": 0,
+            "issuer_lookups_failed": 0,
         }
         assert counters.filters["auth"] == {"admitted": 1, "refused": 1}
         assert counters.clusters == {"up": {"rq_total": 1, "rq_success": 1, "rq_error": 0, "rq_retry": 0}}

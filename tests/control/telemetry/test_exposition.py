@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headgate.control.admin.view import ControlStats
 from headgate.control.telemetry.bounds import MAX_BYTES, MAX_SERIES
-from headgate.control.telemetry.catalog import BY_NAME
+from headgate.control.telemetry.catalog import BY_NAME, ENGINE
 from headgate.control.telemetry.exposition import CONTENT_TYPE, prometheus_text, stats_json
 from headgate.control.telemetry.families import Observed, Telemetry
 from headgate.proxy.edge.context import EdgeStats
@@ -126,7 +126,7 @@ def flood() -> Counters:
         endpoints={(name, "http://" + name): endpoint for name in names},
         filters={"auth": {"admitted": 1}, **{name: {name: 1, "b": 2} for name in names}},
         edge=dict.fromkeys(EdgeStats.__slots__, 1),
-        engine={"refused_by_auth": 1, "retries": 1, "internal_errors": 1, "rows": 1},
+        engine=dict.fromkeys(ENGINE, 1),
         spool={"dropped": 1, "errors": 1},
     )
 
