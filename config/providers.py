@@ -42,16 +42,16 @@ def _base_url(value: str) -> str:
 
 
 class Timeouts(Section):
-    """How long a provider may take. A plain answer has `connect` and `total`."""
+    """How long a provider may take. A plain answer has `connect` and `total`, a WebSocket `connect` and `idle`."""
 
     connect: Wait = timedelta(seconds=5)
-    """TCP and TLS. Default 5s."""
+    """TCP and TLS; once more for the answer to a WebSocket's handshake. Default 5s."""
 
     first_token: Wait = timedelta(seconds=300)
     """From the request to the first event of a stream. Default 300s."""
 
     idle: Wait = timedelta(seconds=120)
-    """Between two events of a stream. Default 120s."""
+    """Between two events of a stream; how long both sides of a WebSocket may be silent. Default 120s."""
 
     total: Wait = timedelta(seconds=600)
     """From the moment the request body has been sent to the end of the answer. Default 600s."""

@@ -213,7 +213,8 @@ class MockEndpoint(Endpoint):
 
 
 class _MockCall(Call):
-    """A streamed body is taken to its end and forgotten: none of the endpoints that take one is spoken here."""
+    """A streamed body is taken to its end and forgotten: none of the endpoints that take one is spoken here, nor any
+    WebSocket."""
 
     __slots__ = ("_body", "_delay", "_handle", "_loop", "_paused", "_pieces", "_receiver", "_source", "_target")
 
@@ -223,7 +224,7 @@ class _MockCall(Call):
         self._loop = loop
         self._delay = delay
         self._body = request.body
-        self._source = request.source
+        self._source = request.source if not request.upgrade else None
         self._target = request.target
         self._receiver: CallReceiver | None = receiver
         self._pieces: list[bytes] = []

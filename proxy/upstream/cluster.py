@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Timeouts(NamedTuple):
-    """Seconds. `first_token` and `idle` are for streams; a plain answer has `connect` and `total`.
+    """Seconds. `first_token` and `idle` are for streams; a plain answer has `connect` and `total`, a WebSocket
+    `connect` and `idle`.
 
     `total` starts when the request has been sent.
     """

@@ -183,8 +183,6 @@ class Tunnel(Answer):
 
     def _look_at(self, scanner: FrameScanner) -> None:
         """After what came from one side: has it closed the session, or broken the rules?"""
-        if self._run.done:
-            return
         if scanner.error is not None:
             if scanner is self._client:
                 self.cut(FrameError(f"What was sent is no WebSocket frame: {scanner.error}."))

@@ -19,6 +19,7 @@ from tests_support.gateway import CLIENT_KEY, PROVIDER_KEY, bearer, config_for
 from tests_support.process import gateway_process
 from tests_support.raw import CHAT, RawClient, request
 from tests_support.upstream import FIN, RST, FakeUpstream, Request, Step
+from tests_support.websocket import HANDSHAKE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,6 +84,12 @@ def requests() -> Iterator[bytes]:
         [("x bad", "1")],
     ):
         yield request("POST", CHAT, b'{"model":"m"}', [*key, *fields])
+    for name in ("fine", "error", "our key is wrong", "reset", "garbage"):
+        for secret in (CLIENT_KEY, WRONG_KEY):
+            offer = ("sec-websocket-protocol", f"realtime, openai-insecure-api-key.{secret}")
+            yield request("GET", "/v1/realtime?model=m", headers=[*HANDSHAKE, offer, ("x-script", name)])
+    for offered in (f"openai-insecure-api-key.{CLIENT_KEY} x", f"openai-insecure-api-key.{WRONG_KEY}\xff"):
+        yield request("GET", "/v1/realtime?model=m", headers=[*HANDSHAKE, ("sec-websocket-protocol", offered)])
     yield request("DELETE", CHAT, headers=key)
     yield request("POST", CHAT, b'{"model":"m"}', key, host=None)
     yield b"GET / HTTP/9.9\r\nAuthorization: Bearer " + CLIENT_KEY.encode() + b"\r\n\r\n"

@@ -85,6 +85,7 @@ def test_counters_and_gauges_of_workers_add_up() -> None:
         10.0,
         ready=True,
         live=2,
+        websockets=1,
         connections=5,
         rss_bytes=100,
         loop_lag=0.5,
@@ -97,6 +98,7 @@ def test_counters_and_gauges_of_workers_add_up() -> None:
         20.0,
         draining=True,
         live=1,
+        websockets=1,
         connections=1,
         rss_bytes=50,
         loop_lag=0.25,
@@ -108,7 +110,7 @@ def test_counters_and_gauges_of_workers_add_up() -> None:
     both = merge([second, first])
     assert (both.started, both.config) == (10.0, "v2")
     assert (both.ready, both.draining, both.spool_full) == (True, False, True)
-    assert (both.live, both.connections, both.rss_bytes, both.loop_lag) == (3, 6, 150, 0.5)
+    assert (both.live, both.websockets, both.connections, both.rss_bytes, both.loop_lag) == (3, 2, 6, 150, 0.5)
     assert both.upstreams == {("p", "h"): {"cx_active": 5}}
     assert both.counters.exchanges == {("chat", "ok", 200): 4, ("chat", "failed", 502): 1}
     assert both.counters.edge == {"requests": 7}

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from anyio import to_thread
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncAzureOpenAI, AsyncOpenAI, OpenAI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK, InvalidStatus
 
 from tests_support.gateway import CLIENT_KEY, PROVIDER_KEY, RunningGateway, running_gateway
+from tests_support.process import gateway_process
 from tests_support.realtime import RealtimeProvider
 from tests_support.websocket import USAGE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from websockets.typing import Data
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -217,3 +222,54 @@ async def _one_of_each(connection: ClientConnection, provider: RealtimeProvider,
     await connection.send(json.dumps({"type": "response.create"}))
     kinds = [json.loads(await connection.recv())["type"] for _ in range(3)]
     assert kinds[-1] == "response.done"
+
+
+async def test_the_mock_has_no_sessions_and_says_so() -> None:
+    async with running_gateway({"providers": {"mock": {"base_url": "mock:"}}}) as gateway:
+        with pytest.raises(InvalidStatus) as refused:
+            await opened(gateway)
+    assert refused.value.response.status_code == 404
+
+
+async def test_azures_client_opens_a_session_by_its_deployment() -> None:
+    async with RealtimeProvider() as provider, running_gateway(provider.config()) as gateway:
+        async with (
+            AsyncAzureOpenAI(
+                azure_endpoint=gateway.url,
+                websocket_base_url=f"ws://127.0.0.1:{gateway.port}/openai",
+                api_key=CLIENT_KEY,
+                api_version="2025-04-01-preview",
+            ) as client,
+            client.realtime.connect(model=MODEL) as connection,
+        ):
+            assert (await connection.recv()).type == "session.created"
+        asked = (await provider.over()).connection.request
+    assert asked is not None
+    assert asked.path == f"/v1/realtime?model={MODEL}"
+    assert CLIENT_KEY not in str(asked.headers)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_a_session_goes_over_verified_tls_or_not_at_all(trusted: bool, tmp_path: Path) -> None:
+    """To a provider that would rather speak HTTP/2, too."""
+    authority = trustme.CA()
+    (authority if trusted else trustme.CA()).cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.set_alpn_protocols(["h2", "http/1.1"])
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    env = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+    async with (
+        RealtimeProvider(tls=tls) as provider,
+        gateway_process(provider.config(retry=False), env=env) as gateway,
+    ):
+        address = f"ws://127.0.0.1:{gateway.port}/v1/realtime?model={MODEL}"
+        opening = connect(address, additional_headers={"authorization": f"Bearer {CLIENT_KEY}"})
+        if trusted:
+            async with opening as connection:
+                assert json.loads(await connection.recv())["type"] == "session.created"
+            assert (await provider.over()).closed[0] == 1000
+        else:
+            with pytest.raises(InvalidStatus) as refused:
+                await opening
+            assert refused.value.response.status_code == 502
+            assert provider.sessions == []

@@ -48,9 +48,11 @@ async def test_a_session_passes_and_its_usage_is_on_the_ledger() -> None:
             assert client.answer.header("x-request-id") == "req_up"
             assert client.answer.header("x-headgate-model") == "gpt-realtime"
             assert len(await client.frames(2)) == 2
+            assert gateway.server.snapshot().websockets == 1
             await client.send(text("up", MASK) + encode_close(1000, "", MASK))
         connection = await upstream.wait_closed()
         [row] = await gateway.rows(1)
+        assert gateway.server.snapshot().websockets == 0
     assert connection.received.endswith(text("up", MASK) + encode_close(1000, "", MASK))
     assert (row.endpoint, row.status, row.outcome, row.model) == ("realtime", 101, "ok", "gpt-realtime")
     assert (row.prompt_tokens, row.completion_tokens, row.audio_output_tokens) == (132, 121, 91)
