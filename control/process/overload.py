@@ -65,9 +65,11 @@ class Overload:
 
     def _look(self) -> None:
         lag = max(0.0, self._clock.monotonic() - self._due)
+        before = self._lags[-1] if self._lags else 0.0
         self._lags.append(lag)
         self.used = used = self.memory()
-        level = self.shedding.observe(lag, used)
+        # One pause, however long, is over when it is seen: only a loop that is late again has too much to do.
+        level = self.shedding.observe(min(lag, before), used)
         self._engine.shedding = None if level == "accept" else self.shedding
         if level != self._level:
             self._level = level

@@ -132,7 +132,10 @@ class Supervisor:
         while True:
             await asked.wait()
             asked.clear()
-            await self.crew.replace_all()
+            try:
+                await self.crew.replace_all()
+            except Exception as error:  # a bug, which must not be the end of replacing
+                log.error("replacement_failed", exc_info=error)
 
     async def _drain(self, keepers: Sequence[asyncio.Task[None]], hurry: asyncio.Event) -> None:
         crew = self.crew

@@ -40,6 +40,11 @@ class Health:
         for _ in range(times):
             self.relay.clock.advance(LOOK_SECONDS)
 
+    def stands_still(self, seconds: float) -> None:
+        """No timer runs meanwhile, and then the one that is due."""
+        self.relay.clock._now += seconds
+        self.relay.clock.advance(0)
+
     def ask(self) -> FakeDownstream:
         """One request."""
         return self.relay.accept(FakeDownstream(BODY)).downstream
@@ -89,14 +94,19 @@ async def test_between_the_thresholds_some_are_turned_away(health: Health) -> No
 
 
 async def test_a_loop_that_is_late_again_and_again_refuses_and_recovers(health: Health) -> None:
-    clock = health.relay.clock
     for _ in range(6):
-        clock._now += 2.0  # the loop stands still, so no timer runs meanwhile
-        health.looks(1)
+        health.stands_still(2.0)
     assert health.overload.lag == pytest.approx(2.0 - LOOK_SECONDS)
     assert health.ask().status == 503
     health.looks(LOOKS_TOLD + 4)
     assert health.overload.lag == pytest.approx(0, abs=1e-6)
+    assert health.ask().status is None
+
+
+async def test_one_long_pause_turns_nobody_away(health: Health) -> None:
+    health.stands_still(60.0)
+    assert health.overload.lag == pytest.approx(60.0 - LOOK_SECONDS)
+    assert health.relay.engine.shedding is None
     assert health.ask().status is None
 
 
