@@ -17,11 +17,11 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from .config import AuthConfig, GatewayConfig, RetryConfig, UseConfig, load_config
+from .control.clusters import ClusterSet, open_endpoint
 from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, refused, users_filter
 from .control.found_models import FoundModels, find_models
 from .control.process.errors import BootError
-from .dialects.mock import CREATED, MockEndpoint
 from .dialects.openai import OpenAI
 from .filters.auth import Auth
 from .filters.retry import Retry
@@ -31,14 +31,10 @@ from .proxy.accounting.price_file import PriceFileError, read_price_file
 from .proxy.accounting.price_table import PriceTableError, load_price_table
 from .proxy.accounting.prices import own_price
 from .proxy.accounting.spool import Spool
-from .proxy.catalog import ListedModel
 from .proxy.clock import Clock, Deadlines, LoopClock
 from .proxy.engine import Engine
 from .proxy.graph import Graph
-from .proxy.models import ModelTable, ModelTarget
-from .proxy.upstream.cluster import Cluster, Timeouts
-from .proxy.upstream.http_endpoint import HttpEndpoint
-from .proxy.upstream.pool import DEFAULT_LIMITS, IdleQuota, PoolLimits
+from .proxy.models import Exhaustion, ModelTable, ModelTarget
 
 if TYPE_CHECKING:
     import asyncio
@@ -53,112 +49,41 @@ if TYPE_CHECKING:
     from .proxy.dialect import Dialect
     from .proxy.filter import Filter
     from .proxy.upstream.call import Endpoint
-    from .proxy.upstream.tls import Http2
+    from .proxy.upstream.cluster import Cluster
+    from .proxy.upstream.host import Host
 
 DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAI}
-MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
-"""The mock is known to be free, which is not the same as a price that nobody knows."""
-MOCK_MODELS = {"mock": ListedModel("mock", CREATED)}
 RETIRE_SECONDS = 1.0
-"""Between two looks whether the clusters of an earlier config are still in use."""
-Identity = tuple[str, str, str | None, "Http2"]
-"""What makes a cluster the one it is: address, dialect, credential, version of HTTP."""
+"""Between two looks whether the hosts of an earlier config are still in use."""
 
 
 class Resources:
     """What graphs share and reloads keep. A failed compile leaves it as it was."""
 
-    def __init__(self, clock: Clock, deadlines: Deadlines) -> None:
-        self.clock = clock
-        self.deadlines = deadlines
+    def __init__(self, clock: Clock, deadlines: Deadlines, rng: Random) -> None:
         self.dialects: dict[str, Dialect] = {name: kind() for name, kind in DIALECTS.items()}
-        self._quota = IdleQuota()
-        self._clusters: dict[str, tuple[Identity, Cluster]] = {}
+        self._clusters = ClusterSet(self.dialects, clock, deadlines, rng)
         self._filters: dict[str, Kept] = {}
 
     @property
     def clusters(self) -> dict[str, Cluster]:
         """The clusters of the newest config."""
-        return {name: cluster for name, (_, cluster) in self._clusters.items()}
+        return self._clusters.clusters
 
     def filters(self, config: GatewayConfig) -> FilterSet:
         """The filters of a config that may yet be refused. Raises ConfigError."""
         return FilterSet(config, partial(make_filter, workers=config.workers), self._filters)
 
-    def apply(self, config: GatewayConfig, filters: FilterSet) -> list[Cluster]:
-        """Take `config` over: clusters stay where they are the same, and are changed in place where only parameters
-        differ. Returns those that are no longer in it, for their last user to close."""
-        old = [cluster for _, cluster in self._clusters.values()]
-        new = {name: self._same(name, one) or self._make(name, one) for name, one in config.providers.items()}
-        for name, provider in config.providers.items():
-            _update(new[name][1], provider, config.workers)
-        self._clusters, self._filters = new, filters.kept
-        return [cluster for cluster in old if cluster not in self.clusters.values()]
-
-    def _same(self, name: str, provider: Provider) -> tuple[Identity, Cluster] | None:
-        kept = self._clusters.get(name)
-        return kept if kept is not None and kept[0] == _identity(provider) else None
-
-    def _make(self, name: str, provider: Provider) -> tuple[Identity, Cluster]:
-        dialect = self.dialects[provider.dialect]
-        endpoint: Endpoint
-        if provider.is_mock:
-            endpoint = MockEndpoint()
-        else:
-            endpoint = _endpoint(provider, dialect, self.clock, self.deadlines, self._quota)
-        return _identity(provider), Cluster(
-            name,
-            dialect,
-            [endpoint],
-            host=provider.base_url,
-            unconfigured=provider.unconfigured,
-            has_credential=bool(provider.api_key),
-            stand_in=provider.is_mock,
-            price=MOCK_PRICE if provider.is_mock else None,
-            listed=MOCK_MODELS if provider.is_mock else None,
-        )
+    def apply(self, config: GatewayConfig, filters: FilterSet) -> list[Host]:
+        """Take `config` over. Returns the hosts that are no longer in it, for their last user to close."""
+        self._filters = filters.kept
+        return self._clusters.update(config.providers, config.workers)
 
 
 def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tuple[Endpoint, Dialect]:
     """A connection of its own to a provider, for what is asked beside exchanges, and its language."""
     dialect = DIALECTS[provider.dialect]()
-    limits = PoolLimits(1, 1, connect_timeout=provider.timeouts.connect.total_seconds())
-    return _endpoint(provider, dialect, clock, deadlines, limits=limits), dialect
-
-
-def _endpoint(
-    provider: Provider,
-    dialect: Dialect,
-    clock: Clock,
-    deadlines: Deadlines,
-    quota: IdleQuota | None = None,
-    limits: PoolLimits = DEFAULT_LIMITS,
-) -> HttpEndpoint:
-    key = provider.api_key
-    return HttpEndpoint(
-        provider.base_url,
-        clock=clock,
-        deadlines=deadlines,
-        credential=dialect.credential(key.reveal()) if key else (),
-        limits=limits,
-        quota=quota,
-        http2=provider.http2,
-    )
-
-
-def _identity(provider: Provider) -> Identity:
-    key = provider.api_key.reveal() if provider.api_key is not None else None
-    return provider.base_url, provider.dialect, key, provider.http2
-
-
-def _update(cluster: Cluster, provider: Provider, workers: int) -> None:
-    """All that may change without a new cluster, at the start as at a reload."""
-    cluster.timeouts = _timeouts(provider)
-    cluster.price_as = provider.price_as
-    cluster.credential_origin = provider.api_key.origin if provider.api_key is not None else None
-    for endpoint in cluster.endpoints:
-        if isinstance(endpoint, HttpEndpoint):
-            endpoint.update(_pool_limits(provider, workers))
+    return open_endpoint(provider, dialect, clock, deadlines), dialect
 
 
 def make_filter(settings: object, workers: int = 1) -> Filter:
@@ -202,14 +127,14 @@ class Gateway:
         self.engine: Engine
         self.spool: Spool | None = None
         self.ready = False
-        self._retiring: dict[asyncio.Task[None], list[Cluster]] = {}
+        self._retiring: dict[asyncio.Task[None], list[Host]] = {}
         self._found: FoundModels
 
     async def start(self) -> None:
         """Build everything. Raises ConfigError, or BootError with what the operator must mend."""
         self.clock = self._clock or LoopClock()
         self.deadlines = Deadlines(self.clock)
-        self.resources = Resources(self.clock, self.deadlines)
+        self.resources = Resources(self.clock, self.deadlines, self._rng)
         graph, _ = self._compile(self.config)
         if self._keeps_records:
             self.spool = _spool(self.config, self.worker, self.clock)
@@ -256,22 +181,27 @@ class Gateway:
     async def aclose(self) -> None:
         """End what is left and let go of everything; each exchange has its record afterwards."""
         self.ready = False
-        retired = [cluster for clusters in self._retiring.values() for cluster in clusters]
+        retired = [one for gone in self._retiring.values() for one in gone]
         await self.engine.aclose()
-        for cluster in (*retired, *self.resources.clusters.values()):
-            await cluster.aclose()
+        for host in (*retired, *(host for one in self.resources.clusters.values() for host in one.hosts)):
+            await host.endpoint.aclose()
         if self.spool is not None:
             self.spool.close()
 
-    async def _retire(self, clusters: Sequence[Cluster]) -> None:
-        """Close clusters of an earlier config once no exchange lives under it: one that has not sent yet will."""
-        while any(cluster in run.ex.graph.clusters.values() for run in self.engine.live for cluster in clusters):
+    async def _retire(self, gone: Sequence[Host]) -> None:
+        """Close hosts of an earlier config once no exchange can reach them: one that has not sent yet will."""
+        while any(
+            host in cluster.hosts
+            for graph in {run.ex.graph for run in self.engine.live}
+            for cluster in graph.clusters.values()
+            for host in gone
+        ):
             await self.clock.sleep(RETIRE_SECONDS)
-        for cluster in clusters:
-            await cluster.aclose()
+        for host in gone:
+            await host.endpoint.aclose()
 
-    def _compile(self, config: GatewayConfig) -> tuple[Graph, list[Cluster]]:
-        """Config to graph, and the clusters it does not use. What may refuse comes first: then nothing has changed."""
+    def _compile(self, config: GatewayConfig) -> tuple[Graph, list[Host]]:
+        """Config to graph, and the hosts it does not use. What may refuse comes first: then nothing has changed."""
         filters = self.resources.filters(config)
         prices = _prices(config, self.clock)
         retired = self.resources.apply(config, filters)
@@ -365,7 +295,12 @@ def _models(config: GatewayConfig, clusters: Mapping[str, Cluster]) -> ModelTabl
         name: [_target(target, clusters) for target in model.targets] for name, model in config.models.items()
     }
     direct = frozenset(name for name, provider in config.providers.items() if provider.direct)
-    return ModelTable(entries, clusters, direct)
+    exhaustions = {
+        name: Exhaustion(model.on_exhausted, model.queue_timeout.total_seconds())
+        for name, model in config.models.items()
+        if model.on_exhausted != "reject"
+    }
+    return ModelTable(entries, clusters, direct, exhaustions)
 
 
 def _target(target: TargetConfig, clusters: Mapping[str, Cluster]) -> ModelTarget:
@@ -375,20 +310,3 @@ def _target(target: TargetConfig, clusters: Mapping[str, Cluster]) -> ModelTarge
 
 def _rates(price: Price) -> dict[str, float]:
     return {name: float(value) for name, value in price.model_dump().items() if value is not None}
-
-
-def _timeouts(provider: Provider) -> Timeouts:
-    times = provider.timeouts
-    return Timeouts(*(getattr(times, name).total_seconds() for name in Timeouts._fields))
-
-
-def _pool_limits(provider: Provider, workers: int) -> PoolLimits:
-    """Of one worker; rounded up, so that each may have a connection."""
-    return PoolLimits(
-        max_connections=-(-provider.limits.connections // workers),
-        max_pending=-(-provider.limits.pending // workers),
-        connect_timeout=provider.timeouts.connect.total_seconds(),
-        keepalive_interval=provider.http2_keepalive.interval.total_seconds(),
-        keepalive_timeout=provider.http2_keepalive.timeout.total_seconds(),
-        stall_timeout=provider.timeouts.idle.total_seconds(),
-    )

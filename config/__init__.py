@@ -5,13 +5,15 @@ Imports nothing else of Headgate. After a load nobody checks again.
 
 from .chain import AuthConfig, FilterConfig, FilterEntry, Key, RetryBudget, RetryConfig, UseConfig
 from .effective import dump
+from .endpoints import MOCK_URL, EndpointConfig
 from .errors import ConfigError, Problem
 from .events import Events, Spool
 from .gateway import GatewayConfig, Prices, Routing
 from .listeners import Limits, Listener, Listeners, is_loopback
 from .load import check, load_config, parse_config
 from .models import Model, Price, Target
-from .providers import MOCK_URL, Provider, ProviderLimits, Timeouts
+from .providers import Provider, Timeouts
+from .resilience import OutlierDetection, ProviderLimits
 from .routes import Match, Route
 from .schema import json_schema
 from .secret import Secret
@@ -20,6 +22,7 @@ __all__ = [
     "MOCK_URL",
     "AuthConfig",
     "ConfigError",
+    "EndpointConfig",
     "Events",
     "FilterConfig",
     "FilterEntry",
@@ -30,6 +33,7 @@ __all__ = [
     "Listeners",
     "Match",
     "Model",
+    "OutlierDetection",
     "Price",
     "Prices",
     "Problem",

@@ -46,8 +46,11 @@ class Binder:
         return self._model(root, model)
 
     def is_reported(self, node: Node, missing: str | None = None) -> bool:
-        """Whether this node, or the missing key of this table, is already complained about."""
-        return id(node) in self._gaps or (missing is not None and (id(node), missing) in self._meant)
+        """Whether this node, or the missing key of this table, is already complained about. What a table lacks as a
+        whole is known only once its keys are spelt right."""
+        if missing is None:
+            return id(node) in self._gaps or any(table == id(node) for table, _ in self._meant)
+        return (id(node), missing) in self._meant
 
     def _node(self, node: Node, annotation: Any) -> Any:
         annotation = _narrow(annotation, node)

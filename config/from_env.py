@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .endpoints import MOCK_URL
 from .errors import Place, Report
-from .providers import MOCK_URL
 from .secret import Secret
 
 KNOWN: Final[Mapping[str, tuple[str, str]]] = {

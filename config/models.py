@@ -1,10 +1,11 @@
 """The models that clients may name, and the targets that answer for them."""
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from .fields import ModelName, Name, Rate, Section
+from .fields import ModelName, Name, Rate, Section, Wait
 
 
 class Price(Section):
@@ -52,5 +53,9 @@ class Model(Section):
     targets: Annotated[tuple[Target, ...], AfterValidator(_some), Field(json_schema_extra={"minItems": 1})]
     """Who answers, in the order in which they are tried. Required, at least one."""
 
-    on_exhausted: Literal["reject"] = "reject"
-    """What happens when no target is left. Default reject."""
+    on_exhausted: Literal["reject", "queue", "least_bad"] = "reject"
+    """When all targets rest or are overloaded: refuse, wait for one, or ask the best of those that
+    rest all the same. Default reject."""
+
+    queue_timeout: Wait = timedelta(seconds=5)
+    """How long `on_exhausted: queue` waits. Default 5s."""

@@ -1,44 +1,14 @@
 """Where requests go: the upstreams, their credentials, their time limits."""
 
-import re
 from datetime import timedelta
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
-from .fields import Count, Filled, Flag, Section, Text, Wait
+from .endpoints import MOCK_URL, BaseUrl, EndpointConfig, Weight, distinct
+from .fields import Filled, Flag, Name, Section, Text, Wait
+from .resilience import OutlierDetection, Percent, ProviderLimits
 from .secret import Secret
-
-MOCK_URL = "mock:"
-"""The base_url of the in-process mock."""
-
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})|[0-9A-Fa-f:.]{2,45}")
-_PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*/?")
-
-
-def _base_url(value: str) -> str:
-    if value == MOCK_URL:
-        return value
-    if not value.isascii() or not value.isprintable() or " " in value or "\\" in value:
-        raise ValueError("must be ASCII without spaces; write an international host name in its xn-- form")
-    try:
-        url = urlsplit(value)
-        port = url.port
-    except ValueError:
-        raise ValueError("must be a URL like https://api.openai.com/v1") from None
-    if url.scheme not in {"http", "https"}:
-        raise ValueError("must begin with https:// or http://, or be 'mock:'")
-    if "@" in url.netloc:
-        raise ValueError("must hold no user name or password; the key belongs in 'api_key'")
-    if "?" in value or "#" in value:
-        raise ValueError("must hold no query and no fragment")
-    segments = url.path.split("/")
-    if not url.hostname or not _HOST.fullmatch(url.hostname) or port == 0 or url.netloc.endswith(":"):
-        raise ValueError("must name a host, like https://api.openai.com/v1")
-    if not _PATH.fullmatch(url.path) or "." in segments or ".." in segments:
-        raise ValueError("must have a plain path, like /v1")
-    return value.rstrip("/")
 
 
 class Timeouts(Section):
@@ -67,14 +37,33 @@ class Http2Keepalive(Section):
     """It must be answered in this time, or the connection is given up. Default 15s."""
 
 
-class ProviderLimits(Section):
-    """What protects the gateway from one provider. Overflow is 503 at once."""
+class ApiKey(Section):
+    """One of several keys of a provider."""
 
-    connections: Count = 1024
-    """Open connections to this provider, shared out over the workers. Default 1024."""
+    name: Name
+    """How logs and /clusters call it. Required."""
 
-    pending: Count = 1024
-    """Requests that wait for a connection, shared out over the workers. Default 1024."""
+    key: Secret
+    """Sent as the provider wants it, usually "${NAME:-}". Required."""
+
+    weight: Weight = 1
+    """Its share of the calls. Default 1."""
+
+
+class Credential(NamedTuple):
+    """A key that can be sent, whichever way it was written."""
+
+    name: str
+    key: Secret
+    weight: int
+
+
+def _distinct_keys(keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+    if not keys:
+        raise ValueError("must have at least 1 item")
+    if len({key.name for key in keys}) < len(keys):
+        raise ValueError("two keys have the same name")
+    return keys
 
 
 class Provider(Section):
@@ -83,11 +72,29 @@ class Provider(Section):
     dialect: Literal["openai"] = "openai"
     """The API it speaks. Default openai."""
 
-    base_url: Annotated[str, AfterValidator(_base_url)]
-    """https or http URL up to and with `/v1`, or `mock:` for the in-process mock. Required."""
+    base_url: BaseUrl | None = None
+    """https or http URL up to and with `/v1`, or `mock:` for the in-process mock. Default: that of `endpoints`."""
+
+    endpoints: Annotated[tuple[EndpointConfig, ...], AfterValidator(distinct)] | None = None
+    """Several places that answer alike, instead of `base_url`. Default: the one of `base_url`."""
 
     api_key: Secret | None = None
     """Sent as bearer token, usually "${NAME:-}". Default: nothing is sent, which local servers like."""
+
+    api_keys: Annotated[tuple[ApiKey, ...], AfterValidator(_distinct_keys)] | None = None
+    """Several keys, instead of `api_key`: one that is refused or rate limited rests. Default: the one of `api_key`."""
+
+    load_balancing: Literal["round_robin", "least_request", "random", "ring_hash", "weighted"] = "least_request"
+    """How calls are shared out over `endpoints`; ring_hash keeps a session at one of them. Default least_request."""
+
+    slow_start: Wait | None = None
+    """A new endpoint gets its full share only after this time. Default: at once."""
+
+    panic_threshold: Percent = 50
+    """Below this share of healthy endpoints all of a priority are used, well or not; 0: never. Default 50."""
+
+    outlier_detection: OutlierDetection = OutlierDetection()
+    """Eject endpoints that fail. Default: 5 failures in a row, for 30s, at most half of them."""
 
     direct: Flag = False
     """Whether `provider/model` may be asked for although `models` is written. Default false."""
@@ -100,7 +107,7 @@ class Provider(Section):
     """How long it may take. Default connect 5s, first_token 300s, idle 120s, total 600s."""
 
     limits: ProviderLimits = ProviderLimits()
-    """How much may be under way. Default connections 1024, pending 1024."""
+    """How much may be under way. Default connections, pending and requests 1024."""
 
     http2: Flag | Literal["auto"] = "auto"
     """auto: HTTP/2 where the provider's TLS chooses it; true: always, also without TLS; false: never. Default auto."""
@@ -114,11 +121,49 @@ class Provider(Section):
     implicit: Filled[bool] = False
     """It comes from the environment and not from the file."""
 
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if (self.base_url is None) == (self.endpoints is None):
+            both = self.base_url is not None
+            raise ValueError("has 'base_url' and 'endpoints'; keep one" if both else "needs 'base_url' or 'endpoints'")
+        if self.api_key is not None and self.api_keys is not None:
+            raise ValueError("has 'api_key' and 'api_keys'; keep one")
+        return self
+
+    @property
+    def places(self) -> tuple[EndpointConfig, ...]:
+        """Its endpoints, whichever way they were written; none for the mock."""
+        if self.endpoints is not None:
+            return self.endpoints
+        return () if self.base_url is None or self.is_mock else (EndpointConfig(url=self.base_url),)
+
+    @property
+    def address(self) -> str:
+        """Its first URL: where it is asked about itself."""
+        return self.base_url if self.base_url is not None else self.places[0].url
+
+    @property
+    def credentials(self) -> tuple[Credential, ...]:
+        """The keys that can be sent."""
+        if self.api_keys is not None:
+            return tuple(Credential(one.name, one.key, one.weight) for one in self.api_keys if one.key)
+        return (Credential("api_key", self.api_key, 1),) if self.api_key else ()
+
     @property
     def unconfigured(self) -> bool:
         """A key was written but expanded to nothing: nothing may be sent there."""
-        return self.api_key is not None and not self.api_key
+        return self._keys_written and not self.credentials
+
+    @property
+    def credential_origin(self) -> str | None:
+        """Where the first key comes from, as far as that has a name."""
+        key = self.api_keys[0].key if self.api_keys is not None else self.api_key
+        return key.origin if key is not None else None
 
     @property
     def is_mock(self) -> bool:
         return self.base_url == MOCK_URL
+
+    @property
+    def _keys_written(self) -> bool:
+        return self.api_key is not None or self.api_keys is not None

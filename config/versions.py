@@ -14,7 +14,8 @@ from .events import Events
 from .gateway import GatewayConfig, Routing
 from .listeners import Listener, Listeners
 from .models import Model
-from .providers import Provider, ProviderLimits
+from .providers import Provider
+from .resilience import ProviderLimits
 from .routes import Match, Route
 
 LATER_FILTERS: Final = frozenset({"rate_limit", "budget", "cache", "circuit_breaker", "classifier", "strategy"})
@@ -23,8 +24,8 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     GatewayConfig: frozenset({"stores", "agents", "policies", "telemetry"}),
     Listeners: frozenset({"grpc"}),
     Listener: frozenset({"tls", "cors", "trusted_proxies"}),
-    Provider: frozenset({"api_keys", "endpoints", "health_check", "load_balancing", "outlier_detection", "tls"}),
-    ProviderLimits: frozenset({"requests", "tokens"}),
+    Provider: frozenset({"health_check", "tls"}),
+    ProviderLimits: frozenset({"adaptive"}),
     Model: frozenset({"strategy"}),
     Match: frozenset({"tags"}),
     Route: frozenset({"strategy"}),
@@ -38,7 +39,6 @@ LATER_VALUES: Final[Mapping[tuple[type[BaseModel], str], frozenset[str]]] = {
     (Listeners, "admin"): frozenset({"shared"}),
     (Provider, "api_key"): frozenset({"client"}),
     (Provider, "dialect"): frozenset({"anthropic", "gemini"}),
-    (Model, "on_exhausted"): frozenset({"least_bad", "queue"}),
     (Events, "sink"): frozenset({"kafka", "postgres"}),
     (Routing, "mode"): frozenset({"plano_embedded", "plano_proxy"}),
 }

@@ -25,9 +25,14 @@ def warnings_of(config: GatewayConfig, dropped: Mapping[str, str | None], env: M
 
 
 def _provider(name: str, provider: Provider) -> Iterator[str]:
-    if provider.api_key is None:
-        return
     if provider.unconfigured:
-        yield f"providers.{name}: {provider.api_key.origin or 'api_key'} is empty, so nothing is sent there"
-    elif provider.base_url.startswith("http://") and not is_loopback(urlsplit(provider.base_url).hostname or ""):
+        yield f"providers.{name}: {provider.credential_origin or 'api_key'} is empty, so nothing is sent there"
+        return
+    for key in provider.api_keys or ():
+        if not key.key:
+            yield f"providers.{name}: the key '{key.name}' is empty ({key.key.origin or 'api_keys'}) and is dropped"
+    if provider.credentials and any(
+        place.url.startswith("http://") and not is_loopback(urlsplit(place.url).hostname or "")
+        for place in provider.places
+    ):
         yield f"providers.{name}: its api_key travels unencrypted; use https"

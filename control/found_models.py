@@ -36,7 +36,7 @@ class FoundModels:
     def take(self, listing: Listing, clusters: Mapping[str, Cluster]) -> None:
         """A provider has told its models; they are shown a moment later. Ignored where the provider is no more."""
         cluster = clusters.get(listing.provider)
-        if cluster is None or cluster.host != listing.base_url:
+        if cluster is None or cluster.address != listing.base_url:
             return
         cluster.listed = {model.id: model for model in listing.models}
         self._behind = True

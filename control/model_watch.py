@@ -102,7 +102,7 @@ class ModelWatch:
                 log.error("models_not_listed", provider=name, exc_info=error)
             else:
                 failures = 0
-                listing = self.listings[name] = Listing(name, provider.base_url, tuple(models))
+                listing = self.listings[name] = Listing(name, provider.address, tuple(models))
                 self._publish(listing)
             pause = FIRST_PAUSE * 2.0 ** min(failures - 1, 10) if failures else FRESH_SECONDS
             await self._clock.sleep(min(pause, FRESH_SECONDS))
@@ -122,5 +122,5 @@ class ModelWatch:
 
 
 def _identity(provider: Provider) -> object:
-    key = provider.api_key.reveal() if provider.api_key is not None else None
-    return provider.base_url, provider.dialect, key
+    key = provider.credentials[0].key.reveal() if provider.credentials else None
+    return provider.address, provider.dialect, key

@@ -74,7 +74,7 @@ class _Cluster:
     """As much of a cluster as a plan looks at."""
 
     name = "openai"
-    unconfigured = stand_in = False
+    unconfigured = stand_in = strained = False
 
 
 _FIXED = b" HTTP/1.1\r\nhost: api.openai.com\r\nauthorization: Bearer sk-provider"
@@ -114,7 +114,7 @@ def per_request(folder: str) -> Iterator[Part]:
     yield Part("decode, and splice another model in", lambda: chat.encode(chat.read(body, max_depth=64), "gpt-4o"))
 
     target: Any = Target(_Cluster(), traffic.MODEL)  # type: ignore[arg-type]
-    yield Part("plan", lambda: build_plan((target,), (), None))
+    yield Part("plan", lambda: build_plan((target,), (), None, 0.0))
     yield Part("choose the upstream's fields", lambda: to_upstream(head, b"hg_0123456789abcdef00000001", frozenset()))
 
     fields = to_upstream(head, b"hg_0123456789abcdef00000001", frozenset())

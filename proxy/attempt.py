@@ -30,6 +30,7 @@ from .errors import BrokenAnswerError, ErrorEventError, ProtocolError, UpstreamT
 from .headers import is_document
 from .json_splice import is_no_json, is_object
 from .upstream.call import CallReceiver
+from .upstream.cluster import PLAIN
 
 if TYPE_CHECKING:
     from .answer import Answer
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from .plan import Target
     from .upload import Upload
     from .upstream.call import Call, ResponseHead, UpstreamRequest
+    from .upstream.cluster import Needs
+    from .upstream.credentials import Credential
+    from .upstream.host import Host
 
 HELD_BYTES = 64 * 1024
 HELD_SECONDS = 2.0
@@ -65,19 +69,21 @@ WAITING, EARLY, COLLECTING, HOLDING, RELAYING, LINGERING, OVER = State
 
 
 class Attempt(CallReceiver):
-    """Filters read `number`, `target`, `endpoint`, `status`, `error`, `cancelled` and the times (monotonic seconds)."""
+    """Filters read `number`, `target`, `host`, `status`, `error`, `cancelled` and the times (monotonic seconds)."""
 
     __slots__ = (
         "_answer", "_call", "_dispatch", "_engine", "_first_token_by", "_head", "_paused_at", "_reader", "_size",
-        "_state", "_taken", "_total_at", "_upload", "cancelled", "deadline", "ended_at", "endpoint", "error",
-        "head_at", "number",
-        "request_id", "sent_at", "started", "status", "target",
+        "_state", "_taken", "_total_at", "_upload", "cancelled", "credential", "deadline", "ended_at", "error",
+        "head_at", "host", "number", "request_id", "sent_at", "started", "status", "target", "tokens",
     )  # fmt: skip
 
     def __init__(self, dispatch: Dispatch, number: int, target: Target, started: float) -> None:
         self.number = number
         self.target = target
-        self.endpoint = ""
+        self.host: Host | None = None
+        """The endpoint that was picked; None while the cluster has no room."""
+        self.credential: Credential | None = None
+        self.tokens = 0
         self.started = started
         self.sent_at: float | None = None
         self.head_at: float | None = None
@@ -113,8 +119,10 @@ class Attempt(CallReceiver):
 
     # -- from the dispatcher and the answer
 
-    def start(self, request: UpstreamRequest) -> None:
-        """Begin. Until the request has been sent, it has as long for that as it may take in all."""
+    def start(self, request: UpstreamRequest, needs: Needs = PLAIN) -> None:
+        """Begin. Until the request has been sent, it has as long for that as it may take in all.
+
+        Raises GatewayError where the cluster has no room or no host."""
         run, cluster = self._dispatch.run, self.target.cluster
         self._total_at = self.deadline = min(self.started + cluster.timeouts.total, run.ex.deadline)
         upload = self._upload = run.upload
@@ -122,8 +130,8 @@ class Attempt(CallReceiver):
             # How long the client may take for its body is the edge's to say.
             self._total_at = self.deadline = run.ex.deadline
             upload.watcher = self
+        self._call = cluster.start(request, self, self.target.model, self.started, needs)
         run.engine.deadlines.add(self)
-        self._call, self.endpoint = cluster.start(request, self)
 
     def stop(self) -> None:
         """Nobody waits for it any more. Harmless when it is over."""

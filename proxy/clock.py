@@ -99,6 +99,10 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._holders)
 
+    def now(self) -> float:
+        """The time, for a holder that has no clock of its own."""
+        return self._clock.monotonic()
+
     def add(self, holder: DeadlineHolder) -> None:
         """Watch `holder` until it is discarded."""
         self._holders.add(holder)

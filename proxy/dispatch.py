@@ -14,6 +14,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
+from .affinity import affinity
 from .answer import Answer
 from .attempt import Attempt
 from .errors import (
@@ -25,9 +26,11 @@ from .errors import (
 )
 from .filter import SkipTarget
 from .headers import AZURE, below_v1, retry_after, to_upstream, without_version
+from .models import LEAST_BAD, QUEUE
 from .own_fields import stream_comment, wants_comment
-from .plan import Plan, Step, Target, build_plan, next_step, rejection
+from .plan import Plan, Step, Target, Vetoed, build_plan, next_step, rejection
 from .upstream.call import UpstreamRequest
+from .upstream.cluster import PLAIN, Needs
 from .websocket.handshake import KEY_BYTES, Offer, protocols_of
 from .websocket.tunnel import Tunnel
 from .websocket.upward import Upward
@@ -42,11 +45,18 @@ if TYPE_CHECKING:
     from .upstream.call import ResponseHead
 
 
+WAIT_SECONDS = 0.05
+"""Between two looks of an exchange that waits for any target of its model."""
+MAX_WAITING = 1024
+"""Exchanges that may wait so at a time."""
+
+
 class Dispatch:
     """The attempts of one exchange, one after the other."""
 
     __slots__ = (
-        "_current", "_last", "_next", "_offer", "_plan", "_skipped", "_timer", "_tried", "answer", "operation", "run",
+        "_current", "_last", "_next", "_offer", "_plan", "_skipped", "_timer", "_tried", "_waits", "_waits_until",
+        "answer", "operation", "run",
     )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
@@ -55,25 +65,65 @@ class Dispatch:
         self.answer: Answer | None = None
         """The committed answer: from here on nobody else is asked."""
         self._plan = Plan((), ())
-        self._tried: list[Target] = []
-        self._skipped: list[tuple[Target, str]] = []
+        self._tried: list[Attempt] = []
+        self._skipped: list[Vetoed] = []
         self._current: Attempt | None = None
         self._last: WholeAnswer | None = None
         self._timer: Timer | None = None
         self._next: Target | None = None
         self._offer: tuple[Offer, Upward]
         """Of the latest attempt to open a WebSocket."""
+        self._waits = False
+        """For any target to be free again."""
+        self._waits_until = 0.0
 
     def start(self) -> None:
         """Build the plan and begin. Raises GatewayError when nobody is left, or the model is unknown."""
         ex = self.run.ex
         if ex.deadline < inf and self._remaining() <= 0:
             raise UpstreamTimeoutError("The time the caller gives was over before a provider could be asked.")
-        self._plan = build_plan(ex.candidates, ex.vetoes, ex.scorer)
-        for target in self._plan.targets:
+        if not self._begin():
+            self._exhausted()
+
+    def _begin(self, *, soft: bool = True) -> bool:
+        """Plan, and ask the first that lets itself be asked. `soft` False overrules who could be asked all the same."""
+        ex = self.run.ex
+        plan = self._plan = build_plan(
+            ex.candidates, ex.vetoes, ex.scorer, self.run.engine.clock.monotonic(), soft=soft
+        )
+        for target in plan.targets:  # noqa: SIM110 - a generator costs a frame more
             if self._launch(target):
+                return True
+        return False
+
+    def _exhausted(self) -> None:
+        """Nobody can be asked now: refuse, wait, or ask who rests; as the model's entry says. Raises GatewayError."""
+        run, vetoed = self.run, (*self._plan.vetoed, *self._skipped)
+        engine, ex = run.engine, run.ex
+        now = engine.clock.monotonic()
+        policy = ex.graph.models.exhaustion(ex.model)
+        if policy.kind == LEAST_BAD and self._begin(soft=False):
+            return
+        if policy.kind == QUEUE and any(one.soft for one in vetoed):
+            if self._waits_until == 0.0:
+                self._waits_until = min(now + policy.seconds, ex.deadline)
+            if now < self._waits_until and engine.waiting < MAX_WAITING:
+                soonest = min(one.target.cluster.rests_for(one.target.model, now) for one in vetoed if one.soft)
+                self._waits = True
+                engine.waiting += 1
+                when = min(now + max(soonest, WAIT_SECONDS), self._waits_until)
+                self._timer = engine.clock.call_at(when, self._wait_over)
                 return
-        raise rejection(ex.model, (*self._plan.vetoed, *self._skipped))
+        raise rejection(ex.model, vetoed, now)
+
+    def _wait_over(self) -> None:
+        """Look again: whoever rested may be rested."""
+        self._leave_queue()
+        try:
+            if not self._begin():
+                self._exhausted()
+        except Exception as problem:
+            self.run.fail(problem)
 
     def stop(self) -> None:
         """Nobody waits any more. What was delivered is settled, and no filter is left with an attempt that has not
@@ -162,10 +212,7 @@ class Dispatch:
         attempt.error = error
         attempt.cancelled = cancelled
         self._current = None
-        if error is not None:
-            attempt.target.cluster.rq_error += 1
-        elif not cancelled:
-            attempt.target.cluster.rq_success += 1
+        attempt.target.cluster.end(attempt, attempt.ended_at, error, status=attempt.status, cancelled=cancelled)
         for on_attempt_end in run.chain.attempt_ends:
             try:
                 on_attempt_end(run.ex, attempt)
@@ -186,9 +233,17 @@ class Dispatch:
             target.cluster.retry_budget.count_first(now)
         ex.attempts.append(attempt)
         ex.attempt = self._current = attempt
-        self._tried.append(target)
-        attempt.start(request)
+        self._tried.append(attempt)
+        attempt.start(request, self._needs(target) if len(self._tried) > 1 or target.cluster.asks else PLAIN)
         return True
+
+    def _needs(self, target: Target) -> Needs:
+        """What the call asks of the cluster, as far as it wants to know."""
+        ex, cluster = self.run.ex, target.cluster
+        avoid = tuple(made.host for made in self._tried if made.host is not None and made.target is target)
+        return Needs(
+            self.run.engine.ledger.estimate_tokens(ex), affinity(ex) if cluster.is_sticky else None, ex.region, avoid
+        )
 
     def _request(self, target: Target) -> UpstreamRequest:
         """What goes to a target: the client's body with the target's model in it, whole or as it arrives."""
@@ -237,7 +292,7 @@ class Dispatch:
                     self.run.bug(crash, moment="on_attempt_end")
             if not isinstance(stop, SkipTarget):
                 raise
-            self._skipped.append((attempt.target, stop.reason))
+            self._skipped.append(Vetoed(attempt.target, stop.reason, soft=False))
             return False
         return True
 
@@ -245,7 +300,18 @@ class Dispatch:
         for veto in self.run.ex.vetoes:
             if veto.check(target) is not None:
                 return True
-        return any(target is skipped for skipped, _ in self._skipped)
+        return any(target is skipped.target for skipped in self._skipped)
+
+    def _strained(self, target: Target) -> bool:
+        cluster = target.cluster
+        return cluster.strained and cluster.objection(target.model, self.run.engine.clock.monotonic()) is not None
+
+    def _spare(self, target: Target) -> bool:
+        """Whether it has an endpoint or a key that this exchange has not tried."""
+        made = [attempt for attempt in self._tried if attempt.target is target]
+        hosts = [attempt.host for attempt in made if attempt.host is not None]
+        keys = [attempt.credential for attempt in made if attempt.credential is not None]
+        return target.cluster.has_spare(target.model, self.run.engine.clock.monotonic(), hosts, keys)
 
     def _step(self, error: GatewayError) -> Step | None:
         """Who is next, if policy, caller and budget allow another; it is then taken from the budget."""
@@ -255,7 +321,16 @@ class Dispatch:
         if policy is None or sent or not ex.face.repeatable or not policy.allows(error, len(ex.attempts)):
             return None
         remaining = self._remaining()
-        step = next_step(self._plan, self._tried, error, remaining=remaining, rng=run.engine.rng, vetoed=self._vetoed)
+        step = next_step(
+            self._plan,
+            [attempt.target for attempt in self._tried],
+            error,
+            remaining=remaining,
+            rng=run.engine.rng,
+            vetoed=self._vetoed,
+            strained=self._strained,
+            spare=self._spare,
+        )
         if step is None or remaining <= step.delay:
             return None
         affordable = step.target.cluster.retry_budget.take(
@@ -280,6 +355,9 @@ class Dispatch:
         target, self._next = self._next, None
         if target is not None:
             target.cluster.retries_waiting -= 1
+        if self._waits:
+            self._waits = False
+            self.run.engine.waiting -= 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -309,13 +387,18 @@ class Dispatch:
             if whole.facts is not None and whole.facts.error:
                 return ErrorEventError("The provider answered with an error.")
             return None
+        attempt, clock = whole.attempt, self.run.engine.clock
+        cluster = attempt.target.cluster
         if status == 429:
-            wait = retry_after(whole.head.headers, self.run.engine.clock.wall())
+            wait = retry_after(whole.head.headers, clock.wall())
+            if wait is not None:
+                cluster.limited(attempt, attempt.target.model, clock.monotonic(), wait)
             return BusyStatusError("The provider is rate limiting.", retry_after=wait)
         if status >= 500:
             return BadStatusError(f"The provider answered {status}.")
-        cluster = whole.attempt.target.cluster
         if status in (401, 403) and cluster.has_credential:
+            if status == 401:
+                cluster.refused(attempt, clock.monotonic())
             return UpstreamAuthError(
                 f"The provider '{cluster.name}' refused the gateway's credential: check its api_key."
             )

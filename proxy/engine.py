@@ -55,6 +55,8 @@ class Engine:
         self.live: set[Run] = set()
         self.lingering: set[Attempt] = set()
         """Attempts whose answer is whole and whose message is not: they outlive their run, by seconds at most."""
+        self.waiting = 0
+        """Exchanges that wait for any target of their model to be free again."""
         self.draining = False
         self.shedding: Shedding | None = None
         """Set while this worker has too much to do: asked before each new exchange."""

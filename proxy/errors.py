@@ -334,6 +334,7 @@ class UpstreamAuthError(UpstreamError):
     """The provider refused *our* credential."""
 
     code = "upstream_auth_failed"
+    condition = "credential"
     hopeless = True
 
 

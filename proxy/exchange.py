@@ -95,6 +95,7 @@ class Exchange:
         "principal",
         "provider",
         "reached",
+        "region",
         "retry",
         "rough_prompt",
         "route",
@@ -133,6 +134,8 @@ class Exchange:
         """The only provider that has what the request names."""
         self.is_stranger = False
         """Nobody knows who made what the request names."""
+        self.region = ""
+        """Where the caller wants to be served (`x-headgate-region`), as far as a provider has endpoints there."""
         self.state: dict[type, Any] = {}
         self.deadline = inf
         """Monotonic time after which the caller no longer waits (`x-headgate-timeout-ms`)."""

@@ -96,7 +96,7 @@ def describe(graph: Graph, name: str) -> dict[str, Any]:
 
 def _first(targets: Sequence[Target]) -> Target:
     """The one that is asked first, as far as the config alone decides."""
-    plan = build_plan(targets, (), None)
+    plan = build_plan(targets, (), None, 0.0, soft=False)
     return (plan.targets or targets)[0]
 
 

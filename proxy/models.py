@@ -31,18 +31,34 @@ class ModelTarget(NamedTuple):
     price: Price | None
 
 
+LEAST_BAD = "least_bad"
+QUEUE = "queue"
+
+
+class Exhaustion(NamedTuple):
+    """What happens when every target of a model objects softly: `reject`, `least_bad`, or `queue` for `seconds`."""
+
+    kind: str = "reject"
+    seconds: float = 0.0
+
+
+REJECT = Exhaustion()
+
+
 class ModelTable:
     """Resolves names. Immutable but for a bounded memory of answers."""
 
-    __slots__ = ("_anybody", "_clusters", "_direct", "_entries", "_first", "_resolved", "_wildcards")
+    __slots__ = ("_anybody", "_clusters", "_direct", "_entries", "_exhaustions", "_first", "_resolved", "_wildcards")
 
     def __init__(
         self,
         entries: Mapping[str, Sequence[ModelTarget]],
         clusters: Mapping[str, Cluster],
         direct: frozenset[str],
+        exhaustions: Mapping[str, Exhaustion] | None = None,
     ) -> None:
         self._entries = dict(entries)
+        self._exhaustions = dict(exhaustions or {})
         self._wildcards = sorted((name[:-1] for name in entries if name.endswith("*")), key=len, reverse=True)
         self._direct = {name: clusters[name] for name in (direct if entries else clusters)}
         self._clusters = tuple(clusters.values())
@@ -101,14 +117,25 @@ class ModelTable:
         names = frozenset(target.cluster.name for target in targets)
         return names & self.usable() or names
 
+    def exhaustion(self, model: str) -> Exhaustion:
+        """What its entry says for when nobody is left."""
+        return self._exhaustions.get(self._entry(model) or "", REJECT)
+
+    def _entry(self, model: str) -> str | None:
+        """The name of the entry that is meant."""
+        if not model.endswith("*") and model in self._entries:
+            return model
+        for prefix in self._wildcards:
+            if model.startswith(prefix):
+                return prefix + "*"
+        return None
+
     def _find(self, model: str) -> Sequence[ModelTarget]:
         if not model:
             return self._anybody
-        if not model.endswith("*") and model in self._entries:
-            return self._entries[model]
-        for prefix in self._wildcards:
-            if model.startswith(prefix):
-                return self._entries[prefix + "*"]
+        entry = self._entry(model)
+        if entry is not None:
+            return self._entries[entry]
         name, slash, rest = model.partition("/")
         if slash and rest and name in self._direct:
             return [ModelTarget(self._direct[name], rest, 0, None)]

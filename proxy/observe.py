@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .snapshot import Counters, Distribution, ModelCounters, Snapshot, add
 from .upstream.http_endpoint import HttpEndpoint
@@ -27,10 +27,16 @@ if TYPE_CHECKING:
     from .graph import Graph
     from .stats import Series
     from .upstream.cluster import Cluster
+    from .upstream.host import Host
 
-CLUSTER_COUNTERS = ("rq_total", "rq_success", "rq_error", "rq_retry")
+CLUSTER_COUNTERS = (
+    "rq_total", "rq_success", "rq_error", "rq_timeout", "rq_retry", "rq_overflow", "ejections", "ejections_overflow",
+    "healthy_panic",
+)  # fmt: skip
+HOST_COUNTERS = ("rq_success", "rq_error", "rq_timeout")
 GAUGES = ("cx_active", "rq_active", "rq_pending_active")
 """What of `UpstreamStats` goes up and down."""
+HOST_GAUGES = ("failed_active_hc", "failed_outlier_check")
 SWITCHED = 101
 _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -57,9 +63,9 @@ class Observer:
     def take(self, *, ready: bool, loop_lag: float | None = None) -> Snapshot:
         """The worker as it is now."""
         engine = self._engine
-        clusters, filters = self._in_sight()
+        parts = self._in_sight()
         counters = self._copy_of_what_left()
-        _count(counters, clusters, filters)
+        _count(counters, parts)
         stats, spool = engine.stats, self._spool
         counters.exchanges = dict(stats.exchanges)
         counters.models = {key: _model(series) for key, series in stats.series.items()}
@@ -89,25 +95,20 @@ class Observer:
             rss_bytes=rss_bytes(),
             loop_lag=loop_lag,
             spool_full=spool is not None and spool.full,
-            upstreams=_gauges(clusters),
+            upstreams=_gauges(parts.hosts),
             counters=counters,
         )
 
-    def _in_sight(self) -> tuple[list[Cluster], list[Filter]]:
-        """The clusters and filters of every graph that is in use; what the others had alone is counted for good."""
+    def _in_sight(self) -> _Parts:
+        """What every graph that is in use has; what the others had alone is counted for good."""
         engine = self._engine
         if engine.graph not in self._graphs:
             self._graphs.append(engine.graph)
         if len(self._graphs) > 1:
             used = {run.ex.graph for run in engine.live} | {engine.graph}
             kept = [graph for graph in self._graphs if graph in used]
-            clusters, filters = _parts(kept)
-            left_clusters, left_filters = _parts([graph for graph in self._graphs if graph not in used])
-            _count(
-                self._left,
-                [cluster for cluster in left_clusters if cluster not in clusters],
-                [link for link in left_filters if link not in filters],
-            )
+            left = _parts([graph for graph in self._graphs if graph not in used])
+            _count(self._left, left.without(_parts(kept)))
             self._graphs = kept
         return _parts(self._graphs)
 
@@ -141,10 +142,27 @@ def _attributes(link: Filter) -> Iterator[tuple[str, object]]:
                 yield name, getattr(link, name)
 
 
-def _parts(graphs: Sequence[Graph]) -> tuple[list[Cluster], list[Filter]]:
+class _Parts(NamedTuple):
+    """What counts. A host belongs to one provider, and to each of its clusters in turn."""
+
+    clusters: list[Cluster]
+    hosts: list[tuple[str, Host]]
+    links: list[Filter]
+
+    def without(self, others: _Parts) -> _Parts:
+        """Those that the others have not."""
+        return _Parts(
+            [cluster for cluster in self.clusters if cluster not in others.clusters],
+            [host for host in self.hosts if host not in others.hosts],
+            [link for link in self.links if link not in others.links],
+        )
+
+
+def _parts(graphs: Sequence[Graph]) -> _Parts:
     clusters = dict.fromkeys(cluster for graph in graphs for cluster in graph.clusters.values())
+    hosts = dict.fromkeys((cluster.name, host) for cluster in clusters for host in cluster.hosts)
     links = dict.fromkeys(link for graph in graphs for chain in _chains(graph) for link in chain.filters)
-    return list(clusters), list(links)
+    return _Parts(list(clusters), list(hosts), list(links))
 
 
 def _chains(graph: Graph) -> Iterator[Chain]:
@@ -153,30 +171,31 @@ def _chains(graph: Graph) -> Iterator[Chain]:
         yield route.chain
 
 
-def _count(counters: Counters, clusters: Sequence[Cluster], filters: Sequence[Filter]) -> None:
-    for cluster in clusters:
+def _count(counters: Counters, parts: _Parts) -> None:
+    for cluster in parts.clusters:
         add(
             counters.clusters.setdefault(cluster.name, {}),
             {name: getattr(cluster, name) for name in CLUSTER_COUNTERS},
         )
-        for endpoint in cluster.endpoints:
-            if isinstance(endpoint, HttpEndpoint):
-                counts = endpoint.stats.as_dict()
-                add(
-                    counters.endpoints.setdefault((cluster.name, endpoint.name), {}),
-                    {name: value for name, value in counts.items() if name not in GAUGES},
-                )
-    for link in filters:
+    for provider, host in parts.hosts:
+        if isinstance(host.endpoint, HttpEndpoint):
+            counts = host.endpoint.stats.as_dict() | {name: getattr(host, name) for name in HOST_COUNTERS}
+            add(
+                counters.endpoints.setdefault((provider, host.name), {}),
+                {name: value for name, value in counts.items() if name not in GAUGES},
+            )
+    for link in parts.links:
         add(counters.filters.setdefault(link.name, {}), filter_counters(link))
 
 
-def _gauges(clusters: Sequence[Cluster]) -> dict[tuple[str, str], dict[str, int]]:
+def _gauges(hosts: Sequence[tuple[str, Host]]) -> dict[tuple[str, str], dict[str, int]]:
     gauges: dict[tuple[str, str], dict[str, int]] = {}
-    for cluster in clusters:
-        for endpoint in cluster.endpoints:
-            if isinstance(endpoint, HttpEndpoint):
-                counts = gauges.setdefault((cluster.name, endpoint.name), {})
-                add(counts, {name: getattr(endpoint.stats, name) for name in GAUGES})
+    for provider, host in hosts:
+        if isinstance(host.endpoint, HttpEndpoint):
+            counts = gauges.setdefault((provider, host.name), {})
+            add(counts, {name: getattr(host.endpoint.stats, name) for name in GAUGES})
+            state = (not host.healthy, host.ejected)
+            add(counts, {name: int(holds) for name, holds in zip(HOST_GAUGES, state, strict=True)})
     return gauges
 
 

@@ -38,6 +38,9 @@ def read_wishes(ex: Exchange) -> None:
         if name not in ex.graph.clusters:
             raise InvalidRequestError(f"x-headgate-provider: there is no provider '{name[:64]}'.")
         ex.provider = name
+    region = ex.head.header(b"x-headgate-region")
+    if region is not None:
+        ex.region = region.decode("latin-1")
 
 
 def own_fields(ex: Exchange, now: float) -> Headers:

@@ -2,15 +2,24 @@
 
 A plan is the candidates of a model, less those somebody vetoes, in strict tiers of priority, ranked inside a tier by
 the scorer (config order by default). It is built once; `next_step` walks it. Retry and fallback are one thing: after a
-failure the next target is tried, and the same one again only where nothing can have been done twice or nobody else is
-left to ask.
+failure another endpoint or credential of the same target is tried, then the next target; what has failed is asked again
+only where nothing can have been done twice, or nobody else is left to ask.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from .errors import GatewayError, ModelNotAllowedError, NoTargetError, ProviderNotConfiguredError
+from .errors import (
+    GatewayError,
+    ModelNotAllowedError,
+    NoTargetError,
+    OverloadError,
+    ProviderNotConfiguredError,
+    UpstreamAuthError,
+    UpstreamRateLimitedError,
+)
+from .upstream.cluster import COOLING, OVERLOADED, REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,10 +36,13 @@ CROWD = 8
 CROWD_SECONDS = 2.0
 """Where this many retries of a provider wait already, the next ones are spread over this time."""
 MAX_RETRY_AFTER = 60.0
+CREDENTIAL = "credential"
+"""The condition of an error about our own credential."""
 
 UNCONFIGURED = "unconfigured"
 STAND_IN = "stand-in"
 POLICY = "policy"
+"""Why a target is not asked, whatever its cluster says (`Cluster.objection`)."""
 
 
 class Target:
@@ -62,18 +74,29 @@ class Scorer(Protocol):
         """The rank of a target, at plan time."""
 
 
+class Vetoed(NamedTuple):
+    """A target that is not asked, and why. `soft`: it could be, and may be when nobody better is left."""
+
+    target: Target
+    reason: str
+    soft: bool
+
+
 class Plan(NamedTuple):
     """Targets in the order they are tried, and why the others are not."""
 
     targets: tuple[Target, ...]
-    vetoed: tuple[tuple[Target, str], ...]
+    vetoed: tuple[Vetoed, ...]
 
 
-def build_plan(candidates: Sequence[Target], vetoes: Iterable[Veto], scorer: Scorer | None) -> Plan:
-    """Apply the standing rules and every veto, then order what is left.
+def build_plan(
+    candidates: Sequence[Target], vetoes: Iterable[Veto], scorer: Scorer | None, now: float, *, soft: bool = True
+) -> Plan:
+    """Apply the standing rules and every veto, then order what is left. `soft` False leaves out the soft ones.
 
-    Two rules are always there: a provider without its credential is not asked, and a stand-in (the mock) answers
-    only while every other target of the model is unconfigured, never as a fallback from a failure.
+    Three rules are always there: a provider without its credential is not asked; a stand-in (the mock) answers only
+    while every other target of the model is unconfigured, never as a fallback from a failure; and, softly, a cluster
+    may be unable to take the call now.
     """
     real = False
     for target in candidates:
@@ -81,21 +104,23 @@ def build_plan(candidates: Sequence[Target], vetoes: Iterable[Veto], scorer: Sco
             real = True
             break
     allowed: list[Target] = []
-    vetoed: list[tuple[Target, str]] = []
+    vetoed: list[Vetoed] = []
     for target in candidates:
-        reason = None
-        if target.cluster.unconfigured:
-            reason = UNCONFIGURED
-        elif real and target.cluster.stand_in:
-            reason = STAND_IN
-        for veto in vetoes:
-            if reason is not None:
-                break
-            reason = veto.check(target)
-        if reason is None:
+        cluster = target.cluster
+        if cluster.unconfigured:
+            vetoed.append(Vetoed(target, UNCONFIGURED, soft=False))
+            continue
+        if real and cluster.stand_in:
+            vetoed.append(Vetoed(target, STAND_IN, soft=False))
+            continue
+        refused = _first(target, vetoes, soft=soft) if vetoes else None
+        if refused is None and soft and cluster.strained:
+            reason = cluster.objection(target.model, now)
+            refused = Vetoed(target, reason, soft=True) if reason is not None else None
+        if refused is None:
             allowed.append(target)
         else:
-            vetoed.append((target, reason))
+            vetoed.append(refused)
     if len(allowed) > 1:
         if scorer is None:
             allowed.sort(key=lambda target: target.priority)
@@ -104,16 +129,44 @@ def build_plan(candidates: Sequence[Target], vetoes: Iterable[Veto], scorer: Sco
     return Plan(tuple(allowed), tuple(vetoed))
 
 
-def rejection(model: str, vetoed: Sequence[tuple[Target, str]]) -> GatewayError:
+def _first(target: Target, vetoes: Iterable[Veto], *, soft: bool) -> Vetoed | None:
+    """The first objection; a hard one is never hidden behind a soft one."""
+    found = None
+    for veto in vetoes:
+        if (soft or not veto.soft) and (found is None or not veto.soft):
+            reason = veto.check(target)
+            if reason is not None:
+                found = Vetoed(target, reason, veto.soft)
+                if not veto.soft:
+                    break
+    return found
+
+
+def rejection(model: str, vetoed: Sequence[Vetoed], now: float) -> GatewayError:
     """The error for a plan with nobody left; its message names the reasons."""
-    reasons = {reason for _, reason in vetoed} - {STAND_IN}
-    if reasons == {UNCONFIGURED}:
-        names = ", ".join(sorted({_what_is_missing(target) for target, reason in vetoed if reason == UNCONFIGURED}))
+    meant = [one for one in vetoed if one.reason != STAND_IN]
+    if all(one.reason == UNCONFIGURED for one in meant) and meant:
+        names = ", ".join(sorted({_what_is_missing(one.target) for one in meant}))
         return ProviderNotConfiguredError(f"No provider of the model '{model}' has a credential: set {names}.")
+    reasons = {one.reason for one in meant} - {UNCONFIGURED}
     if reasons == {POLICY}:
         return ModelNotAllowedError(f"This key may not use the model '{model}'.", param="model")
-    why = ", ".join(sorted(f"{target.cluster.name}: {reason}" for target, reason in vetoed if reason != STAND_IN))
-    return NoTargetError(f"No target of the model '{model}' is available now ({why}).")
+    resting = (one.target for one in meant if one.soft)
+    soonest = min((target.cluster.rests_for(target.model, now) for target in resting), default=0.0)
+    if reasons == {COOLING}:
+        message = f"Every provider of the model '{model}' is rate limiting. Try again later."
+        return UpstreamRateLimitedError(message, retry_after=min(max(1.0, soonest), MAX_RETRY_AFTER))
+    if reasons == {REFUSED}:
+        names = ", ".join(sorted({one.target.cluster.name for one in meant}))
+        return UpstreamAuthError(f"The gateway's credential was refused by {names}: check its api_key.")
+    if reasons == {OVERLOADED}:
+        message = f"Too many requests are under way to every provider of the model '{model}'. Try again later."
+        return OverloadError(message, retry_after=1.0)
+    why = ", ".join(sorted(f"{one.target.cluster.name}: {one.reason}" for one in meant))
+    return NoTargetError(
+        f"No target of the model '{model}' is available now ({why}).",
+        retry_after=min(max(1.0, soonest), MAX_RETRY_AFTER),
+    )
 
 
 def _what_is_missing(target: Target) -> str:
@@ -135,8 +188,11 @@ class RetryPolicy:
         self.budget_min_per_second = budget_min_per_second
 
     def allows(self, error: GatewayError, made: int) -> bool:
-        """Whether another attempt may follow after `made` of them, the last of which failed with `error`."""
-        return made < self.attempts and error.condition is not None and error.condition in self.on
+        """Whether another attempt may follow after `made` of them, the last of which failed with `error`.
+
+        A refused credential is always worth another one: nothing was done, and the caller cannot mend it."""
+        condition = error.condition
+        return made < self.attempts and condition is not None and (condition in self.on or condition == CREDENTIAL)
 
 
 class Step(NamedTuple):
@@ -154,21 +210,28 @@ def next_step(
     remaining: float,
     rng: Random,
     vetoed: Callable[[Target], bool],
+    strained: Callable[[Target], bool],
+    spare: Callable[[Target], bool],
 ) -> Step | None:
     """Where to go after a failure, or None.
 
-    The next untried target comes first. The same one again only after a failure that cannot have reached the provider
-    (`ConnectError`), or after a 429 when it is the only one and its Retry-After fits `remaining` seconds.
+    `vetoed`: a filter objects to the target; `strained`: its cluster does; `spare`: it has another endpoint or
+    credential, which this exchange has not tried. Such a one comes first, then the next untried target. What was tried
+    comes again only after a failure that cannot have reached the provider (`ConnectError`), or after a 429 when it is
+    the only one and its Retry-After fits `remaining` seconds.
     """
-    for target in plan.targets:
-        if not any(target is other for other in tried) and not vetoed(target):
-            return Step(target, backoff(len(tried), rng, waiting=target.cluster.retries_waiting))
     last = tried[-1]
-    if vetoed(last):
+    lost = vetoed(last)
+    if not lost and spare(last):
+        return Step(last, backoff(len(tried), rng, waiting=last.cluster.retries_waiting))
+    for target in plan.targets:
+        if not any(target is other for other in tried) and not vetoed(target) and not strained(target):
+            return Step(target, backoff(len(tried), rng, waiting=target.cluster.retries_waiting))
+    if lost:
         return None
     delay = backoff(len(tried), rng, waiting=last.cluster.retries_waiting)
     if error.condition == "connect-failure":
-        return Step(last, delay)
+        return None if strained(last) else Step(last, delay)
     if error.condition == "429" and len(plan.targets) == 1 and error.retry_after is not None:
         wait = max(delay, error.retry_after)
         if wait <= min(remaining, MAX_RETRY_AFTER):

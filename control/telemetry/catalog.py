@@ -56,6 +56,11 @@ CLUSTER: Final = _counters(
         "rq_success": "Attempts that the provider answered well.",
         "rq_error": "Attempts that failed, on the way or by the provider's word.",
         "rq_retry": "Attempts that followed a failed one.",
+        "rq_timeout": "Attempts that took too long.",
+        "rq_overflow": "Attempts that found the provider's limits reached, and no room to wait.",
+        "ejections": "Endpoints ejected by outlier detection.",
+        "ejections_overflow": "Endpoints left in although they failed: too many were out already.",
+        "healthy_panic": "Attempts sent to any endpoint, well or not, because too few were well.",
     },
 )
 ENDPOINT: Final = _counters(
@@ -91,6 +96,15 @@ GAUGES: Final = {
     "rq_active": Metric("headgate_upstream_rq_active", "gauge", "Requests on a connection.", ("provider",)),
     "rq_pending_active": Metric(
         "headgate_upstream_rq_pending_active", "gauge", "Requests waiting for a connection.", ("provider",)
+    ),
+    "failed_active_hc": Metric(
+        "headgate_upstream_unhealthy",
+        "gauge",
+        "Endpoints that fail their health check, in all workers.",
+        ("provider",),
+    ),
+    "failed_outlier_check": Metric(
+        "headgate_upstream_ejected", "gauge", "Endpoints that are ejected, in all workers.", ("provider",)
     ),
 }
 EDGE: Final = _counters(

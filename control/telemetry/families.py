@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from .catalog import Metric
     from .sheet import Family, Labels
 
-# Lines for each place: 39 for both histograms, 6 for tokens and cost, 22 for a provider, 2 for auth, 5 for a worker.
-# 20*39 + 80*6 + 100 + 20*22 + 8*2 + 24 + 16*5 = 1920, and some 60 more have no labels.
+# Lines for each place: 39 for both histograms, 6 for tokens and cost, 29 for a provider, 2 for auth, 5 for a worker.
+# 20*39 + 60*6 + 70 + 20*29 + 8*2 + 24 + 16*5 = 1910, and some 60 more have no labels.
 HISTOGRAM_PLACES: Final = 20
-MODEL_PLACES: Final = 80
-EXCHANGE_PLACES: Final = 100
+MODEL_PLACES: Final = 60
+EXCHANGE_PLACES: Final = 70
 PROVIDER_PLACES: Final = 20
 AUTH_PLACES: Final = 8
 FILTER_PLACES: Final = 24

@@ -90,7 +90,7 @@ class _Level(NamedTuple):
 class Balancer:
     """See the top. One for each cluster and worker."""
 
-    __slots__ = ("_levels", "_members", "_only", "_policy", "_ring", "_rng", "_settings", "_usable", "healthy_panic")
+    __slots__ = ("_levels", "_members", "_only", "_policy", "_ring", "_rng", "_settings", "usable", "healthy_panic")
 
     def __init__(
         self, policy: Policy, members: Iterable[Member], rng: Random, settings: Balancing = DEFAULT_BALANCING
@@ -130,7 +130,7 @@ class Balancer:
             picker = split.near if split.share >= 1 or self._rng.random() < split.share else split.far
         member = picker.pick(now, key, avoid)
         if member is None:
-            return next((member for member in self._usable if member not in avoid), None)
+            return next((member for member in self.usable if member not in avoid), None)
         return member
 
     def rebuild(self, members: Iterable[Member] | None = None) -> None:
@@ -151,20 +151,20 @@ class Balancer:
             overprovisioning=self._settings.overprovisioning,
             panic_threshold=self._settings.panic_threshold,
         )
-        self._usable: list[Member] = []
+        self.usable: list[Member] = []
         self._levels: list[_Level] = []
         upto = 0
         for group, share in zip(groups, shares, strict=True):
             panics = share.panic and share.load > 0
             usable = group if panics else [member for member in group if member.available]
-            self._usable += usable
+            self.usable += usable
             if share.load:
                 upto += share.load
                 splits = {} if panics else self._splits(group)
                 self._levels.append(_Level(upto / 100, panics, self._picker(usable), splits))
         # The commonest cluster has one endpoint: then there is nothing to choose.
-        alone = len(self._usable) == 1 and not self._levels[0].panic
-        self._only: Member | None = self._usable[0] if alone else None
+        alone = len(self.usable) == 1 and not self._levels[0].panic
+        self._only: Member | None = self.usable[0] if alone else None
 
     def _splits(self, group: Sequence[Member]) -> dict[str, _Split]:
         splits: dict[str, _Split] = {}

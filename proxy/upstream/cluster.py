@@ -1,21 +1,51 @@
-"""A provider as the engine sees it: its endpoints, its time-outs, and what all its calls share.
+"""A provider as the engine sees it: its hosts and keys, its limits, and what all its calls share.
 
-Not here: connections (pool.py), which target comes next (plan.py).
+Everything that is decided for a call is decided here, once and together: whether there is room for it, which host takes
+it, with which key. `start` takes the place of a call and `end` gives it back, exactly once each; in between the call is
+the host's. A cluster that cannot take a call now says why beforehand (`objection`), so that the plan can go elsewhere.
+
+`strained` is the one thing every request asks. It is False while nobody could object, which is nearly always.
+
+Not here: connections (pool.py), which target comes next (plan.py), the rules themselves (balance.py, outlier.py,
+credentials.py, limits.py).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
+from ..clock import NEVER
+from ..errors import NoTargetError, PoolOverflowError
+from .balance import Balancer, Balancing
+from .call import CallReceiver
+from .credentials import Credentials
+from .limits import Limits, LimitSettings
+from .outlier import Outlier, OutlierSettings
+from .queued import QueuedCall
 from .retry_budget import RetryBudget
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ..accounting.prices import Price
     from ..catalog import ListedModel
+    from ..clock import Deadlines
     from ..dialect import Dialect
-    from .call import Call, CallReceiver, Endpoint, UpstreamRequest
+    from ..errors import GatewayError
+    from .balance import Policy
+    from .call import Call, UpstreamRequest
+    from .credentials import Credential
+    from .host import Host
+    from .outlier import Result
+
+COOLING = "cooling after a 429"
+REFUSED = "credential refused"
+UNHEALTHY = "no healthy endpoint"
+OVERLOADED = "overloaded"
+"""Why a cluster cannot take a call now."""
+
+_GATEWAY_FAILURES = frozenset((502, 503, 504))
 
 
 class Timeouts(NamedTuple):
@@ -31,41 +61,59 @@ class Timeouts(NamedTuple):
     total: float = 600.0
 
 
+class Needs(NamedTuple):
+    """What a call asks of its place, beyond its model."""
+
+    tokens: int = 0
+    """What it is estimated to use; 0 where nobody counts."""
+    key: int | None = None
+    """What ring_hash follows."""
+    region: str = ""
+    avoid: tuple[Host, ...] = ()
+    """Hosts that have failed this exchange."""
+
+
+PLAIN = Needs()
+
+
+class Holder(CallReceiver, Protocol):
+    """Who has a place in a cluster, from `start` to `end`. The cluster sets all three."""
+
+    host: Host | None
+    """None while it waits for a place."""
+    credential: Credential | None
+    tokens: int
+
+
 class Cluster:
-    """One provider. Outlives the configs that name it, as long as its address and credential stay."""
+    """One provider. Outlives the configs that name it, as long as its dialect and credentials stay."""
 
     __slots__ = (
-        "credential_origin",
-        "dialect",
-        "endpoints",
-        "has_credential",
-        "host",
-        "listed",
-        "name",
-        "price",
-        "price_as",
-        "retries_waiting",
-        "retry_budget",
-        "rq_error",
-        "rq_retry",
-        "rq_success",
-        "rq_total",
-        "stand_in",
-        "timeouts",
-        "unconfigured",
-    )
+        "_balancer", "_credentials", "_deadlines", "_limits", "_outlier", "_rng", "_single", "address", "asks",
+        "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky", "listed", "name", "price", "price_as",
+        "queue_seconds", "retries_waiting", "retry_budget", "rq_error", "rq_retry", "rq_success", "rq_timeout",
+        "rq_total", "stand_in", "strained", "timeouts", "unconfigured",
+    )  # fmt: skip
 
     def __init__(
         self,
         name: str,
         dialect: Dialect,
-        endpoints: Sequence[Endpoint],
+        hosts: Sequence[Host],
         *,
+        address: str = "",
         host: str = "",
         timeouts: Timeouts | None = None,
+        limits: LimitSettings = LimitSettings(),  # noqa: B008 - immutable
+        queue_seconds: float = 0.0,
+        credentials: Sequence[Credential] = (),
+        policy: Policy = "least_request",
+        balancing: Balancing = Balancing(),  # noqa: B008 - immutable
+        outliers: OutlierSettings = OutlierSettings(),  # noqa: B008 - immutable
+        deadlines: Deadlines | None = None,
+        rng: Random | None = None,
         unconfigured: bool = False,
         credential_origin: str | None = None,
-        has_credential: bool = False,
         stand_in: bool = False,
         price_as: str | None = None,
         price: Price | None = None,
@@ -73,15 +121,15 @@ class Cluster:
     ) -> None:
         self.name = name
         self.dialect = dialect
-        self.endpoints = tuple(endpoints)
+        self.address = address
+        """The first of its URLs, which tells whose list of models it is."""
         self.host = host
+        """The address that prices are looked up by; empty for a self-hosted provider."""
         self.timeouts = timeouts or Timeouts()
         self.unconfigured = unconfigured
         """It has a key in the config, and the key expanded to nothing."""
         self.credential_origin = credential_origin
         """Where the key should have come from, for the message that says so."""
-        self.has_credential = has_credential
-        """Calls carry a key of ours: a 401 is ours to explain, not the client's."""
         self.stand_in = stand_in
         """Answers only while no other target of the model is configured (the mock)."""
         self.price_as = price_as
@@ -96,22 +144,290 @@ class Cluster:
         self.rq_success = 0
         self.rq_error = 0
         self.rq_retry = 0
+        self.rq_timeout = 0
+        self.strained = False
+        """Ask `objection`: some call might not be taken."""
+        self.asks = False
+        """A call has to say what it `Needs`."""
+        self.is_sticky = policy == "ring_hash"
+        """A call has to say which session it belongs to."""
+        self.queue_seconds = queue_seconds
+        """How long a call may wait for a place; with 0 it never does."""
+        self.hosts: tuple[Host, ...] = ()
+        self.deadline = NEVER
+        """Of the next look at who was ejected."""
+        self._rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
+        self._balancer = Balancer(policy, (), self._rng, balancing)
+        self._credentials = Credentials(credentials) if credentials else None
+        self._limits: Limits[QueuedCall] = Limits(limits)
+        self._outlier = Outlier(outliers, (), self._rng)
+        self._deadlines = deadlines
+        self._single: Host | None = None
+        self.set_hosts(hosts)
 
     @property
     def health(self) -> str:
         """What an operator would say of it: `configured` or `unconfigured`."""
         return "unconfigured" if self.unconfigured else "configured"
 
-    def start(self, request: UpstreamRequest, receiver: CallReceiver) -> tuple[Call, str]:
-        """Begin an attempt at the next endpoint; returns the handle and the endpoint's name."""
-        endpoint = self.endpoints[0]
-        self.rq_total += 1
-        return endpoint.start(request, receiver), endpoint.name
+    @property
+    def has_credential(self) -> bool:
+        """Calls carry a key of ours: a 401 is ours to explain, not the client's."""
+        return self._credentials is not None
 
-    async def aclose(self) -> None:
-        """Close idle connections; running calls end on their own."""
-        for endpoint in self.endpoints:
-            await endpoint.aclose()
+    @property
+    def rq_active(self) -> int:
+        """Calls under way."""
+        return self._limits.requests
+
+    @property
+    def rq_pending_active(self) -> int:
+        """Calls that wait for a place."""
+        return self._limits.pending
+
+    @property
+    def rq_overflow(self) -> int:
+        """Calls refused because of `limits`."""
+        return self._limits.overflow
+
+    @property
+    def ejections(self) -> int:
+        """Hosts ejected so far, each time it happened."""
+        return sum(self._outlier.enforced.values())
+
+    @property
+    def ejections_overflow(self) -> int:
+        """Times a host was left in because too many were out."""
+        return self._outlier.overflow
+
+    @property
+    def healthy_panic(self) -> int:
+        """Calls that went to hosts, well or not, because too few were well."""
+        return self._balancer.healthy_panic
+
+    # -- for the plan
+
+    def objection(self, model: str, now: float) -> str | None:
+        """Why a call for `model` cannot be taken now; None when it can. Ask only while `strained`."""
+        if self.hosts and not self._balancer.usable:
+            return UNHEALTHY
+        if self._limits.is_full and not (self.queue_seconds and self._limits.has_queue_room):
+            return OVERLOADED
+        keys = self._credentials
+        rests = keys.soonest(model, now) if keys is not None else 0.0
+        if keys is not None and rests > 0:
+            return COOLING if keys.limited(model, now) else REFUSED
+        self.strained = self._limits.is_full or (keys is not None and keys.is_strained(now))
+        return None
+
+    def rests_for(self, model: str, now: float) -> float:
+        """Seconds until a key of the cluster may be used for `model` again; 0 where it rests for another reason."""
+        return self._credentials.soonest(model, now) if self._credentials is not None else 0.0
+
+    def has_spare(self, model: str, now: float, hosts: Collection[Host], keys: Collection[Credential]) -> bool:
+        """Whether a call for `model` could go another way than by these hosts and keys."""
+        if self.strained and self.objection(model, now) is not None:
+            return False
+        if any(host.available and host not in hosts for host in self.hosts):
+            return True
+        return self._credentials is not None and self._credentials.has_other(model, now, keys)
+
+    # -- for attempts
+
+    def start(self, request: UpstreamRequest, holder: Holder, model: str, now: float, needs: Needs = PLAIN) -> Call:
+        """Begin an attempt, or queue it where the limits say so.
+
+        Raises PoolOverflowError when there is no room, NoTargetError when there is no host at all. The place is
+        `holder`'s until it is given back by `end`, whatever becomes of the call.
+        """
+        limits = self._limits
+        if limits.try_acquire(needs.tokens):
+            if limits.requests >= limits.settings.requests or limits.settings.tokens is not None:
+                self.strained = True
+            return self._begin(request, holder, model, now, needs)
+        if not self.queue_seconds or self._deadlines is None:
+            limits.overflow += 1
+            raise self.overflow()
+        queued = QueuedCall(self, request, holder, model, needs, now + self.queue_seconds)
+        if not limits.enqueue(queued):
+            raise self.overflow()
+        self._deadlines.add(queued)
+        self.strained = True
+        return queued
+
+    def end(self, holder: Holder, now: float, error: GatewayError | None, *, status: int, cancelled: bool) -> None:
+        """The attempt is over: give the place back, and remember what it says about its host and its key."""
+        host = holder.host
+        if host is None:  # it never came to have a place
+            self.rq_error += error is not None
+            return
+        host.active -= 1
+        host.tokens -= holder.tokens
+        self._limits.release(holder.tokens)
+        if cancelled:
+            host.rq_cancelled += 1
+        else:
+            if error is None:
+                self.rq_success += 1
+                host.rq_success += 1
+                key = holder.credential
+                if key is not None and key.refusals and self._credentials is not None:
+                    self._credentials.on_success(key)
+            else:
+                self._count_failure(host, error)
+            if self._single is None:
+                self._judge(host, now, error, status)
+        if self._limits.pending:
+            self._serve(now)
+
+    def limited(self, holder: Holder, model: str, now: float, seconds: float) -> None:
+        """A 429: its key rests for this model."""
+        if holder.credential is not None and self._credentials is not None:
+            self._credentials.on_limited(holder.credential, model, seconds, now)
+            self.strained = True
+
+    def refused(self, holder: Holder, now: float) -> None:
+        """A 401: its key rests for all models."""
+        if holder.credential is not None and self._credentials is not None:
+            self._credentials.on_refused(holder.credential, now)
+            self.strained = True
+
+    # -- for the queue
+
+    def begin_queued(self, queued: QueuedCall, now: float) -> Call:
+        """As `start`, for a call that has a place now. Raises NoTargetError."""
+        return self._begin(queued.request, queued.holder, queued.model, now, queued.needs)
+
+    def leave(self, queued: QueuedCall) -> None:
+        """It waits no longer. Harmless when it does not."""
+        self._limits.leave(queued)
+        if self._deadlines is not None:
+            self._deadlines.discard(queued)
+
+    @staticmethod
+    def overflow() -> GatewayError:
+        """The error for a call that found no room."""
+        return PoolOverflowError("Too many requests are under way to this provider. Try again later.", retry_after=1.0)
+
+    # -- for reloads and checks
+
+    def set_hosts(self, hosts: Sequence[Host]) -> None:
+        """Who is there from now on. Calls under way at others go on."""
+        self.hosts = tuple(hosts)
+        self._outlier.states = [host.outlier for host in hosts]
+        self._single = self.hosts[0] if len(self.hosts) == 1 else None
+        self.asks = self.is_sticky or self._single is None or self._limits.settings.tokens is not None
+        self._rebuild()
+
+    def set_limits(self, limits: LimitSettings, queue_seconds: float, now: float) -> None:
+        """Bounds from now on; who waits may be next."""
+        self._limits.settings = limits
+        self.queue_seconds = queue_seconds
+        self.strained = True
+        self.set_hosts(self.hosts)
+        self._serve(now)
+
+    def set_outliers(self, outliers: OutlierSettings) -> None:
+        """Rules from now on; who is out stays out for its time."""
+        self._outlier.settings = outliers
+
+    def set_health(self, name: str, healthy: bool, now: float) -> bool:
+        """What an active check found at the host `name`; returns whether that is news. One that is well is no longer
+        ejected [Envoy's successful_active_health_check_uneject_host]."""
+        for host in self.hosts:
+            if host.name == name and host.healthy is not healthy:
+                host.healthy = healthy
+                if healthy and host.outlier.ejected:
+                    self._outlier.restore(host.outlier)
+                self._update(host, now)
+                return True
+        return False
+
+    def on_deadline(self) -> None:
+        """Look who may come back, and who is worse than the others."""
+        assert self._deadlines is not None  # noqa: S101 - narrows for the type checker: who else would call
+        now = self._deadlines.now()
+        for state in self._outlier.sweep(now):
+            self._update(cast("Host", state.member), now)
+        self.deadline = now + self._outlier.settings.interval
+        if not any(state.ejected or state.ejections or state.total for state in self._outlier.states):
+            self.deadline = NEVER
+            self._deadlines.discard(self)
 
     def __repr__(self) -> str:
         return f"<Cluster {self.name}>"
+
+    # -- inside
+
+    def _begin(self, request: UpstreamRequest, holder: Holder, model: str, now: float, needs: Needs) -> Call:
+        """Send; the place is taken."""
+        host = self._single or self._pick(now, needs)
+        keys = self._credentials
+        if keys is not None:
+            key = holder.credential = keys.pick(model, now) or keys.least_bad(model)
+            request.headers += key.fields
+        holder.host = host
+        holder.tokens = needs.tokens
+        self.rq_total += 1
+        host.rq_total += 1
+        host.active += 1
+        host.tokens += needs.tokens
+        return host.endpoint.start(request, holder)
+
+    def _pick(self, now: float, needs: Needs) -> Host:
+        """The balancer's choice; where it has none without a host that failed before, one of those."""
+        pick = self._balancer.pick
+        member = pick(now, key=needs.key, region=needs.region, avoid=needs.avoid)
+        if member is None and needs.avoid:
+            member = pick(now, key=needs.key, region=needs.region)
+        if member is None and self.hosts:
+            member = self._rng.choice(self.hosts)  # all are down, and somebody decided to ask all the same
+        if member is None:
+            self._limits.release(needs.tokens)
+            raise NoTargetError(f"The provider '{self.name}' has no endpoint.")
+        return cast("Host", member)
+
+    def _serve(self, now: float) -> None:
+        """Those who wait, in their order, as far as there is room."""
+        while (queued := self._limits.admit()) is not None:
+            self.leave(queued)
+            queued.begin(now)
+
+    def _judge(self, host: Host, now: float, error: GatewayError | None, status: int) -> None:
+        """What the end of a call says about its host."""
+        if self._outlier.on_result(host.outlier, _result(error, status), now):
+            self._update(host, now)
+        if self.deadline == NEVER and self._deadlines is not None:
+            self.deadline = now + self._outlier.settings.interval
+            self._deadlines.add(self)
+
+    def _update(self, host: Host, now: float) -> None:
+        """It has become well or unwell, was ejected or came back."""
+        available = host.healthy and not host.ejected
+        if host.available is not available:
+            host.available = available
+            if available:
+                host.since = now
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._balancer.rebuild(self.hosts)
+        if self.hosts and not self._balancer.usable:
+            self.strained = True
+
+    def _count_failure(self, host: Host, error: GatewayError) -> None:
+        self.rq_error += 1
+        host.rq_error += 1
+        if error.status == 504:
+            self.rq_timeout += 1
+            host.rq_timeout += 1
+
+
+def _result(error: GatewayError | None, status: int) -> Result:
+    """A 429, a refused key and an error event in a stream are not about the host."""
+    condition = error.condition if error is not None else None
+    if condition in ("connect-failure", "reset", "timeout"):
+        return "gateway"
+    if condition == "5xx" and status >= 500:
+        return "gateway" if status in _GATEWAY_FAILURES else "5xx"
+    return "ok"

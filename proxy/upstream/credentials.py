@@ -15,7 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 REFUSED_SECONDS = 60.0
 REFUSED_MAX_SECONDS = 600.0
@@ -144,6 +144,18 @@ class Credentials:
         if self._all and not self._doubtful and now >= self._cooling.latest:
             return 0.0
         return max(0.0, min((self._until(credential, model) for credential in self._all), default=inf) - now)
+
+    def least_bad(self, model: str) -> Credential:
+        """The key that can be used first, where one has to be: there must be some."""
+        return min(self._all, key=lambda credential: self._until(credential, model))
+
+    def has_other(self, model: str, now: float, tried: Collection[Credential]) -> bool:
+        """Whether a key that is not among `tried` can be used for `model` now."""
+        return any(one not in tried and self._until(one, model) <= now for one in self._all)
+
+    def is_strained(self, now: float) -> bool:
+        """Whether any key may cool for any model."""
+        return self._doubtful > 0 or now < self._cooling.latest
 
     def limited(self, model: str, now: float) -> bool:
         """Whether a 429 is why no key can be used for `model` now: without it, at least one could."""

@@ -45,7 +45,7 @@ RACE_SECONDS = 1.0
 MAX_REFUSALS = 3
 """How often a request is sent again that its provider has refused unread."""
 
-_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class HttpEndpoint(Endpoint):
@@ -67,9 +67,9 @@ class HttpEndpoint(Endpoint):
     ) -> None:
         """`http2` "auto" is False without TLS. A `tls` of one's own says itself what it offers by ALPN."""
         url = urlsplit(base_url)
-        if url.scheme not in _PORTS or not url.hostname or url.username or url.query or url.fragment:
+        if url.scheme not in DEFAULT_PORTS or not url.hostname or url.username or url.query or url.fragment:
             raise ValueError("base_url must be an http or https URL with a host, without user, query and fragment")
-        port = url.port or _PORTS[url.scheme]
+        port = url.port or DEFAULT_PORTS[url.scheme]
         own_tls = tls
         tls = (own_tls or client_context(http2=http2)) if url.scheme == "https" else None
         if http2 == "auto" and tls is None:
@@ -79,7 +79,7 @@ class HttpEndpoint(Endpoint):
         self.stats = UpstreamStats()
         self._clock = clock
         self._base = url.path.rstrip("/").encode("ascii")
-        authority = host if port == _PORTS[url.scheme] else f"{host}:{port}"
+        authority = host if port == DEFAULT_PORTS[url.scheme] else f"{host}:{port}"
         own = [(b"host", authority.encode("ascii")), *credential]
         self._fixed = b"\r\n".join([b" HTTP/1.1", *map(b": ".join, own)])
         if self._fixed.count(b"\r") != len(own) or self._fixed.count(b"\n") != len(own) or b"\0" in self._fixed:

@@ -54,9 +54,26 @@ class Limits(Generic[W]):
         """How many wait."""
         return len(self._queue)
 
+    @property
+    def is_full(self) -> bool:
+        """A request of any size has to wait, or to go elsewhere."""
+        settings = self.settings
+        if self._queue or self.requests >= settings.requests:
+            return True
+        return settings.tokens is not None and self.tokens >= settings.tokens
+
+    @property
+    def has_queue_room(self) -> bool:
+        """One more may wait."""
+        return len(self._queue) < self.settings.pending
+
     def try_acquire(self, tokens: int) -> bool:
         """Take a place for a request of `tokens`, if one is free and nobody waits. Each True is owed one `release`."""
-        if self._queue or not self._fits(tokens):
+        settings = self.settings
+        if settings.tokens is None:  # the usual case, without a call
+            if self._queue or self.requests >= settings.requests:
+                return False
+        elif self._queue or not self._fits(tokens):
             return False
         self.requests += 1
         self.tokens += tokens

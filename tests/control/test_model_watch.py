@@ -72,10 +72,10 @@ class Watched:
 
         class Endpoint(FakeEndpoint):
             async def aclose(self) -> None:
-                watched.closed.append(provider.base_url)
+                watched.closed.append(provider.address)
 
-        self.asked.append(provider.base_url)
-        self._endpoints.setdefault(provider.base_url, []).append(endpoint := Endpoint(provider.base_url))
+        self.asked.append(provider.address)
+        self._endpoints.setdefault(provider.address, []).append(endpoint := Endpoint(provider.address))
         return endpoint, OpenAI()
 
     async def follow(self, config: GatewayConfig) -> None:

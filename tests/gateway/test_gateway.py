@@ -65,7 +65,7 @@ async def test_a_reload_that_leaves_address_and_key_alone_keeps_the_cluster_and_
         settings = "price_as: openai, timeouts: {total: 7s}, limits: {connections: 3}"
         await gateway.reload(config(f"providers: {{up: {{base_url: '{UP}', api_key: k, {settings}}}}}"))
         kept = gateway.resources.clusters["up"]
-        [endpoint] = kept.endpoints
+        endpoint = kept.hosts[0].endpoint
         assert kept is old
         assert gateway.engine.graph is not before
         assert (kept.timeouts.total, kept.price_as) == (7.0, "openai")
@@ -94,7 +94,7 @@ async def test_another_address_key_or_version_of_http_makes_another_cluster(text
 async def test_limits_of_a_provider_are_shared_out_over_the_workers() -> None:
     text = f"workers: 3\nproviders: {{up: {{base_url: '{UP}', limits: {{connections: 10, pending: 2}}}}}}"
     async with started(config(text)) as gateway:
-        [endpoint] = gateway.resources.clusters["up"].endpoints
+        endpoint = gateway.resources.clusters["up"].hosts[0].endpoint
         assert isinstance(endpoint, HttpEndpoint)
         assert (endpoint.limits.max_connections, endpoint.limits.max_pending) == (4, 1)
 
@@ -183,7 +183,7 @@ async def test_a_stream_under_the_old_config_ends_where_it_began_and_its_cluster
         before = (await client.head()).header("x-headgate-config")
         await pause.reached()
         await reload(gateway, config_for(new))
-        [retired] = [cluster for clusters in gateway.half._retiring.values() for cluster in clusters]
+        [retired] = [host for hosts in gateway.half._retiring.values() for host in hosts]
         answer = await gateway.post()
         assert (answer.status, len(new.requests)) == (200, 1)
         assert answer.header("x-headgate-config") != before
@@ -191,7 +191,7 @@ async def test_a_stream_under_the_old_config_ends_where_it_began_and_its_cluster
         assert has_done((await client.rest()).body) == 1
         await eventually(lambda: not gateway.half._retiring)
         await old.wait_closed()
-        assert retired not in gateway.half.resources.clusters.values()
+        assert all(retired not in cluster.hosts for cluster in gateway.half.resources.clusters.values())
 
 
 async def test_an_exchange_that_was_accepted_before_a_reload_is_sent_after_it() -> None:

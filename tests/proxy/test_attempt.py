@@ -840,7 +840,8 @@ async def test_its_times_and_its_status_are_for_filters_to_read() -> None:
     assert (attempt.started, attempt.sent_at, attempt.head_at, attempt.ended_at) == (
         start, start + 0.25, start + 0.5, start + 0.75,
     )  # fmt: skip
-    assert (attempt.status, attempt.endpoint, attempt.error, attempt.cancelled) == (200, "http://up0", None, False)
+    assert attempt.host is not None
+    assert (attempt.status, attempt.host.name, attempt.error, attempt.cancelled) == (200, "http://up0", None, False)
     assert attempt.request_id == "req\N{REPLACEMENT CHARACTER}"
     row = exchange.row
     assert (row.duration_ms, row.upstream_ms, row.overhead_ms, row.ttft_ms) == (750, 750, 0, 750)

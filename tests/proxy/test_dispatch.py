@@ -519,15 +519,27 @@ async def test_an_error_in_a_200_is_made_good_or_goes_down_as_it_is() -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_refusal_of_our_own_credential_is_ours_to_explain(status: int) -> None:
-    relay = Relay(providers=2, has_credential=True)
+    relay = Relay(has_credential=True)
     exchange = relay.ask(BODY)
     relay.providers[0].last.feed(error_response(status, f"Incorrect API key provided: {CANARY}"))
     relay.clock.advance(BACKOFF)
     assert (exchange.downstream.status, exchange.error["code"]) == (502, "upstream_auth_failed")
     assert CANARY.encode() not in exchange.downstream.received
     assert exchange.downstream.header(b"x-should-retry") == b"false"
-    assert asked(relay) == [1, 0]
+    assert asked(relay) == [1]
     assert exchange.row.outcome == "failed"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_another_provider_answers_where_our_credential_is_refused(status: int) -> None:
+    relay = Relay(providers=2, has_credential=True)
+    exchange = relay.ask(BODY)
+    relay.providers[0].last.feed(error_response(status, CANARY))
+    relay.clock.advance(BACKOFF)
+    relay.providers[1].last.feed(GOOD)
+    assert exchange.downstream.status == 200
+    relay.ask(BODY)
+    assert asked(relay) == ([0, 1] if status == 401 else [1, 0])  # a refused key rests, a forbidden model does not
 
 
 async def test_also_when_another_had_answered_before() -> None:

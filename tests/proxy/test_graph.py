@@ -14,8 +14,7 @@ from headgate.proxy.exchange import Exchange, Principal
 from headgate.proxy.faces import Face
 from headgate.proxy.graph import Route
 from headgate.proxy.plan import Target
-from headgate.proxy.upstream.cluster import Cluster, Timeouts
-from tests_support.calls import FakeEndpoint
+from headgate.proxy.upstream.cluster import Cluster
 from tests_support.relay import Relay
 
 CHAIN = cast("Any", None)
@@ -86,12 +85,3 @@ def test_the_nearest_price_is_the_price() -> None:
     assert asked == []
     assert graph.price(Target(cluster, "m")) is listed
     assert asked == [("https://api.example", "m", {"dialect": "openai", "price_as": "vendor/x"})]
-
-
-async def test_a_cluster_closes_its_endpoints() -> None:
-    endpoints = [FakeEndpoint("a"), FakeEndpoint("b")]
-    cluster = Cluster("up", OpenAI(), endpoints)
-    await cluster.aclose()
-    assert all(endpoint.closed for endpoint in endpoints)
-    assert cluster.timeouts == Timeouts(connect=5, first_token=300, idle=120, total=600)
-    assert repr(cluster) == "<Cluster up>"

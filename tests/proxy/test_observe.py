@@ -60,7 +60,10 @@ async def test_a_worker_tells_what_its_parts_counted() -> None:
             "issuer_lookups_failed": 0,
         }
         assert counters.filters["auth"] == {"admitted": 1, "refused": 1}
-        assert counters.clusters == {"up": {"rq_total": 1, "rq_success": 1, "rq_error": 0, "rq_retry": 0}}
+        assert {name: value for name, value in counters.clusters["up"].items() if value} == {
+            "rq_total": 1,
+            "rq_success": 1,
+        }
         assert counters.spool == {"dropped": 0, "errors": 0}
         assert counters.edge["requests"] == 2
         [((endpoint, provider, model), usage)] = counters.models.items()
@@ -70,7 +73,7 @@ async def test_a_worker_tells_what_its_parts_counted() -> None:
         [(key, address)] = counters.endpoints.items()
         assert key == ("up", upstream.base_url.removesuffix("/v1"))
         assert (address["cx_total"], address["rq_total"]) == (1, 1)
-        assert told.upstreams[key] == {"cx_active": 1, "rq_active": 0, "rq_pending_active": 0}
+        assert {name: value for name, value in told.upstreams[key].items() if value} == {"cx_active": 1}
 
 
 async def test_gauges_show_what_is_under_way() -> None:
@@ -110,7 +113,8 @@ async def test_replaced_clusters_and_filters_leave_their_counters() -> None:
         counters = gateway.server.snapshot().counters
         assert counters.clusters["up"]["rq_total"] == 3
         assert counters.filters["auth"] == {"admitted": 3, "refused": 2}
-        assert sum(address["cx_total"] for address in counters.endpoints.values()) == 3
+        assert sum(address["rq_total"] for address in counters.endpoints.values()) == 3
+        assert sum(address["cx_total"] for address in counters.endpoints.values()) == 1, "a new key needs no connection"
 
 
 async def test_an_exchange_under_an_old_graph_is_still_counted() -> None:
@@ -126,9 +130,8 @@ async def test_an_exchange_under_an_old_graph_is_still_counted() -> None:
             assert sum(gauges["rq_active"] for gauges in during.upstreams.values()) == 1
             pause.go()
             assert (await client.answer()).status == 200
-        assert gateway.server.snapshot().counters.clusters["up"] == {
-            "rq_total": 1, "rq_success": 1, "rq_error": 0, "rq_retry": 0,
-        }  # fmt: skip
+        counters = gateway.server.snapshot().counters.clusters["up"]
+        assert {name: value for name, value in counters.items() if value} == {"rq_total": 1, "rq_success": 1}
 
 
 async def test_a_filter_of_the_users_own_shows_its_public_integers(tmp_path: Path) -> None:

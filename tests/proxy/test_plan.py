@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
@@ -19,6 +19,7 @@ from headgate.proxy.errors import (
     NoTargetError,
     ProviderNotConfiguredError,
     ResetError,
+    UpstreamAuthError,
 )
 from headgate.proxy.exchange import Veto
 from headgate.proxy.plan import (
@@ -26,6 +27,7 @@ from headgate.proxy.plan import (
     POLICY,
     Plan,
     RetryPolicy,
+    Step,
     Target,
     backoff,
     build_plan,
@@ -33,6 +35,9 @@ from headgate.proxy.plan import (
     rejection,
 )
 from headgate.proxy.upstream.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _target(name: str, *, priority: int = 0, unconfigured: bool = False, stand_in: bool = False) -> Target:
@@ -56,53 +61,72 @@ class ByName:
 
 
 def test_config_order_is_kept_inside_a_tier_and_tiers_are_strict() -> None:
-    plan = build_plan([_target("b", priority=1), _target("a"), _target("c")], [], None)
+    plan = build_plan([_target("b", priority=1), _target("a"), _target("c")], [], None, 0.0)
     assert _names(plan) == ["a", "c", "b"]
 
 
 def test_a_scorer_ranks_inside_its_tier_only() -> None:
-    plan = build_plan([_target("a", priority=1), _target("b"), _target("c")], [], ByName())
+    plan = build_plan([_target("a", priority=1), _target("b"), _target("c")], [], ByName(), 0.0)
     assert _names(plan) == ["c", "b", "a"]
 
 
 def test_a_veto_takes_a_target_out_and_its_reason_is_kept() -> None:
     targets = [_target("a"), _target("b")]
     veto = Veto(lambda target: "tired" if target is targets[0] else None, soft=True)
-    plan = build_plan(targets, [veto], None)
+    plan = build_plan(targets, [veto], None, 0.0)
     assert _names(plan) == ["b"]
-    assert plan.vetoed == ((targets[0], "tired"),)
+    assert plan.vetoed == ((targets[0], "tired", True),)
 
 
 def test_the_stand_in_answers_while_nobody_else_is_configured() -> None:
-    plan = build_plan([_target("a", unconfigured=True), _target("mock", stand_in=True, priority=1)], [], None)
+    plan = build_plan([_target("a", unconfigured=True), _target("mock", stand_in=True, priority=1)], [], None, 0.0)
     assert _names(plan) == ["mock"]
 
 
 def test_the_stand_in_never_replaces_a_provider_that_is_configured() -> None:
     targets = [_target("a"), _target("mock", stand_in=True, priority=1)]
-    vetoed = build_plan(targets, [Veto(lambda target: "down" if target is targets[0] else None, soft=True)], None)
+    vetoed = build_plan(targets, [Veto(lambda target: "down" if target is targets[0] else None, soft=True)], None, 0.0)
     assert _names(vetoed) == []
-    error = rejection("m", vetoed.vetoed)
+    error = rejection("m", vetoed.vetoed, 0.0)
     assert isinstance(error, NoTargetError)
     assert "a: down" in error.message
     assert "mock" not in error.message
 
 
 def test_missing_credentials_are_named() -> None:
-    plan = build_plan([_target("a", unconfigured=True), _target("b", unconfigured=True)], [], None)
-    error = rejection("m", plan.vetoed)
+    plan = build_plan([_target("a", unconfigured=True), _target("b", unconfigured=True)], [], None, 0.0)
+    error = rejection("m", plan.vetoed, 0.0)
     assert isinstance(error, ProviderNotConfiguredError)
     assert "A_KEY, B_KEY" in error.message
     assert error.hopeless
 
 
 def test_policy_alone_is_a_403() -> None:
-    plan = build_plan([_target("a")], [Veto(lambda _: POLICY, soft=False)], None)
-    assert isinstance(rejection("m", plan.vetoed), ModelNotAllowedError)
+    plan = build_plan([_target("a")], [Veto(lambda _: POLICY, soft=False)], None, 0.0)
+    assert isinstance(rejection("m", plan.vetoed, 0.0), ModelNotAllowedError)
+
+
+def _nobody(_: Target) -> bool:
+    return False
+
+
+def _next(
+    plan: Plan,
+    tried: list[Target],
+    error: GatewayError,
+    *,
+    remaining: float = 100.0,
+    vetoed: Callable[[Target], bool] = _nobody,
+    strained: Callable[[Target], bool] = _nobody,
+    spare: Callable[[Target], bool] = _nobody,
+) -> Step | None:
+    return next_step(
+        plan, tried, error, remaining=remaining, rng=Random(1), vetoed=vetoed, strained=strained, spare=spare
+    )
 
 
 def _step(plan: Plan, tried: list[Target], error: GatewayError, *, remaining: float = 100.0) -> Target | None:
-    step = next_step(plan, tried, error, remaining=remaining, rng=Random(1), vetoed=lambda _: False)
+    step = _next(plan, tried, error, remaining=remaining)
     return step.target if step is not None else None
 
 
@@ -124,7 +148,7 @@ def test_a_lone_429_is_waited_for_when_it_fits() -> None:
     a = _target("a")
     plan = Plan((a,), ())
     busy = BusyStatusError("x", retry_after=5.0)
-    step = next_step(plan, [a], busy, remaining=100.0, rng=Random(1), vetoed=lambda _: False)
+    step = _next(plan, [a], busy)
     assert step is not None
     assert step.delay == 5.0
     assert _step(plan, [a], busy, remaining=4.0) is None
@@ -134,14 +158,32 @@ def test_a_lone_429_is_waited_for_when_it_fits() -> None:
 
 def test_a_target_vetoed_meanwhile_is_not_tried() -> None:
     a, b = _target("a"), _target("b")
-    step = next_step(
-        Plan((a, b), ()), [a], ConnectError("x"), remaining=9.0, rng=Random(1), vetoed=lambda target: target is b
-    )
+    step = _next(Plan((a, b), ()), [a], ConnectError("x"), vetoed=lambda target: target is b)
     assert step is not None
     assert step.target is a
-    assert (
-        next_step(Plan((a,), ()), [a], ConnectError("x"), remaining=9.0, rng=Random(1), vetoed=lambda _: True) is None
-    )
+    assert _next(Plan((a,), ()), [a], ConnectError("x"), vetoed=lambda _: True) is None
+    strained = _next(Plan((a, b), ()), [a], ConnectError("x"), strained=lambda target: target is b)
+    assert strained is not None
+    assert strained.target is a
+    assert _next(Plan((a,), ()), [a], ConnectError("x"), strained=lambda _: True) is None
+
+
+def test_another_endpoint_or_key_of_the_same_target_comes_before_the_next_target() -> None:
+    a, b = _target("a"), _target("b")
+    for error in (BadStatusError("x"), ResetError("x"), BusyStatusError("x"), UpstreamAuthError("x")):
+        step = _next(Plan((a, b), ()), [a], error, spare=lambda target: target is a)
+        assert step is not None
+        assert step.target is a
+        vetoed = _next(Plan((a, b), ()), [a], error, spare=lambda _: True, vetoed=lambda target: target is a)
+        assert vetoed is not None
+        assert vetoed.target is b
+
+
+def test_a_refused_key_is_worth_another_try_whatever_the_policy_says() -> None:
+    policy = RetryPolicy(2, frozenset())
+    assert policy.allows(UpstreamAuthError("x"), 1)
+    assert not policy.allows(UpstreamAuthError("x"), 2)
+    assert not policy.allows(BadStatusError("x"), 1)
 
 
 def test_the_policy_counts_attempts_and_asks_what_failed() -> None:

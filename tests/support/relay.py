@@ -30,6 +30,8 @@ from headgate.proxy.faces import FaceTable
 from headgate.proxy.graph import Graph, Route
 from headgate.proxy.models import ModelTable, ModelTarget
 from headgate.proxy.upstream.cluster import Cluster, Timeouts
+from headgate.proxy.upstream.credentials import Credential
+from headgate.proxy.upstream.host import Host
 
 from .calls import FakeEndpoint
 from .clock import FakeClock
@@ -110,6 +112,10 @@ class Exchange:
         return done
 
 
+def _key() -> Credential:
+    return Credential("k", ((b"authorization", b"Bearer k"),))
+
+
 class Relay:
     """`providers` are asked in their order. `before` stands above `retry` in the chain, and `filters` below it;
     `retry` None makes one attempt only."""
@@ -133,7 +139,12 @@ class Relay:
         dialect = OpenAI()
         clusters = {
             f"up{n}": Cluster(
-                f"up{n}", dialect, [endpoint], timeouts=self.timeouts, has_credential=has_credential, price=price
+                f"up{n}",
+                dialect,
+                [Host(endpoint)],
+                timeouts=self.timeouts,
+                credentials=[_key()] if has_credential else [],
+                price=price,
             )
             for n, endpoint in enumerate(self.providers)
         }

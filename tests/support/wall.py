@@ -54,6 +54,8 @@ ANSWERED_BY = 2.5 + 0.5 + 1.5
 SETTLED_BY = 4.0
 """Seconds: what a message may take to end after its answer (2), and the same."""
 HEALTHY = "mock"
+RESTING = ("401", "403", *(name for name in FAULTS if name.startswith("429")))
+"""After these the provider's key rests: each has a provider of its own, or all others would rest along."""
 SECRETS = (b"Traceback", PROVIDER_KEY.encode(), CLIENT_KEY.encode(), b"127.0.0.1", b"/headgate/", b".py")
 _MOST_STEPS = 20_000
 
@@ -213,7 +215,8 @@ class Wall:
         half, context = self.gateway.half, self.gateway.server.context
         engine = half.engine
         clusters = half.resources.clusters.values()
-        stats = [one.stats for cluster in clusters for one in cluster.endpoints if isinstance(one, HttpEndpoint)]
+        endpoints = [host.endpoint for cluster in clusters for host in cluster.hosts]
+        stats = [one.stats for one in endpoints if isinstance(one, HttpEndpoint)]
         open_at_mocks = [one for mock in self.mocks for one in mock.connections]
         rows = {told.id for told in self._asked} - set(self.ledger.done)
         found: dict[str, object] = {
@@ -261,9 +264,11 @@ def wall_config(ports: Mapping[str, int], places: Mapping[str, str]) -> dict[str
         **{name: {"base_url": url, **same} for name, url in places.items()},
     }
     first, *others = ports
+    providers |= {f"{first}-{name}": providers[first] | {"api_key": f"{PROVIDER_KEY}-{name}"} for name in RESTING}
     targets = [{"provider": first}, *({"provider": name, "model": HEALTHY} for name in others)]
     models = {
         "*": {"targets": targets},
+        **{MODEL_PREFIX + name: {"targets": [{"provider": f"{first}-{name}"}, *targets[1:]]} for name in RESTING},
         HEALTHY: {"targets": [{"provider": first, "model": HEALTHY}]},
         **{name: {"targets": [{"provider": name}]} for name in places},
     }

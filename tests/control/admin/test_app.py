@@ -120,6 +120,9 @@ async def test_clusters_show_every_provider_in_lines_and_as_json() -> None:
     assert "up::rq_success::1" in lines
     assert f"up::{address}::cx_total::1" in lines
     assert f"up::{address}::rq_active::0" in lines
+    assert f"up::{address}::health::healthy" in lines
+    assert f"up::{address}::weight::1" in lines
+    assert "up::default_priority::max_requests::1024" in lines
     assert "spare::unconfigured::true" in lines
     up, spare = told
     assert (up["name"], up["hosts"][0]["stats"]["cx_active"]) == ("up", 1)

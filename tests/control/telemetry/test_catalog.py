@@ -9,7 +9,7 @@ from headgate.control.admin.app import endpoints
 from headgate.control.telemetry import catalog
 from headgate.control.telemetry.catalog import BY_NAME, CATALOG
 from headgate.proxy.edge.context import EdgeStats
-from headgate.proxy.observe import CLUSTER_COUNTERS, GAUGES
+from headgate.proxy.observe import CLUSTER_COUNTERS, GAUGES, HOST_GAUGES
 from headgate.proxy.upstream.stats import UpstreamStats
 from tests_support.admin import running_admin
 
@@ -41,7 +41,7 @@ def test_every_counter_of_the_edge_has_a_metric() -> None:
 
 def test_every_counter_of_the_upstream_has_a_metric() -> None:
     assert set(catalog.CLUSTER) == set(CLUSTER_COUNTERS)
-    assert set(catalog.GAUGES) == set(GAUGES)
+    assert set(catalog.GAUGES) == {*GAUGES, *HOST_GAUGES}
     # Requests are counted as attempts, by the cluster.
     assert set(catalog.ENDPOINT) | set(GAUGES) | {"rq_total"} == set(UpstreamStats.__slots__)
 
