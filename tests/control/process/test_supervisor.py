@@ -6,10 +6,6 @@ Its workers are scripts that speak the channel and do nothing else; the real one
 from __future__ import annotations
 
 import asyncio
-import socket
-import sys
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,62 +16,12 @@ from headgate.control.process import crew, worker_process
 from headgate.control.process import supervisor as module
 from headgate.control.process.errors import BootError
 from headgate.control.process.source import ConfigSource
-from headgate.control.process.supervisor import Supervisor
 from headgate.control.process.worker_process import WorkerProcess
-from headgate.gateway import open_provider
-from headgate.proxy.clock import Deadlines, LoopClock
 from tests_support.caller import eventually
+from tests_support.crew import TEXTS, ready, supervising
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-PLAYED = """
-import asyncio, socket, sys
-from headgate.control.process.channel import *
-from headgate.config import Problem
-
-async def main(fd, play):
-    channel = await Channel.over(socket.socket(fileno=fd))
-    async def refuse(order):
-        channel.send(Refused(order.digest, [Problem("gateway.yaml", 3, 1, "x", "not me")]))
-    async def take(order):
-        channel.send(Ready(order.digest, [{"route": "default"}]))
-    async def next():
-        return await channel.from_supervisor()
-    await eval(play)(channel, next, take, refuse)
-    await channel.aclose()
-
-async def sits(channel, next, take, refuse):
-    await next()
-    await asyncio.sleep(60)
-
-async def obeys(channel, next, take, refuse):
-    while isinstance(order := await next(), Configure):
-        await take(order)
-
-async def refuses(channel, next, take, refuse):
-    await take(await next())
-    while isinstance(order := await next(), Configure):
-        await refuse(order)
-
-async def deaf(channel, next, take, refuse):
-    await take(await next())
-    await asyncio.sleep(60)
-
-async def only_once(channel, next, take, refuse):
-    await take(await next())
-    await take(await next())
-    while isinstance(order := await next(), Configure):
-        await refuse(order)
-
-async def babbles(channel, next, take, refuse):
-    await take(await next())
-    channel._writer.write(b"\\0\\0\\0\\3abc")
-    await asyncio.sleep(60)
-
-asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
-"""
-TEXTS = ["limits: {json_depth: 7}", "limits: {json_depth: 8}"]
+    from headgate.control.process.supervisor import Supervisor
 
 
 @pytest.fixture(autouse=True)
@@ -83,44 +29,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RELOAD_SECONDS", 1.0)
     monkeypatch.setattr(module, "SLACK_SECONDS", 0.3)
     monkeypatch.setattr(worker_process, "LAST_WORDS_SECONDS", 0.3)
-
-
-@asynccontextmanager
-async def supervising(*plays: str) -> AsyncIterator[tuple[Supervisor, list[asyncio.Task[None]]]]:
-    """One place for a worker for each play, without the control half and its signals."""
-    clock = LoopClock()
-    deadlines = Deadlines(clock)
-    source = ConfigSource(None)
-
-    def command(name: str, control: int, data: int) -> list[str]:
-        return [sys.executable, "-P", "-c", PLAYED, str(control), plays[int(name)]]
-
-    made = Supervisor(
-        source,
-        source.loaded(TEXTS[0]),
-        command=command,
-        version="test",
-        clock=clock,
-        deadlines=deadlines,
-        open_provider=partial(open_provider, clock=clock, deadlines=deadlines),
-    )
-    made._listen(socket.create_server(("127.0.0.1", 0)))
-    keepers = [asyncio.ensure_future(made.crew.keep(str(number))) for number in range(len(plays))]
-    try:
-        yield made, keepers
-    finally:
-        hurry = asyncio.Event()
-        hurry.set()
-        await made._drain(keepers, hurry)
-        await asyncio.gather(*keepers, return_exceptions=True)
-        assert made.crew.workers == {}
-        assert made.crew.lives == {}
-
-
-async def ready(made: Supervisor, count: int) -> list[WorkerProcess]:
-    """So many serving workers, by name."""
-    await eventually(lambda: len(made.crew.serving()) == count, 20)
-    return sorted(made.crew.serving(), key=lambda worker: worker.name)
 
 
 async def push(made: Supervisor, text: str) -> None:
