@@ -53,6 +53,8 @@ _INSTEAD = frozenset(("intent", "call_id"))
 _AZURE = "/openai/"
 _DEPLOYMENT = "deployment"
 _VERSION = "api-version"
+_KEY = "api-key"
+"""Where Azure's client puts its key in a browser. It is the gateway's, so it goes no further; nor does it let in."""
 
 
 class _Response(msgspec.Struct):
@@ -103,7 +105,7 @@ class Realtime(Operation):
                 if name == wanted:
                     parts.append(None)
                 models.append(value if name == wanted else b"")
-            elif not (azure and name == _VERSION):
+            elif name != _KEY and not (azure and name == _VERSION):
                 parts.append(part)
                 others[name] = _text(value)
         if len(models) > 1:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .upstream.cluster import Needs
     from .upstream.credentials import Credential
     from .upstream.host import Host
+    from .websocket.opening import Opening
 
 HELD_BYTES = 64 * 1024
 HELD_SECONDS = 2.0
@@ -74,7 +75,7 @@ class Attempt(CallReceiver):
     __slots__ = (
         "_answer", "_call", "_dispatch", "_engine", "_first_token_by", "_head", "_paused_at", "_reader", "_size",
         "_state", "_taken", "_total_at", "_upload", "cancelled", "credential", "deadline", "ended_at", "error",
-        "head_at", "host", "number", "request_id", "sent_at", "started", "status", "target", "tokens",
+        "head_at", "host", "number", "opening", "request_id", "sent_at", "started", "status", "target", "tokens",
     )  # fmt: skip
 
     def __init__(self, dispatch: Dispatch, number: int, target: Target, started: float) -> None:
@@ -93,6 +94,8 @@ class Attempt(CallReceiver):
         self.cancelled = False
         self.request_id = ""
         """The provider's."""
+        self.opening: Opening | None = None
+        """Where it is to open a session over a WebSocket."""
         self.deadline = NEVER
         self._dispatch = dispatch
         self._engine = dispatch.run.engine
@@ -158,6 +161,7 @@ class Attempt(CallReceiver):
     def let_go(self) -> None:
         """The exchange is over, and knows no more of it than its public fields; the message may still end."""
         del self._dispatch
+        self.opening = None
         reader = self._reader
         if reader is not None:
             reader.before_terminal = reader.rewrite = None

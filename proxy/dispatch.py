@@ -31,18 +31,16 @@ from .own_fields import stream_comment, wants_comment
 from .plan import Plan, Step, Target, Vetoed, build_plan, next_step, rejection
 from .upstream.call import UpstreamRequest
 from .upstream.cluster import PLAIN, Needs
-from .websocket.handshake import KEY_BYTES, Offer, protocols_of
-from .websocket.tunnel import Tunnel
-from .websocket.upward import Upward
+from .websocket.opening import Opening
 
 if TYPE_CHECKING:
     from .answer import WholeAnswer
     from .clock import Timer
     from .dialect import RequestFacts, StreamReader
-    from .edge.downstream import RequestHead
     from .errors import GatewayError
     from .run import Run
     from .upstream.call import ResponseHead
+    from .websocket.tunnel import Tunnel
 
 
 WAIT_SECONDS = 0.05
@@ -55,7 +53,7 @@ class Dispatch:
     """The attempts of one exchange, one after the other."""
 
     __slots__ = (
-        "_current", "_last", "_next", "_offer", "_plan", "_skipped", "_timer", "_tried", "_waits", "_waits_until",
+        "_current", "_last", "_next", "_plan", "_skipped", "_timer", "_tried", "_waits", "_waits_until",
         "answer", "operation", "run",
     )  # fmt: skip
 
@@ -71,8 +69,6 @@ class Dispatch:
         self._last: WholeAnswer | None = None
         self._timer: Timer | None = None
         self._next: Target | None = None
-        self._offer: tuple[Offer, Upward]
-        """Of the latest attempt to open a WebSocket."""
         self._waits = False
         """For any target to be free again."""
         self._waits_until = 0.0
@@ -166,17 +162,8 @@ class Dispatch:
 
     def switch(self, attempt: Attempt, head: ResponseHead) -> Tunnel:
         """Its 101 is passed on, and all that follows. Raises ProtocolError for what is no 101, or not to our offer."""
-        offer, upward = self._offer
-        facts = self.run.ex.facts
-        assert facts is not None  # noqa: S101 - narrows for the type checker: it was asked for by these facts
-        self.answer = tunnel = Tunnel(
-            self,
-            attempt,
-            head,
-            upward=upward,
-            session=self.operation.open_session(facts),
-            protocol=offer.check(head),
-        )
+        assert attempt.opening is not None  # noqa: S101 - narrows for the type checker: only such an attempt switches
+        self.answer = tunnel = attempt.opening.tunnel(attempt, head)
         return tunnel
 
     def collected(self, whole: WholeAnswer) -> None:
@@ -228,7 +215,7 @@ class Dispatch:
         attempt = Attempt(self, len(ex.attempts) + 1, target, now)
         if run.chain.attempts and not self._is_let_pass(attempt):
             return False
-        request = self._request(target)
+        request = self._request(attempt, target)
         if not ex.attempts:
             target.cluster.retry_budget.count_first(now)
         ex.attempts.append(attempt)
@@ -245,14 +232,15 @@ class Dispatch:
             self.run.engine.ledger.estimate_tokens(ex), affinity(ex) if cluster.is_sticky else None, ex.region, avoid
         )
 
-    def _request(self, target: Target) -> UpstreamRequest:
+    def _request(self, attempt: Attempt, target: Target) -> UpstreamRequest:
         """What goes to a target: the client's body with the target's model in it, whole or as it arrives."""
         run, operation = self.run, self.operation
         ex = run.ex
         head, facts, upload = ex.head, ex.facts, run.upload
         assert facts is not None  # noqa: S101 - narrows for the type checker: whoever dispatches has read the request
         if ex.face.websocket:
-            return self._upgrade(head, facts, target)
+            attempt.opening = Opening(self, facts)
+            return attempt.opening.request(target)
         fields = to_upstream(head, ex.client_request_id or ex.id.encode(), ex.graph.own_fields, verbatim=facts.verbatim)
         if upload is not None:
             upload.prepare(facts.splices(target.model))
@@ -263,17 +251,6 @@ class Dispatch:
         if query and head.path.startswith(AZURE):
             query = without_version(query)
         return UpstreamRequest(b"POST", operation.target(query), fields, body, upload)
-
-    def _upgrade(self, head: RequestHead, facts: RequestFacts, target: Target) -> UpstreamRequest:
-        """A handshake of our own, with the client's fields and sub-protocols."""
-        run = self.run
-        ex = run.ex
-        offer = Offer(run.engine.rng.randbytes(KEY_BYTES), protocols_of(head))
-        upward = Upward(run.downstream)
-        self._offer = offer, upward
-        fields = to_upstream(head, ex.client_request_id or ex.id.encode(), ex.graph.own_fields, verbatim=True)
-        path = self.operation.session_target(facts, target.model)
-        return UpstreamRequest(b"GET", path, [*fields, *offer.fields()], b"", upward, upgrade=True)
 
     def _is_let_pass(self, attempt: Attempt) -> bool:
         """Ask every `on_attempt`. When one stops the attempt, those before it hear of its end."""

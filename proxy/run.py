@@ -78,7 +78,7 @@ class Run:
         try:
             face = graph.faces.find(head.method, head.path)
             if head.websocket or face.websocket:
-                check_upgrade(face, head)
+                check_upgrade(head, served=face.websocket)
         except GatewayError as error:
             self.turn_away(error)
             return

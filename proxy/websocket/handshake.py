@@ -18,7 +18,6 @@ from ..errors import InvalidRequestError, ProtocolError, UpgradeRequiredError
 
 if TYPE_CHECKING:
     from ..edge.downstream import Headers, RequestHead
-    from ..faces import Face
     from ..upstream.call import ResponseHead
 
 NOT_HERE = "WebSockets are not served here."
@@ -33,9 +32,9 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NOT_SWITCHED = "The provider did not open a WebSocket."
 
 
-def check_upgrade(face: Face, head: RequestHead) -> None:
-    """Raises DownstreamError where only one of the two means a WebSocket."""
-    if not face.websocket:
+def check_upgrade(head: RequestHead, *, served: bool) -> None:
+    """Raises DownstreamError unless a WebSocket is both asked for and `served`; asked of paths where one of them is."""
+    if not served:
         raise InvalidRequestError(NOT_HERE)
     if not head.websocket:
         raise UpgradeRequiredError("A WebSocket is served here, and nothing else.")

@@ -145,13 +145,8 @@ class Tunnel(Answer):
     def complete(self, last: bytes = b"") -> None:
         """One of them has closed the session, and the other knows."""
         run = self._run
-        outcome = self.ended_as or "ok"
-        if outcome == "upstream_error":
-            run.ex.error = BrokenAnswerError(f"The provider closed the session with {self._provider.close_code}.")
-        self._settle()
-        self._let_go()
-        self._dispatch.end(self._attempt, run.ex.error)
-        run.finish(outcome, run.ex.status)
+        self._part()
+        run.finish(self.ended_as or "ok", run.ex.status)
         run.downstream.end()
 
     def cut(self, error: GatewayError) -> None:
@@ -175,11 +170,23 @@ class Tunnel(Answer):
 
     def stop(self) -> None:
         """The client left."""
+        if self._closed_by is not None:
+            self._part()
+            return
         self._settle()
         self._let_go(GOING_AWAY, "The client left.")
-        self._dispatch.end(self._attempt, None, cancelled=self._closed_by is None)
+        self._dispatch.end(self._attempt, None, cancelled=True)
 
     # -- inside
+
+    def _part(self) -> None:
+        """After a Close: what was used, whose fault it was, and nothing more for the provider."""
+        ex, failed = self._run.ex, self.ended_as == "upstream_error"
+        if failed:
+            ex.error = BrokenAnswerError(f"The provider closed the session with {self._provider.close_code}.")
+        self._settle()
+        self._let_go()
+        self._dispatch.end(self._attempt, ex.error if failed else None)
 
     def _look_at(self, scanner: FrameScanner) -> None:
         """After what came from one side: has it closed the session, or broken the rules?"""

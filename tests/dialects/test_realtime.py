@@ -33,6 +33,8 @@ def head(query: bytes, path: str = "/v1/realtime") -> RequestHead:
         (b"&&model=%FF", "/v1/realtime", "\ufffd", b"?model=%FF", b"?model=m%262"),
         (b"api-version=1&model=x", "/v1/realtime", "x", b"?api-version=1&model=x", b"?api-version=1&model=m%262"),
         (b"api-version=1&deployment=x", "/openai/realtime", "x", b"?model=x", b"?model=m%262"),
+        (b"api-key=sk-1&model=x", "/v1/realtime", "x", b"?model=x", b"?model=m%262"),
+        (b"api%2Dkey=sk-1&deployment=x", "/openai/realtime", "x", b"?model=x", b"?model=m%262"),
         (b"intent=transcription", "/v1/realtime", "", b"?intent=transcription", b"?intent=transcription"),
         (b"call_id=rtc_1&model=", "/v1/realtime", "", b"?call_id=rtc_1", b"?call_id=rtc_1"),
     ],

@@ -12,7 +12,16 @@ import pytest
 from headgate.proxy.websocket.frames import BINARY, CLOSE, PING, encode_close, encode_frame
 from tests_support.answers import json_response
 from tests_support.caller import eventually
-from tests_support.gateway import CLIENT_KEY, PROVIDER_KEY, config_for, gateway_over, gateway_over_two, running_gateway
+from tests_support.gateway import (
+    CLIENT_KEY,
+    PROVIDER_KEY,
+    config_for,
+    gateway_over,
+    gateway_over_two,
+    load,
+    running_gateway,
+    written,
+)
 from tests_support.raw import RawClient, request
 from tests_support.upstream import FIN, RST, STALL, FakeUpstream, Pause, Repeat, Sleep
 from tests_support.websocket import (
@@ -277,6 +286,46 @@ async def test_a_session_past_the_grace_hears_1001_and_has_its_row() -> None:
     up = frames_of(bytes(connection.received).partition(b"\r\n\r\n")[2])[0]
     assert [frame.code for frame in up] == [1001]
     assert (row.outcome, row.error_code) == ("truncated", "shutting_down")
+
+
+async def test_a_message_of_17_mb_and_ten_thousand_pings_pass() -> None:
+    """There is nothing to be held of either: the provider judges what it takes."""
+    large, pings = encode_frame(BINARY, bytes(17 << 20), MASK), encode_frame(PING, b"", MASK) * 10_000
+    async with (
+        gateway_over(session(STALL)) as (gateway, upstream),
+        RawSocket(gateway.port) as client,
+    ):
+        connection = (await upstream.wait_request()).connection
+        await client.send(large)
+        await client.send(pings)
+        size = connection.received.index(b"\r\n\r\n") + 4 + len(large) + len(pings)
+        await eventually(lambda: len(connection.received) >= size, 15)
+        assert connection.received.endswith(pings)
+
+
+async def test_a_client_that_half_closes_has_left() -> None:
+    async with gateway_over(session(HELLO, STALL)) as (gateway, upstream), RawSocket(gateway.port) as client:
+        await client.frames(1)
+        client.client._writer.write_eof()
+        await upstream.wait_closed()
+        [row] = await gateway.rows(1)
+    assert row.outcome == "cancelled"
+
+
+async def test_a_session_outlives_a_reload() -> None:
+    async with FakeUpstream(session(HELLO, STALL)) as upstream:
+        config = config_for(upstream)
+        async with running_gateway(config) as gateway, RawSocket(gateway.port) as client:
+            await client.frames(1)
+            config["providers"]["up"]["api_key"] = "another-key-of-the-provider"
+            await gateway.server.reload(load(written(config, gateway.folder)))
+            await client.send(text("still here", MASK))
+            connection = upstream.connections[0]
+            await eventually(lambda: connection.received.endswith(text("still here", MASK)))
+            await client.send(encode_close(1000, "", MASK))
+            await upstream.wait_closed()
+            [row] = await gateway.rows(1)
+    assert row.outcome == "ok"
 
 
 async def test_frames_that_come_before_the_101_are_not_lost() -> None:

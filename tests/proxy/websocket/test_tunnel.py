@@ -198,6 +198,17 @@ def test_who_has_closed_need_not_wait_for_the_other(end: str) -> None:
     assert relay.at_rest()
 
 
+def test_a_client_that_only_drops_the_connection_leaves_the_providers_close_standing() -> None:
+    relay = Relay()
+    session = Session(relay)
+    session.call.feed(encode_close(1011, "oops"))
+    session.downstream.leave()
+    row = session.exchange.row
+    assert (row.outcome, row.error_code) == ("upstream_error", "upstream_error")
+    assert (relay.clusters[0].rq_error, session.call.finished) == (1, True)
+    assert relay.at_rest()
+
+
 @pytest.mark.parametrize("first", ["client", "provider"])
 def test_a_close_that_is_not_answered_ends_the_session_all_the_same(first: str) -> None:
     relay = Relay()
