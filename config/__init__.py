@@ -3,7 +3,7 @@
 Imports nothing else of Headgate. After a load nobody checks again.
 """
 
-from .chain import AuthConfig, FilterConfig, FilterEntry, Key, RetryBudget, RetryConfig, UseConfig
+from .chain import AuthConfig, FilterConfig, FilterEntry, HedgeConfig, Key, RetryBudget, RetryConfig, UseConfig
 from .effective import dump
 from .endpoints import MOCK_URL, EndpointConfig
 from .errors import ConfigError, Problem
@@ -27,6 +27,7 @@ __all__ = [
     "FilterConfig",
     "FilterEntry",
     "GatewayConfig",
+    "HedgeConfig",
     "Key",
     "Limits",
     "Listener",

@@ -126,6 +126,18 @@ class RetryBudget(Section):
     """Retries a second that are always allowed, over all workers. Default 10."""
 
 
+class HedgeConfig(Section):
+    """A second attempt at a stream whose first token is later than 97.5 % of them were lately; the slower is cancelled.
+
+    It costs its prompt twice, so it is off unless this is written."""
+
+    percent: Annotated[Rate, Field(gt=0, le=100)] = 3
+    """Second attempts in percent of calls, at most. Default 3."""
+
+    spend_percent: Annotated[Rate, Field(gt=0, le=100)] = 5
+    """What they may cost, in percent of what calls cost. Default 5."""
+
+
 class RetryConfig(Section):
     """What is tried again, and how often."""
 
@@ -138,6 +150,9 @@ class RetryConfig(Section):
         {"connect-failure", "reset", "5xx", "429"}
     )
     """Failures after which the next try is made. Default [connect-failure, reset, "5xx", "429"]."""
+
+    hedge: HedgeConfig | None = None
+    """Whether a late stream is asked for twice. Default: never."""
 
     budget: RetryBudget = RetryBudget()
     """Keeps retries from multiplying an outage. Default percent 20, min_per_second 10."""

@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from .chain import AuthConfig, Key, RetryConfig
+from .chain import AuthConfig, Key
 from .events import Events
 from .gateway import GatewayConfig, Routing
 from .listeners import Listener, Listeners
@@ -31,7 +31,6 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     Route: frozenset({"strategy"}),
     AuthConfig: frozenset({"jwt", "keys_file", "pepper"}),
     Key: frozenset({"allow_tags", "expires", "models", "tags"}),
-    RetryConfig: frozenset({"hedge"}),
     Routing: frozenset({"plano_embedded", "plano_proxy"}),
 }
 

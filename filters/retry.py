@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from ..proxy.filter import Filter
 from ..proxy.plan import RetryPolicy
+from ..proxy.upstream.hedge import HedgeSettings
 
 if TYPE_CHECKING:
-    from ..config import RetryConfig
+    from ..config import HedgeConfig, RetryConfig
     from ..proxy.exchange import Exchange
 
 
@@ -33,8 +34,13 @@ class Retry(Filter):
             frozenset(config.on),
             budget_percent=config.budget.percent,
             budget_min_per_second=config.budget.min_per_second / workers,
+            hedge=_hedge(config.hedge),
         )
 
     def on_request(self, ex: Exchange) -> None:
         """From now on failures may be repeated."""
         ex.retry = self.policy
+
+
+def _hedge(config: HedgeConfig | None) -> HedgeSettings | None:
+    return HedgeSettings(percent=config.percent, spend_percent=config.spend_percent) if config is not None else None

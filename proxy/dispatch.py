@@ -26,6 +26,7 @@ from .errors import (
 )
 from .filter import SkipTarget
 from .headers import AZURE, below_v1, retry_after, to_upstream, without_version
+from .hedging import Hedging
 from .models import LEAST_BAD, QUEUE
 from .own_fields import stream_comment, wants_comment
 from .plan import Plan, Step, Target, Vetoed, build_plan, next_step, rejection
@@ -53,7 +54,7 @@ class Dispatch:
     """The attempts of one exchange, one after the other."""
 
     __slots__ = (
-        "_current", "_last", "_next", "_plan", "_skipped", "_timer", "_tried", "_waits", "_waits_until",
+        "_current", "_hedging", "_last", "_next", "_plan", "_skipped", "_timer", "_tried", "_waits", "_waits_until",
         "answer", "operation", "run",
     )  # fmt: skip
 
@@ -66,6 +67,7 @@ class Dispatch:
         self._tried: list[Attempt] = []
         self._skipped: list[Vetoed] = []
         self._current: Attempt | None = None
+        self._hedging: Hedging | None = None
         self._last: WholeAnswer | None = None
         self._timer: Timer | None = None
         self._next: Target | None = None
@@ -129,6 +131,12 @@ class Dispatch:
         if self.answer is not None:
             self.answer.stop()
         elif current is not None:
+            hedging = self._hedging
+            if hedging is not None:
+                hedging.left(self.run.engine.clock.monotonic())
+                other = hedging.other(current)
+                if other is not None:
+                    self.lose(other)
             current.stop()
             self.end(current, None, cancelled=True)
 
@@ -138,6 +146,13 @@ class Dispatch:
             self.answer.cut(error)
         else:
             self.stop()
+
+    def let_go(self) -> None:
+        """The exchange is over: undo the circles of references."""
+        self.answer = None
+        hedging, self._hedging = self._hedging, None
+        if hedging is not None:
+            hedging.stop()
 
     # -- from the attempt
 
@@ -157,6 +172,7 @@ class Dispatch:
 
     def commit(self, attempt: Attempt, head: ResponseHead, reader: StreamReader | None) -> Answer:
         """Its answer goes down as it comes."""
+        self._settle_race(attempt)
         self.answer = Answer(self, attempt, head, reader)
         return self.answer
 
@@ -170,20 +186,22 @@ class Dispatch:
         """A whole answer: good, or an error that another target may make good."""
         error = self._error_of(whole)
         if error is None:
+            self._settle_race(whole.attempt)
             self._send(whole)
         else:
             self._last = whole
             self.failed(whole.attempt, error)
 
     def failed(self, attempt: Attempt, error: GatewayError) -> None:
-        """Before commit: the next one, or the end."""
+        """Before commit: the next one, or the end. Nothing follows while another is under way."""
         self.end(attempt, error)
-        if not self._queue(error):
+        if self._current is None and not self._queue(error):
             self._give_up(error)
 
     def is_followed(self, error: GatewayError, said: WholeAnswer) -> bool:
         """Whether another attempt follows one that can still be committed. If so, it has ended; if not, it goes on."""
-        if not self._queue(error):
+        alone = self._hedging is None or self._hedging.other(said.attempt) is None
+        if alone and not self._queue(error):
             return False
         self._last = said
         self.end(said.attempt, error)
@@ -198,7 +216,7 @@ class Dispatch:
         attempt.ended_at = run.engine.clock.monotonic()
         attempt.error = error
         attempt.cancelled = cancelled
-        self._current = None
+        self._current = self._hedging.other(attempt) if self._hedging is not None else None
         attempt.target.cluster.end(attempt, attempt.ended_at, error, status=attempt.status, cancelled=cancelled)
         for on_attempt_end in run.chain.attempt_ends:
             try:
@@ -206,7 +224,44 @@ class Dispatch:
             except Exception as crash:
                 run.bug(crash, moment="on_attempt_end")
 
+    # -- from the hedge
+
+    def may_hedge(self, first: Attempt) -> bool:
+        """Whether a second attempt may run beside the first: that is still awaited, and everything allows one more."""
+        ex, policy = self.run.ex, self.run.ex.retry
+        return (
+            self._current is first
+            and self.answer is None
+            and policy is not None
+            and len(ex.attempts) < policy.attempts
+            and self._remaining() > 0
+            and not self._vetoed(first.target)
+            and not self._strained(first.target)
+        )
+
+    def launch_rival(self, target: Target) -> Attempt | None:
+        """A second attempt beside the first; None where a filter skips it."""
+        first = self._current
+        if not self._launch(target):
+            return None
+        rival, self._current = self._current, first
+        target.cluster.rq_hedged += 1
+        return rival
+
+    def lose(self, attempt: Attempt) -> None:
+        """The other one was faster, or nobody waits: what it has cost is the exchange's."""
+        attempt.stop()
+        self.end(attempt, None, cancelled=True)
+        self.run.engine.ledger.charge_prompt(self.run.ex, attempt.target)
+
     # -- inside
+
+    def _settle_race(self, attempt: Attempt) -> None:
+        """It has won, if there was anybody to win against."""
+        hedging = self._hedging
+        if hedging is not None:
+            hedging.committed(attempt, self.run.engine.clock.monotonic())
+            self.run.ex.attempt = self._current = attempt
 
     def _launch(self, target: Target) -> bool:
         """Start an attempt, unless a filter skips the target."""
@@ -222,7 +277,14 @@ class Dispatch:
         ex.attempt = self._current = attempt
         self._tried.append(attempt)
         attempt.start(request, self._needs(target) if len(self._tried) > 1 or target.cluster.asks else PLAIN)
+        if ex.retry is not None and ex.retry.hedge is not None and len(self._tried) == 1 and self._is_stream():
+            self._hedging = Hedging(self, attempt, target.cluster.hedge(target.model, ex.retry.hedge))
         return True
+
+    def _is_stream(self) -> bool:
+        """A stream whose request can be sent twice."""
+        run = self.run
+        return run.upload is None and run.ex.face.repeatable and run.ex.facts is not None and run.ex.facts.stream
 
     def _needs(self, target: Target) -> Needs:
         """What the call asks of the cluster, as far as it wants to know."""

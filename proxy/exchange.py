@@ -89,6 +89,7 @@ class Exchange:
         "graph",
         "head",
         "id",
+        "lost_cost_usd",
         "is_stranger",
         "outcome",
         "pinned",
@@ -152,6 +153,8 @@ class Exchange:
         self.rough_prompt: PromptEstimate | None = None
         """The prompt as estimated, where something asked for it."""
         self.cost_usd: float | None = None
+        self.lost_cost_usd = 0.0
+        """Of that: what attempts have cost that a faster one has replaced."""
         self.cost_source = ""
         self.first_token_at: float | None = None
         self.bytes_in = 0

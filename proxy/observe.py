@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .upstream.host import Host
 
 CLUSTER_COUNTERS = (
-    "rq_total", "rq_success", "rq_error", "rq_timeout", "rq_retry", "rq_overflow", "ejections", "ejections_overflow",
-    "healthy_panic",
+    "rq_total", "rq_success", "rq_error", "rq_timeout", "rq_retry", "rq_hedged", "rq_overflow", "ejections",
+    "ejections_overflow", "healthy_panic",
 )  # fmt: skip
 HOST_COUNTERS = ("rq_success", "rq_error", "rq_timeout")
 GAUGES = ("cx_active", "rq_active", "rq_pending_active")

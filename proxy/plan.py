@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .accounting.prices import Price
     from .exchange import Veto
     from .upstream.cluster import Cluster
+    from .upstream.hedge import HedgeSettings
 
 BACKOFF_BASE = 0.025
 BACKOFF_MAX = 0.25
@@ -177,15 +178,23 @@ class RetryPolicy:
     """What the `retry` filter installs: how often, and after what. Pure; the retry *budget* is counted in the
     cluster."""
 
-    __slots__ = ("attempts", "budget_min_per_second", "budget_percent", "on")
+    __slots__ = ("attempts", "budget_min_per_second", "budget_percent", "hedge", "on")
 
     def __init__(
-        self, attempts: int, on: frozenset[str], *, budget_percent: float = 20.0, budget_min_per_second: float = 10.0
+        self,
+        attempts: int,
+        on: frozenset[str],
+        *,
+        budget_percent: float = 20.0,
+        budget_min_per_second: float = 10.0,
+        hedge: HedgeSettings | None = None,
     ) -> None:
         self.attempts = attempts
         self.on = on
         self.budget_percent = budget_percent
         self.budget_min_per_second = budget_min_per_second
+        self.hedge = hedge
+        """Whether a stream that is late is asked for a second time (hedging.py)."""
 
     def allows(self, error: GatewayError, made: int) -> bool:
         """Whether another attempt may follow after `made` of them, the last of which failed with `error`.

@@ -396,7 +396,7 @@ class Run:
             upload.watcher = None
         dispatch, self.dispatch = self.dispatch, None
         if dispatch is not None:
-            dispatch.answer = None
+            dispatch.let_go()
             for attempt in self.ex.attempts:
                 attempt.let_go()
 

@@ -56,6 +56,7 @@ CLUSTER: Final = _counters(
         "rq_success": "Attempts that the provider answered well.",
         "rq_error": "Attempts that failed, on the way or by the provider's word.",
         "rq_retry": "Attempts that followed a failed one.",
+        "rq_hedged": "Second attempts at streams whose first token was late.",
         "rq_timeout": "Attempts that took too long.",
         "rq_overflow": "Attempts that found the provider's limits reached, and no room to wait.",
         "ejections": "Endpoints ejected by outlier detection.",

@@ -22,6 +22,7 @@ from .usage import NO_USAGE, Usage, add_usage
 if TYPE_CHECKING:
     from ..dialect import AnswerFacts
     from ..exchange import Exchange
+    from ..plan import Target
     from .estimate import Estimator
     from .record import Forgotten, Issued
     from .spool import Spool
@@ -78,7 +79,8 @@ class Ledger:
         ex.usage = usage = self._usage(ex, attempt.target.model, said)
         price = ex.graph.price(attempt.target)
         if price is not None:
-            ex.cost_usd = price.cost(usage)
+            cost = price.cost(usage)
+            ex.cost_usd = cost + ex.lost_cost_usd if cost is not None else None
             ex.cost_source = price.source
 
     @staticmethod
@@ -96,6 +98,18 @@ class Ledger:
             ex.usage = add_usage(ex.usage, usage)
             ex.cost_usd = ex.cost_usd + cost if ex.cost_usd is not None and cost is not None else None
         ex.cost_source = price.source if price is not None else ""
+
+    def charge_prompt(self, ex: Exchange, target: Target) -> None:
+        """An attempt was given up for a faster one: its provider has read the prompt, and will charge for that much at
+        least."""
+        price, facts = ex.graph.price(target), ex.facts
+        if price is None or facts is None:
+            return
+        prompt = ex.rough_prompt or self.estimator.estimate_prompt(target.model, facts.body)
+        cost = price.cost(Usage(prompt.tokens, 0, source="estimated")) or 0.0
+        ex.lost_cost_usd += cost
+        if ex.cost_usd is not None:  # an answer that came in one piece was settled before it was the answer
+            ex.cost_usd += cost
 
     @staticmethod
     def unsettle(ex: Exchange) -> None:

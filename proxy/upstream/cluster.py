@@ -20,6 +20,7 @@ from ..errors import NoTargetError, PoolOverflowError
 from .balance import Balancer, Balancing
 from .call import CallReceiver
 from .credentials import Credentials
+from .hedge import Hedge
 from .limits import Limits, LimitSettings
 from .outlier import Outlier, OutlierSettings
 from .queued import QueuedCall
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .balance import Policy
     from .call import Call, UpstreamRequest
     from .credentials import Credential
+    from .hedge import HedgeSettings
     from .host import Host
     from .outlier import Result
 
@@ -45,6 +47,7 @@ UNHEALTHY = "no healthy endpoint"
 OVERLOADED = "overloaded"
 """Why a cluster cannot take a call now."""
 
+MAX_HEDGES = 64
 _GATEWAY_FAILURES = frozenset((502, 503, 504))
 
 
@@ -89,10 +92,10 @@ class Cluster:
     """One provider. Outlives the configs that name it, as long as its dialect and credentials stay."""
 
     __slots__ = (
-        "_balancer", "_credentials", "_deadlines", "_limits", "_outlier", "_rng", "_single", "address", "asks",
-        "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky", "listed", "name", "price", "price_as",
-        "queue_seconds", "retries_waiting", "retry_budget", "rq_error", "rq_retry", "rq_success", "rq_timeout",
-        "rq_total", "stand_in", "strained", "timeouts", "unconfigured",
+        "_balancer", "_credentials", "_deadlines", "_hedges", "_limits", "_outlier", "_rng", "_single", "address",
+        "asks", "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky", "listed", "name", "price",
+        "price_as", "queue_seconds", "retries_waiting", "retry_budget", "rq_error", "rq_hedged", "rq_retry",
+        "rq_success", "rq_timeout", "rq_total", "stand_in", "strained", "timeouts", "unconfigured",
     )  # fmt: skip
 
     def __init__(
@@ -145,6 +148,8 @@ class Cluster:
         self.rq_error = 0
         self.rq_retry = 0
         self.rq_timeout = 0
+        self.rq_hedged = 0
+        """Second attempts at a stream that was late; they are among `rq_total`."""
         self.strained = False
         """Ask `objection`: some call might not be taken."""
         self.asks = False
@@ -162,6 +167,7 @@ class Cluster:
         self._limits: Limits[QueuedCall] = Limits(limits)
         self._outlier = Outlier(outliers, (), self._rng)
         self._deadlines = deadlines
+        self._hedges: dict[str, Hedge] = {}
         self._single: Host | None = None
         self.set_hosts(hosts)
 
@@ -291,6 +297,16 @@ class Cluster:
         if holder.credential is not None and self._credentials is not None:
             self._credentials.on_refused(holder.credential, now)
             self.strained = True
+
+    def hedge(self, model: str, settings: HedgeSettings) -> Hedge:
+        """What is known of how long first tokens of `model` take here. Models are forgotten, the oldest first, above
+        a bound: their names may come from clients."""
+        found = self._hedges.get(model)
+        if found is None or found.settings != settings:
+            if len(self._hedges) >= MAX_HEDGES:
+                del self._hedges[next(iter(self._hedges))]
+            found = self._hedges[model] = Hedge(settings)
+        return found
 
     # -- for the queue
 
