@@ -214,6 +214,22 @@ class FormScan:
         self.length_at = self._length_at
 
 
+class FormWithout(FormScan):
+    """A form that must not have certain fields: neither `name` nor `name[]`, in any case."""
+
+    __slots__ = ("_forbidden",)
+
+    def __init__(self, boundary: bytes, forbidden: frozenset[bytes]) -> None:
+        super().__init__(boundary)
+        self._forbidden = forbidden
+
+    def _read_head(self, head: bytes, at: int) -> None:
+        super()._read_head(head, at)
+        name = self._name.partition(b"[")[0].strip().lower()
+        if name in self._forbidden:
+            raise InvalidRequestError("Name objects in a JSON body, not in a form.", param=name.decode())
+
+
 def _name_in(disposition: bytes) -> bytes:
     """The one name that every reader finds in it. Raises InvalidRequestError."""
     start = _DISPOSITION.match(disposition)

@@ -14,22 +14,20 @@ import msgspec
 
 from ..proxy.accounting.usage import parse_chat_usage, parse_responses_usage
 from ..proxy.dialect import AnswerFacts, BodyReader, Operation, RequestFacts
-from ..proxy.errors import InvalidJsonError, UnknownPathError
+from ..proxy.errors import InvalidJsonError, InvalidRequestError, UnknownPathError, UnsupportedMediaTypeError
+from .form_reader import FormWithout, boundary_of
 from .objects import read_object
-from .references import references
+from .references import NAMES, references
 from .typed_events import error_event
 
 if TYPE_CHECKING:
     from ..proxy.edge.downstream import RequestHead
     from ..proxy.errors import GatewayError
     from ..proxy.stateful import Ref, Said
+    from .form_reader import FormScan
 
 _ABSENT = msgspec.Raw(b"null")
 _NOWHERE = frozenset(("", ".", ".."))
-
-
-_UNREAD = (b"multipart/", b"application/octet-stream", b"audio/", b"image/", b"video/")
-"""Bodies that are content: they pass while they arrive."""
 
 
 class _Answer(msgspec.Struct):
@@ -52,20 +50,25 @@ class PassFacts(RequestFacts):
 
 
 class PassReader(BodyReader):
-    """Looks at nothing."""
+    """Looks at nothing, but at the fields of a `form` in which nothing may be named."""
 
-    __slots__ = ()
+    __slots__ = ("_form",)
 
     knows_model = True
 
-    def __init__(self) -> None:
+    def __init__(self, form: FormScan | None = None) -> None:
         self.facts = PassFacts(b"")
+        self._form = form
 
     def feed(self, data: bytes) -> None:
-        """Nothing to see."""
+        """The next bytes. Raises InvalidRequestError for a form that names an object, or cannot be read."""
+        if self._form is not None:
+            self._form.feed(data)
 
     def end(self) -> None:
-        """Nothing to say."""
+        """Refuse a form that is cut: nobody knows what a provider would make of it."""
+        if self._form is not None and not self._form.closed:
+            raise InvalidRequestError("The form does not end with its boundary.")
 
     def whole(self, body: bytes) -> PassFacts:
         """The body as it is."""
@@ -88,15 +91,16 @@ class PassThrough(Operation):
     def open_body(self, head: RequestHead, model: str = "", *, tracks: bool) -> BodyReader | None:
         """Refuses a path that a provider might read as another one: `/v1/files/../chat/completions`.
 
-        A body that may name objects is collected."""
+        A body that may name objects is collected, but for a form, in which none may be named. Raises
+        UnsupportedMediaTypeError for a form that cannot be read."""
         parts = head.path.replace("\\", "/").split("/")[1:]
         if not head.target.startswith(b"/v1/") or not _NOWHERE.isdisjoint(parts):
             raise UnknownPathError(f"Unknown path '{head.path[:128]}'.")
-        return None if tracks and _may_name(head) else PassReader()
+        return _looking(head) if tracks and _has_body(head) else PassReader()
 
     def references(self, facts: RequestFacts) -> list[Ref]:
         """Those of a JSON body. Raises InvalidJsonError for one that a provider might read in another encoding."""
-        if b"\0" in facts.body:
+        if b"\0" in facts.body[:4]:
             raise InvalidJsonError("The body must be UTF-8.")
         return references(facts.body)
 
@@ -134,10 +138,18 @@ class PassThrough(Operation):
         return error_event(error)
 
 
-def _may_name(head: RequestHead) -> bool:
-    """There is a body, and it is not plain content."""
-    kind = (head.header(b"content-type") or b"").strip().lower()
+def _has_body(head: RequestHead) -> bool:
     announced = head.header(b"content-length")
-    return not kind.startswith(_UNREAD) and (
-        head.header(b"transfer-encoding") is not None or (announced is not None and announced.strip(b"0") != b"")
-    )
+    return head.header(b"transfer-encoding") is not None or (announced is not None and announced.strip(b"0") != b"")
+
+
+def _looking(head: RequestHead) -> PassReader | None:
+    """A reader for a form; None for whatever else a provider might read as JSON, which is anything."""
+    kinds = [value for name, value in head.headers if name == b"content-type"]
+    if not any(kind.lower().lstrip().startswith(b"multipart/") for kind in kinds):
+        return None
+    encoding = head.header(b"content-encoding")
+    boundary = boundary_of(kinds[0]) if len(kinds) == 1 else None
+    if boundary is None or (encoding is not None and encoding.strip().lower() != b"identity"):
+        raise UnsupportedMediaTypeError("Send a form (multipart/form-data) with its boundary, not encoded.")
+    return PassReader(FormWithout(boundary, NAMES))

@@ -21,6 +21,7 @@ from ..proxy.accounting.estimate import delivered_tokens
 from ..proxy.accounting.usage import Usage, parse_responses_usage
 from ..proxy.dialect import AnswerFacts, Operation, RequestFacts, SessionReader
 from ..proxy.errors import DuplicateFieldError, MissingModelError
+from ..proxy.stateful import Ref
 from .typed_events import error_event
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ _DELTAS = frozenset(
 _READ = frozenset(kind.encode() for kind in (_DONE, _TRANSCRIBED, *_DELTAS))
 _ABSENT = msgspec.Raw(b"null")
 _MODEL = "model"
-_INSTEAD = frozenset(("intent", "call_id"))
+_CALL = "call_id"
+_INSTEAD = frozenset(("intent", _CALL))
 """With one of these, what is asked for is not a model: a transcription, or a call that has begun elsewhere."""
 _AZURE = "/openai/"
 _DEPLOYMENT = "deployment"
@@ -90,6 +92,12 @@ class Realtime(Operation):
     """GET /realtime, as a WebSocket."""
 
     name = "realtime"
+
+    def references(self, facts: RequestFacts) -> list[Ref]:
+        """The call that a session joins."""
+        parts = facts.parts if isinstance(facts, RealtimeFacts) else []
+        pairs = [part.partition(b"=") for part in parts if part is not None]
+        return [Ref("realtime/calls", _text(value), _CALL) for name, _, value in pairs if _text(name) == _CALL]
 
     def read_head(self, head: RequestHead) -> RealtimeFacts:
         """Model and intent of the query. Raises MissingModelError, DuplicateFieldError."""

@@ -39,6 +39,8 @@ _KINDS = {
     "assistant_id": "assistants",
     "thread_id": "threads",
 }
+NAMES = frozenset(name.encode() for name in _KINDS)
+"""The keys that name objects."""
 _DESCRIBES = ("metadata", "attributes", "parameters", "schema", "json_schema")
 _HINTS = (b"_id", b"_file", b"conversation", b"container", b"\\u00")
 """A body without any of these names nothing: most bodies, at the price of five searches."""

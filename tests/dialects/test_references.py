@@ -98,7 +98,15 @@ def test_umlauts_in_escapes_are_no_keys() -> None:
 
 
 def test_what_is_no_json_breaks_nothing() -> None:
-    for body in (b'"file_id":', b'{"file_id":"', b'"file_id": "file-a', b"\xff{_id", b'{"file_id":[}', b""):
+    broken = (
+        b'"file_id":',
+        b'{"file_id":"',
+        b'"file_id": "file-a',
+        b"\xff{_id",
+        b'{"file_id":[}',
+        b'{"\xff\\u0066": 1}',
+    )
+    for body in (*broken, b""):
         assert all(isinstance(ref, Ref) for ref in references(body))
 
 
