@@ -42,7 +42,8 @@ async def run() -> bool:
     direct = await _suite(source, python, {})
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    async with gateway_process({"providers": {"up": {"base_url": f"http://127.0.0.1:{port}/v1"}}}) as gateway:
+    provider = {"base_url": f"http://127.0.0.1:{port}/v1", "list_models": False}
+    async with gateway_process({"providers": {"up": provider}}) as gateway:
         print("  its cassettes, through Headgate …", flush=True)
         env = {"FOREIGN_GATEWAY": gateway.url, "FOREIGN_PROVIDER_PORT": str(port)}
         through = await _suite(source, python, env, "cassette_provider")

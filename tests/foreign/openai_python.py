@@ -19,11 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests_support.heard import by_mark, compare
 from tests_support.process import gateway_process
 from tests_support.upstream import FakeUpstream
 
 from .packages import node_env, python_env, sdist, versions
-from .requests import by_mark, compare
 from .suite import PLUGINS, finished, outcomes
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ ENVIRONMENT = (
     f"openai[aiohttp,realtime]=={SDK}", "pytest", "pytest-asyncio", "pytest-xdist", "inline-snapshot", "rich", "httpx",
     "botocore", "azure-identity",
 )  # fmt: skip
+KEY = "the-provider's"
 MARK = "x-foreign-test"
 ANSWERED_HERE = re.compile(r"GET /v1/models(/[^/]+)?")
 SHOWN = 20
@@ -60,7 +61,7 @@ async def run() -> bool:
 def through(url: str) -> dict[str, Any]:
     """One provider, and a catch-all route to it."""
     return {
-        "providers": {"up": {"base_url": url, "api_key": "the-provider's", "list_models": False}},
+        "providers": {"up": {"base_url": url, "api_key": KEY, "list_models": False}},
         "routes": [{"name": "rest", "match": {"path": "/v1/**"}, "provider": "up"}],
     }
 
@@ -75,7 +76,7 @@ async def _requests(source: Path, python: Path) -> bool:
             heard.append(by_mark(recorder.requests, MARK))
             print(f"    {len(results)} tests made {len(recorder.requests)} requests")
     direct, through_us = heard
-    compared = compare(direct, through_us, ANSWERED_HERE)
+    compared = compare(direct, through_us, answered_here=ANSWERED_HERE, credential=f"Bearer {KEY}")
     for difference in compared.differences[:SHOWN]:
         print(f"    {difference}")
     for what, count in compared.rewrites.items():

@@ -7,6 +7,7 @@ raises `UnavailableError` with the reason, which skips the suite.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -93,14 +94,16 @@ def versions(python: Path, *names: str) -> str:
 def _made(name: str, contents: Sequence[str], make: Callable[[Path], None]) -> Path:
     digest = hashlib.sha256("\n".join(contents).encode()).hexdigest()[:12]
     folder = cache() / f"{name}-{digest}"
-    if (folder / _STAMP).exists():
-        return folder
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    print(f"  making {folder}", flush=True)
-    make(folder)
-    (folder / _STAMP).touch()
+    cache().mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another checkout may be making it: wait for that one
+        if not (folder / _STAMP).exists():
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir()
+            print(f"  making {folder}", flush=True)
+            make(folder)
+            (folder / _STAMP).touch()
     return folder
 
 
@@ -131,5 +134,6 @@ def _ran(command: Sequence[str], cwd: Path) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"{command[0]} failed: {error}") from error
     if done.returncode:
-        said = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
-        raise UnavailableError(f"{' '.join(command[:5])} … failed: {' | '.join(said[-3:])}")
+        said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        why = [line for line in said if line.lower().startswith(("error", "npm error"))] or said[-2:]
+        raise UnavailableError(f"{' '.join(command[:5])} … failed: {' | '.join(why[:2])}")

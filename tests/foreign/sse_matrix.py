@@ -1,4 +1,4 @@
-"""The Vercel AI SDK and openai-node over streams of every kind: each once directly and once through Headgate.
+"""The Vercel AI SDK, openai-node and openai-python over streams of every kind, directly and through Headgate.
 
 Both ask the same scripted provider (sse_rows.py), and what a client made of a stream is one outcome. A row that works
 directly must have the same outcome through Headgate; a row that is cut must be an error there, also where the client
@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from headgate.clients.transport import GatewayTransport
+from tests_support.gateway import load, written
 from tests_support.process import gateway_process
 from tests_support.upstream import FakeUpstream
 
 from .packages import UnavailableError, node_env
-from .sse_rows import rows
+from .sse_python import IN_PROCESS, NAME, outcomes
+from .sse_rows import TEXT, rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +50,7 @@ class Verdict(NamedTuple):
 async def run() -> bool:
     """Whether nothing was wrong. Raises UnavailableError."""
     folder = node_env("sse-matrix", PACKAGES)
-    print(f"  {', '.join(PACKAGES)}; {folder}")
+    print(f"  {', '.join(PACKAGES)}, openai-python {version('openai')}; {folder}")
     matrix = rows()
     scripts = {row.name: row.steps for row in matrix}
 
@@ -51,13 +58,19 @@ async def run() -> bool:
         return scripts[asked.json()["model"]]
 
     async with FakeUpstream(play) as provider:
-        config = {"providers": {"up": {"base_url": provider.base_url, "timeouts": {"first_token": IDLE, "idle": IDLE}}}}
+        config = _config(provider.base_url)
+        alone = [row for row in matrix if not row.silent]  # there a client waits as long as it likes
+        print(f"  {len(alone)} rows, directly …", flush=True)
+        direct = await _outcomes(folder, provider.base_url, alone)
+        print(f"  {len(matrix)} rows, through Headgate …", flush=True)
         async with gateway_process(config) as gateway:
-            alone = [row for row in matrix if not row.silent]  # there a client waits as long as it likes
-            print(f"  {len(alone)} rows, directly …", flush=True)
-            direct = await _outcomes(folder, provider.base_url, alone)
-            print(f"  {len(matrix)} rows, through Headgate …", flush=True)
             through = await _outcomes(folder, gateway.base_url, matrix)
+        print(f"  {len(matrix)} rows, with Headgate in the client …", flush=True)
+        with tempfile.TemporaryDirectory(prefix="headgate-foreign-") as records:
+            transport = GatewayTransport(load(written(config, Path(records))))
+            with redirect_stdout(StringIO()):  # its log
+                through |= await outcomes("http://gateway/v1", matrix, transport)
+    direct |= {(name, IN_PROCESS): outcome for (name, client), outcome in direct.items() if client == NAME}
     cut = {row.name: row.cut for row in matrix}
     verdicts = {key: judge(direct.get(key), got, cut=cut[key[0]]) for key, got in through.items()}
     for (name, client), verdict in verdicts.items():
@@ -74,13 +87,19 @@ async def run() -> bool:
     return right == len(verdicts) and commented > 0
 
 
+def _config(url: str) -> dict[str, Any]:
+    timeouts = {"first_token": IDLE, "idle": IDLE}
+    return {"providers": {"up": {"base_url": url, "timeouts": timeouts, "list_models": False}}}
+
+
 def judge(direct: dict[str, Any] | None, through: dict[str, Any], *, cut: bool) -> Verdict:
     """What must hold of one row in one client. `direct` None: it was not asked."""
     if cut or direct is None:
         kind = (
             "a cut that shows directly" if direct and direct["error"] is not None else "a cut that is hidden directly"
         )
-        return Verdict(kind, None if through["error"] is not None else f"no error of a cut stream: {through}")
+        right = through["error"] is not None and TEXT.startswith(through["text"])
+        return Verdict(kind, None if right else f"a cut stream is made whole: {_short(through)}")
     if direct["error"] is not None:
         same = through["error"] == direct["error"] or (through["error"] is None and through["finish"] is not None)
         return Verdict(
@@ -116,4 +135,4 @@ async def _outcomes(folder: Path, base_url: str, matrix: Sequence[Row]) -> dict[
             await process.wait()
     if process.returncode:
         raise UnavailableError(f"node cannot run the clients: {complaints.decode(errors='replace')[-500:]}")
-    return {(one["row"], one["client"]): one for one in json.loads(said)}
+    return {(one["row"], one["client"]): one for one in json.loads(said)} | await outcomes(base_url, matrix)

@@ -56,12 +56,8 @@ def _head(*fields: tuple[str, str]) -> bytes:
     return response_head(200, [("content-type", "text/event-stream; charset=utf-8"), *fields])
 
 
-def _slowly(pieces: Iterable[bytes]) -> list[Step]:
-    return _chunked(pieces, gap=GAP / 10)
-
-
 def _chunked(pieces: Iterable[bytes], end: Step = LAST_CHUNK, gap: float = 0) -> list[Step]:
-    """Each piece a chunk, and a segment of its own where there is a gap."""
+    """Each piece a chunk and a write of its own; with a gap before what follows."""
     steps: list[Step] = [_head(("transfer-encoding", "chunked"))]
     for piece in pieces:
         steps += [chunk(piece), Sleep(gap)] if gap else [chunk(piece)]
@@ -258,10 +254,10 @@ def rows() -> list[Row]:
     """All of them; names are unique."""
     return [
         *(Row(f"chat: {name}", "chat", _chunked(stream)) for name, stream in CHUNKS.items()),
-        *(Row(f"chat: split {name}", "chat", _slowly(stream)) for name, stream in SPLIT.items()),
+        *(Row(f"chat: split {name}", "chat", _chunked(stream)) for name, stream in SPLIT.items()),
         *(Row(f"chat: {name}", "chat", steps) for name, steps in _other()),
         *(Row(f"chat: {name}", "chat", steps, cut=True) for name, steps in CUT.items()),
         *(Row(f"responses: {name}", "responses", _chunked(stream)) for name, stream in RESPONSES.items()),
-        *(Row(f"responses: split {name}", "responses", _slowly(stream)) for name, stream in RESPONSES_SPLIT.items()),
+        *(Row(f"responses: split {name}", "responses", _chunked(stream)) for name, stream in RESPONSES_SPLIT.items()),
         *(Row(f"responses: {name}", "responses", steps, cut=True) for name, steps in RESPONSES_CUT.items()),
     ]  # fmt: skip

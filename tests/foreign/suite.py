@@ -23,7 +23,7 @@ async def finished(command: Sequence[str], cwd: Path, env: Mapping[str, str]) ->
 
     Of this environment it gets all but what would change what its tests do.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTEST_", "COV_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTEST_", "COV"))}
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=cwd,

@@ -12,6 +12,7 @@ makes `.types/tests_support`.
     raw         raw HTTP/1.1 over a socket: what no well-behaved client sends, and answers byte by byte
     traffic     the recorded traffic of ../shared/data, and an independent reading of streams
     relay       Relay: the real engine between FakeDownstream and FakeEndpoints, on a FakeClock
+    heard       requests as a provider heard them directly and through the gateway, compared
     process     gateway_process: the real command, for signals, workers and crashes
     gateway     running_gateway: the data half in this process, and configs for it
     admin       running_admin: the admin listener beside such a gateway

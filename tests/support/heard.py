@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tests_support.upstream import Request
+    from .upstream import Request
 
 CONNECTION = {"host", "connection", "keep-alive", "transfer-encoding", "content-length"}
 """Of one hop. The body is compared without its framing, so how it was framed is of one hop, too."""
@@ -46,8 +46,11 @@ def by_mark(requests: Iterable[Request], header: str) -> dict[str, Heard]:
     return {mark: _heard(one, header) for one in requests if (mark := one.header(header)) is not None}
 
 
-def compare(direct: Mapping[str, Heard], through: Mapping[str, Heard], answered_here: re.Pattern[str]) -> Compared:
-    """`answered_here`: `METHOD target` of requests that the gateway answers itself, and that may not arrive."""
+def compare(
+    direct: Mapping[str, Heard], through: Mapping[str, Heard], *, answered_here: re.Pattern[str], credential: str
+) -> Compared:
+    """`answered_here`: `METHOD target` of requests that the gateway answers itself, and that may not arrive. What does
+    arrive through it must carry `credential`, the provider's own, and none of the client's."""
     rewrites: Counter[str] = Counter()
     differences: list[str] = []
     equal = answered = 0
@@ -60,14 +63,17 @@ def compare(direct: Mapping[str, Heard], through: Mapping[str, Heard], answered_
                 differences.append(f"{mark}: {sent.method} {sent.target} did not arrive")
             continue
         found = _differences(sent, got, rewrites)
+        if (carried := [value for name, value in got.fields if name in CREDENTIAL]) != [credential]:
+            found.append(f"carries the credentials {carried}")
         differences += [f"{mark}: {sent.method} {sent.target}: {one}" for one in found]
         equal += not found
-    differences += [f"{mark}: {through[mark].target} arrived only through Headgate" for mark in through.keys() - direct]
+    alone = sorted(through.keys() - direct.keys())
+    differences += [f"{mark}: {through[mark].target} arrived only through Headgate" for mark in alone]
     return Compared(equal, answered, rewrites, differences)
 
 
 def _heard(request: Request, header: str) -> Heard:
-    fields, body = dict.fromkeys(one for one in request.headers if one[0] != header), request.body
+    fields, body = [one for one in request.headers if one[0] != header], request.body
     boundary = re.search(r'boundary="?([^";]+)', request.header("content-type") or "")
     if boundary is None:
         return Heard(request.method, request.target, tuple(fields), body)
@@ -84,7 +90,8 @@ def _differences(sent: Heard, got: Heard, rewrites: Counter[str]) -> list[str]:
         del after["x-request-id"]
         rewrites["x-request-id added"] += 1
     if after.get("accept-encoding") == ["identity"] and before.get("accept-encoding") != ["identity"]:
-        after["accept-encoding"] = before.get("accept-encoding", [])
+        before.pop("accept-encoding", None)
+        del after["accept-encoding"]
         rewrites["accept-encoding is identity"] += 1
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     found += [f"{name}: {before.get(name)} became {after.get(name)}" for name in names]
