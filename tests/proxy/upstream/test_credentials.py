@@ -151,6 +151,7 @@ def test_after_an_update_what_is_known_of_a_key_stays() -> None:
     assert sorted(names(keys, 3, "other", now=1.0)) == ["b", "b", "c"]
     keys.update([key("a", value=b"another"), key("c", value=b"new")])
     assert sorted(names(keys, 2, now=1.0)) == ["a", "c"]
+    assert len(keys._cooling) == 0
     assert keys.soonest("m", 1.0) == 0
 
 

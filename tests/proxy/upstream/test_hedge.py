@@ -69,7 +69,7 @@ def test_only_a_burst_can_be_saved_up() -> None:
 
 def test_a_hedge_that_costs_too_much_is_refused() -> None:
     hedge = Hedge(HedgeSettings(spend_percent=1))
-    for _ in range(150):
+    for _ in range(110):
         hedge.on_call(cost=0.01)
     assert not hedge.take(cost=0.02)
     assert hedge.take(cost=0.01)

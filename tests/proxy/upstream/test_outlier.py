@@ -141,14 +141,15 @@ def test_the_first_may_always_be_ejected_when_told_so() -> None:
     assert [eject(outlier, state, 0.0) for state in outlier.states] == [True, False, False]
 
 
-def test_what_ends_during_an_ejection_says_nothing_new() -> None:
+@pytest.mark.parametrize("result", ["5xx", "gateway"])
+def test_what_ends_during_an_ejection_says_nothing_new_and_after_it_the_count_begins_anew(result: Result) -> None:
     outlier = detector()
     state = outlier.states[0]
-    eject(outlier, state, 0.0)
-    assert not eject(outlier, state, 1.0)
+    eject(outlier, state, 0.0, result)
+    assert not eject(outlier, state, 1.0, result)
     assert state.until == 30
     outlier.sweep(30.0)
-    assert not outlier.on_result(state, "5xx", 31.0)
+    assert [outlier.on_result(state, result, 31.0) for _ in range(5)] == [False, False, False, False, True]
 
 
 def test_a_success_rate_far_below_the_others_ejects() -> None:

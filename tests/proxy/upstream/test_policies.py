@@ -211,6 +211,12 @@ def test_least_request_keeps_a_cold_member_at_a_part_of_the_load() -> None:
     assert [member.active for member in group] == pytest.approx([200, 200, 200], abs=10)
 
 
+def test_a_cold_member_with_little_load_is_still_the_fuller() -> None:
+    cold, warm = group = members(1, 1)
+    cold.since, cold.active, warm.active = 100.0, 1, 5
+    assert counts(LeastRequest(group, Random(1), SlowStart(window=60)), 100, now=100.0) == {"m1": 100}
+
+
 @given(
     weights=st.lists(st.integers(1, 5), min_size=2, max_size=6),
     avoided=st.sets(st.integers(0, 5)),

@@ -129,10 +129,15 @@ def test_avoided_members_pass_the_key_on_until_nobody_is_left() -> None:
 def test_the_nearest_takes_the_key_when_all_that_are_left_have_too_much() -> None:
     group = members(1, 1, 1)
     picker = policy(group)
-    free, *full = homes(picker, [KEYS[3]]) + [m for m in group if m is not homes(picker, [KEYS[3]])[0]]
-    for member in full:
-        member.active = 50
-    assert picker.pick(0.0, KEYS[3], [free]) in full
+    for key in KEYS[:20]:
+        (home,) = homes(picker, [key])
+        full = [member for member in group if member is not home]
+        (nearest,) = homes(policy(full), [key])
+        for member in full:
+            member.active = 50
+        assert picker.pick(0.0, key, [home]) is nearest
+        for member in full:
+            member.active = 0
 
 
 @given(key=st.integers())
