@@ -79,6 +79,11 @@ async def test_the_transport_examples_run(example: str, capsys: pytest.CaptureFi
     assert "You said: Hello" in capsys.readouterr().out
 
 
+def twin_of(path: str) -> str:
+    """The path below `/v1` of one that has a deployment in it."""
+    return path.replace("/openai/deployments/*/", "/v1/")
+
+
 def test_the_endpoint_table_is_the_products() -> None:
     lines = re.findall(r"^\| `(\w+) (\S+)` \| (.*?) \| (.*?) \| (yes|no) \|$", ENDPOINTS, re.MULTILINE)
     written = {
@@ -90,6 +95,9 @@ def test_the_endpoint_table_is_the_products() -> None:
         for method, path, streams, metered, again in lines
     }
     rows = [face for face in FACES if not face.passes]
+    assert "| `POST /openai/deployments/{model}/`… | as the same path below `/v1` | the same | yes |" in ENDPOINTS
+    deployments = [face for face in rows if face.names_model]
+    written |= {(face.method, face.path): written["POST", twin_of(face.path)] for face in deployments}
     assert written == {(face.method, face.path): (_streams(face), face.metered, face.repeatable) for face in rows}
 
 
