@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import tracemalloc
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -355,6 +356,18 @@ async def test_a_client_that_does_not_read_holds_the_provider_back_in_little_mem
         got = 0
         while got < 100 * len(MEGABYTE):
             got += len(await client.client.piece())
+
+
+async def test_a_client_that_never_reads_again_is_let_go() -> None:
+    async with gateway_over(session(Repeat(MEGABYTE, 100), STALL)) as (gateway, upstream):
+        context = gateway.server.context
+        context.limits = replace(context.limits, write_stall=0.6)
+        async with RawSocket(gateway.port) as client:
+            client.client.pause()
+            await upstream.wait_closed()
+            [row] = await gateway.rows(1)
+    assert context.stats.write_stalls == 1
+    assert (row.outcome, row.error_code) == ("cancelled", "")
 
 
 async def test_a_provider_that_does_not_read_holds_the_client_back_and_loses_nothing() -> None:
