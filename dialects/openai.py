@@ -144,7 +144,7 @@ class Chat(Operation):
     def open_stream(self, facts: RequestFacts) -> ChatStream:
         """A reader that hides the usage event where the client did not ask for it."""
         kind = StoredChat if facts.stores else ChatStream
-        return kind(hide_usage=not facts.wants_usage, choices=facts.n)
+        return kind(hide_usage=facts.stream and not facts.wants_usage, choices=facts.n)
 
     def references(self, facts: RequestFacts) -> list[Ref]:
         """Files."""

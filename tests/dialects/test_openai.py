@@ -168,6 +168,14 @@ def test_only_usage_that_we_asked_for_is_hidden(asks: bool) -> None:
     assert reader.usage == Usage(9, 12)
 
 
+def test_a_stream_that_nobody_asked_for_passes_as_it_is() -> None:
+    chat = Chat()
+    reader = chat.open_stream(chat.read(b'{"model":"m","messages":[]}', max_depth=64))
+    assert reader is not None
+    sent = b"".join(event(one) for one in chat_chunks(usage=USAGE))
+    assert reader.feed(sent) == sent
+
+
 @pytest.mark.parametrize(
     ("one", "shown"),
     [

@@ -83,6 +83,11 @@ async def test_reloads_under_load_lose_nothing(workers: int, times: int, rate: f
     assert outcomes == ["ok"] * (load.answered + load.streamed)
 
 
+def elsewhere(upstream: FakeUpstream) -> dict[str, Any]:
+    """The same server as another provider."""
+    return {"base_url": f"{upstream.url}/other/v1", "api_key": "sk-three"}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_reload_shakes_no_hands_again_unless_the_provider_is_another(workers: int, tmp_path: Path) -> None:
     """A TLS handshake is what a storm after a reload is made of: each connection here stands for one."""
@@ -112,7 +117,11 @@ async def test_a_reload_shakes_no_hands_again_unless_the_provider_is_another(wor
             # With two, one may get more at a time than ever before.
             assert len(upstream.connections) <= before + 2 * (workers - 1)
             await reloaded(gateway, config(20, "sk-two"), 6)
+            await ask(4)
+            assert len(upstream.connections) <= before + 2 * (workers - 1), "another key is no other provider"
+            assert any(b"sk-two" in one.received for one in upstream.connections)
+            await reloaded(gateway, {**config(21), "providers": {"up": elsewhere(upstream)}}, 7)
+            old = list(upstream.connections)
             await ask()
-            assert len(upstream.connections) > before
-            old = [one for one in upstream.connections if b"sk-two" not in one.received]
+            assert len(upstream.connections) > len(old)
             await upstream.wait_until(lambda: all(one.closed_at for one in old), "the old connections to close")
