@@ -138,6 +138,11 @@ class H1Connection(asyncio.Protocol):
         """Whether a request may be sent: open as far as anyone knows."""
         return not self._closed and not self._transport.is_closing()
 
+    @property
+    def alive(self) -> bool:
+        """Open as far as anyone knows."""
+        return self.usable
+
     def send(self, call: H1Call) -> H1Connection:
         """Send its request; from here on its receiver hears of it, first from the next turn of the loop."""
         self._call = call

@@ -23,7 +23,7 @@ from ..errors import GatewayError, ProtocolError
 from .h1 import HEAD_SECONDS
 from .h2_answer import NOT_HTTP
 from .h2_frames import MAX_STREAM_ID, PING, frame, goaway
-from .h2_request import encode_block
+from .h2_request import encode_block, encode_common
 from .h2_session import ConnectionFaultError, Session
 from .h2_stream import H2Stream
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from ..clock import Clock
     from .call import UpstreamRequest
     from .h1 import H1Call
-    from .h2_request import Origin
+    from .h2_sending import Sending
+    from .negotiate import Destination
     from .pool import PoolLimits
     from .stats import UpstreamStats
 
@@ -72,7 +73,7 @@ class H2Connection(asyncio.Protocol):
     """See the top. `deadline` is the idle one between calls, and else the next time to look at what may be overdue."""
 
     __slots__ = (
-        "_announce", "_closed", "_connected", "_flushing", "_heard_at", "_loop", "_monotonic", "_origin", "_owner",
+        "_announce", "_closed", "_common", "_connected", "_flushing", "_heard_at", "_loop", "_monotonic", "_owner",
         "_pong_by", "_reading_head_since", "_reused", "_transport", "_write_paused", "deadline",
         "retired", "session",
     )  # fmt: skip
@@ -82,12 +83,12 @@ class H2Connection(asyncio.Protocol):
 
     multiplexed = True
 
-    def __init__(self, owner: H2Owner, clock: Clock, origin: Origin) -> None:
+    def __init__(self, owner: H2Owner, clock: Clock, to: Destination) -> None:
         self._owner = owner
         self._monotonic = clock.monotonic
-        self._origin = origin
+        self._common = encode_common(to)
         self.session = Session(self)
-        self._announce: list[H2Stream] = []
+        self._announce: list[Sending] = []
         self._connected = False
         self._closed = False
         self._flushing = False
@@ -107,25 +108,25 @@ class H2Connection(asyncio.Protocol):
     # For the pool and for calls.
 
     @property
+    def alive(self) -> bool:
+        """Open as far as anyone knows."""
+        return not self._closed and not self._transport.is_closing()
+
+    @property
     def usable(self) -> bool:
-        """Whether requests may be sent: open as far as anyone knows."""
-        return not self._closed and not self.retired and not self._transport.is_closing()
+        """Whether a request may be sent: open, and with room for one."""
+        session = self.session
+        return len(session.streams) < session.max_streams and not self.retired and self.alive
 
     @property
     def busy(self) -> bool:
         """It carries calls."""
         return bool(self.session.streams)
 
-    @property
-    def free(self) -> int:
-        """How many more calls it takes."""
-        session = self.session
-        return 0 if self.retired or self._closed else session.max_streams - len(session.streams)
-
     def send(self, call: H1Call) -> H2Stream:
         """Send its request; from here on its receiver hears of it, first from the next turn of the loop. Raises
         GatewayError when it cannot be sent."""
-        block = encode_block(cast("UpstreamRequest", call.request), self._origin)
+        block = encode_block(cast("UpstreamRequest", call.request), self._common)
         session = self.session
         now = self._monotonic()
         if not session.streams:
@@ -256,7 +257,7 @@ class H2Connection(asyncio.Protocol):
     def room(self) -> int:
         return 0 if self._write_paused else TURN - self.session.queued
 
-    def on_blocked(self, stream: H2Stream) -> None:
+    def on_blocked(self, stream: Sending) -> None:
         blocked = self.session.blocked
         blocked.pop(stream, None)
         blocked[stream] = None  # behind the others: they take turns
@@ -264,7 +265,7 @@ class H2Connection(asyncio.Protocol):
             stream.blocked_at = self._monotonic()
             self.deadline = min(self.deadline, stream.blocked_at + self._owner.limits.stall_timeout)
 
-    def on_sent(self, stream: H2Stream) -> None:
+    def on_sent(self, stream: Sending) -> None:
         self._announce.append(stream)
 
     def on_over(self, stream: H2Stream, *, reset: bool) -> None:

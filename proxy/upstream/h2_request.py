@@ -16,9 +16,8 @@ from hpack.table import HeaderTable
 from ..errors import GatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .call import UpstreamRequest
+    from .negotiate import Destination
 
 NO_TABLE: Final = b"\x20"
 """Sets the size of the dynamic table to 0. Once, at the start of a connection's first block; whatever table the peer
@@ -82,25 +81,25 @@ _PATH = _name_of(b":path", 0)
 _LENGTH = _name_of(b"content-length", 0)
 
 
-class Origin(NamedTuple):
-    """What every request to one endpoint has in common. Make it with `origin`."""
+class Common(NamedTuple):
+    """What every request to one endpoint has in common, encoded once."""
 
     target: bytes
-    """`:scheme` and `:authority`, encoded."""
+    """`:scheme` and `:authority`."""
     base: bytes
-    """Path that precedes every target."""
+    """Path that precedes every target, as it is."""
     fields: bytes
-    """The credential, encoded: marked as never to be indexed, not even by who passes it on."""
+    """The credential: marked as never to be indexed, not even by who passes it on."""
 
 
-def origin(scheme: bytes, authority: bytes, base: bytes, credential: Sequence[tuple[bytes, bytes]]) -> Origin:
-    """See `Origin`."""
-    target = (b"\x87" if scheme == b"https" else b"\x86") + _name_of(b":authority", 0) + _string(authority)
-    fields = b"".join(_name_of(name, 0x10) + _string(value) for name, value in credential)
-    return Origin(target, base, fields)
+def encode_common(to: Destination) -> Common:
+    """For one connection or all of an endpoint."""
+    target = (b"\x87" if to.scheme == b"https" else b"\x86") + _name_of(b":authority", 0) + _string(to.authority)
+    fields = b"".join(_name_of(name, 0x10) + _string(value) for name, value in to.credential)
+    return Common(target, to.base, fields)
 
 
-def encode_block(request: UpstreamRequest, to: Origin) -> bytes:
+def encode_block(request: UpstreamRequest, to: Common) -> bytes:
     """The header block of a request. Raises GatewayError when a line break or NUL hides in any part."""
     source = request.source
     length = len(request.body) if source is None else source.length

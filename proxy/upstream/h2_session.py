@@ -6,7 +6,7 @@ rule of the connection and raises ConnectionFaultError. What breaks a rule of on
 The state machine of the `h2` package is not used, because it cannot keep four promises of this one: it takes no frame
 after a GOAWAY, so that calls the provider still answers would be lost; it answers every frame that was under way when
 we reset a stream with another reset; a bad frame takes along the good ones read with it; a malformed answer ends the
-connection of all others. Its HPACK decoder, settings and error codes are used.
+connection of all others. Its rules for settings, its error codes and the tables of its HPACK are used.
 
 Bounds: a frame of 16 KiB, a field section of 64 KiB, `MAX_OVERHEAD` frames in a row that carry nothing for anybody.
 Back-pressure is per stream: the connection's own window is given back as soon as something is read, so that a call
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Protocol
 from h2.errors import ErrorCodes
 from h2.exceptions import InvalidSettingsValueError
 from h2.settings import SettingCodes, Settings
-from hpack import Decoder, HPACKError
 
+from .h2_fields import MAX_LIST, FieldDecoder, FieldsError
 from .h2_frames import (
     ACK,
     CONTINUATION,
@@ -58,6 +58,7 @@ from .h2_frames import (
 from .h2_request import NO_TABLE
 
 if TYPE_CHECKING:
+    from .h2_sending import Sending
     from .h2_stream import H2Stream
 
 STREAM_WINDOW = 256 * 1024
@@ -65,9 +66,6 @@ STREAM_WINDOW = 256 * 1024
 
 CONNECTION_WINDOW = 16 * 1024 * 1024
 _GIVE_BACK = CONNECTION_WINDOW // 4
-
-MAX_BLOCK = 64 * 1024
-"""Bytes of one field section, compressed as well as not."""
 
 MAX_CONTINUATIONS = 64
 MAX_OVERHEAD = 5000
@@ -117,7 +115,7 @@ class Session:
     def __init__(self, owner: SessionOwner) -> None:
         self._owner = owner
         self._settled = False
-        self._decoder = Decoder(max_header_list_size=MAX_BLOCK)
+        self._decoder = FieldDecoder()
         self._rest = b""
         self._block: list[bytes] = []
         self._block_ends = False
@@ -132,13 +130,13 @@ class Session:
                 {
                     SettingCodes.ENABLE_PUSH: 0,
                     SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-                    SettingCodes.MAX_HEADER_LIST_SIZE: MAX_BLOCK,
+                    SettingCodes.MAX_HEADER_LIST_SIZE: MAX_LIST,
                 }
             ),
             window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW),
         ]
         self.streams: dict[int, H2Stream] = {}
-        self.blocked: dict[H2Stream, None] = {}
+        self.blocked: dict[Sending, None] = {}
         """Streams that have something to send and no room, those that wait longest first."""
         self.current: H2Stream | None = None
         """Whose frame is being read: whom to blame for an exception."""
@@ -254,7 +252,7 @@ class Session:
             raise ConnectionFaultError(ErrorCodes.PROTOCOL_ERROR, "CONTINUATION of nothing")
         self._block.append(payload)
         self._continuations += 1
-        if self._continuations > MAX_CONTINUATIONS or sum(map(len, self._block)) > MAX_BLOCK:
+        if self._continuations > MAX_CONTINUATIONS or sum(map(len, self._block)) > MAX_LIST:
             raise ConnectionFaultError(ErrorCodes.ENHANCE_YOUR_CALM, "a field section without end")
         if flags & END_HEADERS:
             block, self._block, self.block_of = b"".join(self._block), [], 0
@@ -263,9 +261,9 @@ class Session:
     def _on_block(self, stream_id: int, block: bytes) -> None:
         """A whole field section. It is decoded even where nobody waits for it: the table must go along."""
         try:
-            fields = self._decoder.decode(block, raw=True)
-        except HPACKError as error:
-            raise ConnectionFaultError(ErrorCodes.COMPRESSION_ERROR, f"field section: {error!r}") from error
+            fields = self._decoder.decode(block)
+        except FieldsError as error:
+            raise ConnectionFaultError(ErrorCodes.COMPRESSION_ERROR, f"field section: {error}") from error
         stream = self.streams.get(stream_id)
         if stream is not None:
             self.current = stream

@@ -1,92 +1,53 @@
 """One call on an HTTP/2 connection: its request out, its answer in, each at the pace of the slower side.
 
-A request body goes out as far as the provider's windows allow, the rest waits; a body that arrives while it is sent
-makes its client wait. An answer is passed on as it comes; while the call is paused it is held, and because what is held
-was not given back, the provider stops after `STREAM_WINDOW` bytes of it. The other calls of the connection notice
-neither.
+An answer is passed on as it comes; while the call is paused it is held, and because what is held was not given back,
+the provider stops after `STREAM_WINDOW` bytes of it. The other calls of the connection do not notice.
 
 An answer is whole with END_STREAM and nothing else: a reset or a lost connection before it is a broken one.
 
-Not here: frames (h2_session.py), which connection (pool.py).
+Not here: the request's body (h2_sending.py), frames (h2_session.py), which connection (pool.py).
 """
 
 from __future__ import annotations
 
-from math import inf
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from h2.errors import ErrorCodes
 
 from ..errors import BrokenAnswerError, GatewayError, ProtocolError, ResetError, UpstreamTimeoutError
 from .h1_answer import MAX_INTERIM
 from .h2_answer import NOT_HTTP, check_trailers, content_length, read_head
-from .h2_frames import DATA, END_STREAM, MAX_WINDOW, frame, reset, window_update
+from .h2_frames import MAX_WINDOW, reset, window_update
+from .h2_sending import Sending
 from .h2_session import STREAM_WINDOW
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from .call import BodySource, ResponseHead
+    from .call import ResponseHead
     from .h1 import H1Call
-    from .h2_session import Session
+    from .h2_sending import StreamOwner
 
 _GIVE_BACK = STREAM_WINDOW // 2
 
 
-class StreamOwner(Protocol):
-    """The connection, as a stream sees it."""
-
-    session: Session
-
-    def call_soon(self, fn: Callable[[], None]) -> None:
-        """Call it from the next turn of the loop."""
-
-    def flush_soon(self) -> None:
-        """Something waits to be sent."""
-
-    def room(self) -> int:
-        """Bytes that may still be queued in this turn of the loop."""
-
-    def on_blocked(self, stream: H2Stream) -> None:
-        """It has something to send, and may not."""
-
-    def on_sent(self, stream: H2Stream) -> None:
-        """Its request is queued to its end."""
-
-    def on_over(self, stream: H2Stream, *, reset: bool) -> None:
-        """It is no longer on the connection."""
-
-    def on_bug(self, error: Exception) -> GatewayError:
-        """A receiver raised."""
-
-
-class H2Stream:
+class H2Stream(Sending):
     """See the top. For its call it is the way to pause, resume and leave; `refused`, `reused` and `sent_at` say whether
     what failed may be sent once more."""
 
     __slots__ = (
-        "_done", "_expected", "_held", "_held_end", "_held_head", "_holding", "_interim", "_left", "_owed", "_owner",
-        "_paused", "_received", "_source", "_source_waits", "_unsent", "blocked_at", "call", "head_seen", "id",
-        "refused", "request_sent", "reused", "sent_at", "window",
+        "_done", "_expected", "_held", "_held_end", "_held_head", "_holding", "_interim", "_left", "_owed", "_paused",
+        "_received", "head_seen", "refused", "reused", "sent_at",
     )  # fmt: skip
 
     def __init__(self, owner: StreamOwner, call: H1Call, *, reused: bool, sent_at: float) -> None:
-        self._owner = owner
-        self.call = call
-        self.id = 0
-        self.window = 0
-        """What we may send."""
+        super().__init__(owner, call)
         self.reused = reused
         """The connection has carried a call before."""
         self.sent_at = sent_at
         self.refused = False
         """The provider has said that it did not look at the request."""
-        self.blocked_at = inf
-        """Since when it could send nothing."""
-        self.request_sent = False
         self.head_seen = False
-        self._unsent: memoryview | None = None
-        self._source: BodySource | None = None
         self._left = False
         """It is over for the connection; what is held may still go to the call."""
         self._interim = 0
@@ -102,7 +63,6 @@ class H2Stream:
         """True: it ended well."""
         self._done = False
         """The call has heard of its end, or has left."""
-        self._source_waits = False
 
     def __repr__(self) -> str:
         return f"<H2Stream {self.id}{' left' if self._left else ''}>"
@@ -130,80 +90,7 @@ class H2Stream:
         self._drop_held()
         self._leave(ErrorCodes.CANCEL)
 
-    # Its request.
-
-    def start(self) -> None:
-        """Its head is queued: now the body."""
-        call = self.call
-        if call.source is not None:
-            self._source = call.source
-            self._owner.call_soon(self._start_source)
-        elif call.body:
-            self._unsent = memoryview(call.body)
-            self.send_on()
-        else:
-            self._sent()
-
-    @property
-    def may_send(self) -> bool:
-        """It has something to send, and its own window is open."""
-        return self.window > 0 and self._unsent is not None
-
-    @property
-    def sends_slowly(self) -> bool:
-        """What it sends is all there, so nobody but us can notice that it is not taken."""
-        return self._unsent is not None and self.call.source is None
-
-    def send_on(self, frames: int = 1 << 30) -> None:
-        """Queue as much of the body as the windows allow, at most so many frames."""
-        owner = self._owner
-        session = owner.session
-        unsent = self._unsent
-        while unsent:
-            frames -= 1
-            size = 0 if frames < 0 else min(len(unsent), self.window, session.window, session.frame_size, owner.room())
-            if size <= 0:
-                self._unsent = unsent
-                owner.on_blocked(self)
-                return
-            piece, unsent = unsent[:size], unsent[size:]
-            self.window -= size
-            session.window -= size
-            session.queued += size
-            session.overhead = 0
-            self.blocked_at = inf
-            ends = not unsent and self._source is None
-            session.out.append(frame(DATA, END_STREAM if ends else 0, self.id, bytes(piece)))
-            owner.flush_soon()
-        self._unsent = None
-        session.blocked.pop(self, None)
-        source = self._source
-        if source is None:
-            self._sent()
-        elif self._source_waits:
-            self._source_waits = False
-            source.resume()
-
-    def put(self, data: bytes) -> None:
-        """From the source of a streamed body."""
-        source = self._source
-        if source is None:
-            return
-        self._unsent = memoryview(data if self._unsent is None else bytes(self._unsent) + data)
-        self.send_on()
-        if self._unsent is not None and not self._source_waits:
-            self._source_waits = True
-            source.pause()
-
-    def finish(self) -> None:
-        """From the source: that was all."""
-        if self._source is None:
-            return
-        self._source = None
-        if self._unsent is None:
-            self._owner.session.out.append(frame(DATA, END_STREAM, self.id))
-            self._owner.flush_soon()
-            self._sent()
+    # From its connection.
 
     def announce(self) -> None:
         """The request was handed to the transport to its end."""
@@ -211,16 +98,6 @@ class H2Stream:
         if not (self._done or self.head_seen or call.announced):
             call.announced = True
             call.receiver.on_sent(call)
-
-    def _start_source(self) -> None:
-        if self._source is not None:
-            self._source.start(self)
-
-    def _sent(self) -> None:
-        self.request_sent = True
-        self._owner.on_sent(self)
-
-    # Its answer.
 
     def on_fields(self, fields: Iterable[tuple[bytes, bytes]], ends: bool) -> None:
         """A head, an interim one, or trailers."""
@@ -349,15 +226,12 @@ class H2Stream:
         if self._left:
             return
         self._left = True
-        source, self._source = self._source, None
-        self._unsent = None
         owner = self._owner
         if code is not None:
             owner.session.out.append(reset(self.id, code))
             owner.flush_soon()
         owner.on_over(self, reset=code is not None)
-        if source is not None:
-            source.cancel()
+        self.stop_sending()
 
     def _give_back(self) -> None:
         """The provider may send as much again as was passed on; nothing while something may be held."""

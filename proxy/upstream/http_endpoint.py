@@ -24,19 +24,19 @@ from .call import Endpoint
 from .dial import Dialer
 from .h1 import H1Call, H1Connection
 from .h1_request import encode_head
+from .negotiate import Connector, Destination
 from .pool import DEFAULT_LIMITS, IdleQuota, Pool, PoolLimits
 from .stats import UpstreamStats
 from .tls import client_context
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ..clock import Clock, Deadlines
     from .call import Call, CallReceiver, UpstreamRequest
     from .h1 import Carrier
-    from .h2_connection import H2Connection
-    from .pool import Connection
+    from .negotiate import Connection
     from .tls import Http2
 
 RACE_SECONDS = 1.0
@@ -90,13 +90,13 @@ class HttpEndpoint(Endpoint):
             deadlines=deadlines,
             stats=self.stats,
             quota=quota or IdleQuota(),
-            h2=_h2_maker(url.scheme, authority, self._base, credential, clock),
         )
-        self._pool = pool(Dialer(url.hostname, port, tls), limits, http2=http2)
+        to = Destination(url.scheme.encode(), authority.encode(), self._base, tuple(credential))
+        self._pool = pool(Connector(Dialer(url.hostname, port, tls), clock, to, http2), limits)
 
         def make_upgrades() -> Pool:
             plain = tls and (own_tls or client_context())
-            return pool(Dialer(str(url.hostname), port, plain), self.limits, http2=False)
+            return pool(Connector(Dialer(str(url.hostname), port, plain), clock, to), self.limits)
 
         self._make_upgrades = make_upgrades
         self._upgrades: Pool | None = self._pool if http2 is False else None
@@ -267,17 +267,3 @@ class HttpCall(H1Call):
     def _part(self) -> None:
         self._carrier = None
         self._pool.stats.rq_active -= 1
-
-
-def _h2_maker(
-    scheme: str, authority: str, base: bytes, credential: Sequence[tuple[bytes, bytes]], clock: Clock
-) -> Callable[[Pool], H2Connection]:
-    """Makes connections of HTTP/2; its code is loaded with the first one."""
-
-    def make(pool: Pool) -> H2Connection:
-        from .h2_connection import H2Connection
-        from .h2_request import origin
-
-        return H2Connection(pool, clock, origin(scheme.encode(), authority.encode(), base, credential))
-
-    return make

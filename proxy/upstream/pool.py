@@ -22,25 +22,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..clock import NEVER
 from ..errors import ConnectError, ConnectTimeoutError, GatewayError, PoolOverflowError, ShuttingDownError
 from .dial import UNREACHABLE
 from .h1 import H1Connection
-from .negotiate import Negotiation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..clock import Clock, Deadlines
-    from .dial import Dialer
     from .h2_connection import H2Connection
+    from .negotiate import Connection, Connector
     from .stats import UpstreamStats
-    from .tls import Http2
-
-    Connection = H1Connection | H2Connection
 
 UNKNOWN = 1 << 30
 """Calls for which one attempt is enough, until it is known what an address speaks."""
@@ -123,10 +116,8 @@ class Pool:
         "_attempts",
         "_closing",
         "_clock",
+        "_connector",
         "_deadlines",
-        "_dialer",
-        "_h2",
-        "_http2",
         "_idle",
         "_open",
         "_per_attempt",
@@ -140,17 +131,15 @@ class Pool:
 
     def __init__(
         self,
-        dialer: Dialer,
+        connector: Connector,
         limits: PoolLimits,
         *,
         clock: Clock,
         deadlines: Deadlines,
         stats: UpstreamStats,
         quota: IdleQuota,
-        http2: Http2 = False,
-        h2: Callable[[Pool], H2Connection] | None = None,
     ) -> None:
-        self._dialer = dialer
+        self._connector = connector
         self._clock = clock
         self._deadlines = deadlines
         self._quota = quota
@@ -160,11 +149,9 @@ class Pool:
         self._idle: list[Connection] = []
         self._shared: list[H2Connection] = []
         """Connections that take more than one call, the oldest first, idle ones included."""
-        self._http2: Http2 = http2 if h2 is not None else False
-        self._h2 = h2
-        self._per_attempt = UNKNOWN if self._http2 else 1
-        """How many calls the next connection is expected to carry."""
-        self.speaks_h1 = not self._http2
+        self._per_attempt = UNKNOWN if connector.http2 else 1
+        """How many calls the next connection is expected to carry; 0 while the provider takes none."""
+        self.speaks_h1 = not connector.http2
         """Its last connection did, or none can do anything else."""
         self._queue: OrderedDict[Waiter, None] = OrderedDict()
         self._attempts: set[_Attempt] = set()
@@ -175,7 +162,7 @@ class Pool:
     def take(self) -> Connection | None:
         """The oldest connection with room, else the idle one that was used last, or None."""
         for shared in self._shared:
-            if shared.free > 0 and shared.usable:
+            if shared.usable:
                 if not shared.busy:
                     self._wake(shared)
                 return shared
@@ -237,10 +224,10 @@ class Pool:
         """It has room for more calls, or none left to carry. Harmless while it is not in the pool."""
         if connection not in self._open:
             return
-        self._per_attempt = max(1, connection.session.max_streams)
+        self._per_attempt = connection.session.max_streams
         if not connection.busy and connection not in self._idle:
             self.give_back(connection)
-        while self._queue and connection.free > 0 and connection.usable:
+        while self._queue and connection.usable:
             if not connection.busy:
                 self._wake(connection)
             self._first().on_connection(connection)
@@ -276,6 +263,7 @@ class Pool:
             self._wake(connection)
         if connection in self._shared:
             self._shared.remove(connection)
+        self._per_attempt = self._per_attempt or 1
         self._replenish()
 
     # For the endpoint.
@@ -330,7 +318,7 @@ class Pool:
 
     def _replenish(self) -> None:
         attempts, each = self._attempts, self._per_attempt
-        while len(self._queue) > len(attempts) * each and self._size < self.limits.max_connections:
+        while each and len(self._queue) > len(attempts) * each and self._size < self.limits.max_connections:
             attempt = _Attempt(self, self._clock.monotonic() + self.limits.connect_timeout)
             self._attempts.add(attempt)
             self._deadlines.add(attempt)
@@ -342,22 +330,7 @@ class Pool:
 
     async def dial(self) -> Connection:
         """The body of an attempt."""
-        protocol = self._protocol()
-        try:
-            await self._dialer.open(lambda: protocol)
-        except BaseException:
-            protocol.close()
-            raise
-        if isinstance(protocol, Negotiation):
-            assert protocol.connection is not None  # noqa: S101 - the dialer returns after `connection_made`
-            return protocol.connection
-        return protocol
-
-    def _protocol(self) -> Connection | Negotiation:
-        h1, h2 = partial(H1Connection, self, self._clock), self._h2
-        if h2 is None or self._http2 is False:
-            return h1()
-        return h2(self) if self._http2 is True else Negotiation(h1, partial(h2, self))
+        return await self._connector.open(self)
 
     def attempt_ended(self, attempt: _Attempt) -> None:
         """It connected, was refused, or was cancelled."""
@@ -369,7 +342,7 @@ class Pool:
         error = attempt.task.exception()
         if error is None:
             connection = attempt.task.result()
-            if connection.usable:
+            if connection.alive:
                 self._admit(connection)
                 return
             error = ConnectError(UNREACHABLE, detail="closed as soon as it was open")
@@ -398,7 +371,7 @@ class Pool:
     def _refuse(self, error: ConnectError) -> None:
         """Told to all for whom that attempt was made."""
         self.stats.cx_connect_fail += 1
-        told = [self._first() for _ in range(min(len(self._queue), self._per_attempt))]
+        told = [self._first() for _ in range(min(len(self._queue), self._per_attempt or 1))]
         self._replenish()
         for waiter in told:
             waiter.on_refused(error)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from headgate.config import parse_config
 from headgate.config.providers import Http2Keepalive
-from headgate.proxy.upstream.h2_session import ASSUMED_STREAMS, MAX_BLOCK, MAX_OVERHEAD, MAX_STREAMS, STREAM_WINDOW
+from headgate.proxy.upstream.h2_fields import MAX_LIST
+from headgate.proxy.upstream.h2_session import ASSUMED_STREAMS, MAX_OVERHEAD, MAX_STREAMS, STREAM_WINDOW
 
 PAGE = (Path(__file__).parents[2] / "docs" / "providers.md").read_text()
 
@@ -28,6 +29,6 @@ def test_the_figures_on_the_page_are_those_of_the_code() -> None:
         f"{ASSUMED_STREAMS} until it has said so, {MAX_STREAMS} at most",
         f"at {STREAM_WINDOW // 1024} KiB",
         f"{MAX_OVERHEAD} frames in a row",
-        f"above {MAX_BLOCK // 1024} KiB",
+        f"above {MAX_LIST // 1024} KiB",
     ):
         assert figure in said

@@ -30,7 +30,7 @@ from headgate.proxy.upstream.call import UpstreamRequest
 from headgate.proxy.upstream.h1 import H1Call
 from headgate.proxy.upstream.h2_connection import RESTED_SECONDS, UNREAD, H2Connection
 from headgate.proxy.upstream.h2_frames import MAX_STREAM_ID
-from headgate.proxy.upstream.h2_request import origin
+from headgate.proxy.upstream.negotiate import Destination
 from headgate.proxy.upstream.pool import PoolLimits
 from headgate.proxy.upstream.stats import UpstreamStats
 from tests_support.caller import Recorder
@@ -136,7 +136,7 @@ class Bench:
         self.owner = Owner()
         self.wire = Wire()
         self.encoder = Encoder()
-        self.connection = H2Connection(self.owner, self.clock, origin(b"http", b"up", b"/v1", []))
+        self.connection = H2Connection(self.owner, self.clock, Destination(b"http", b"up", b"/v1"))
         self.connection.connection_made(self.wire)
         if greeting:
             self.feed(greeting)
@@ -215,7 +215,7 @@ def outcomes(bench: Bench, heard: list[Recorder]) -> list[tuple[object, ...]]:
     return [(one.outcome, one.status, one.body) for one in heard] + [(bench.wire.ended, bench.owner.dropped)]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cuts=st.lists(st.integers(0, 1000), max_size=12))
 async def test_answers_cut_anywhere_have_the_same_outcome(cuts: list[int]) -> None:
     stream = answers(Encoder())
@@ -234,7 +234,7 @@ async def test_answers_cut_anywhere_have_the_same_outcome(cuts: list[int]) -> No
     ]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(junk=st.binary(max_size=400), at=st.integers(0, 700))
 async def test_whatever_is_sent_instead_ends_each_call_once_and_never_well_unless_it_was(junk: bytes, at: int) -> None:
     stream = answers(Encoder())
@@ -259,7 +259,7 @@ FRAMES = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(frames=st.lists(FRAMES, max_size=30))
 async def test_any_frames_in_any_order_are_survived_and_what_we_say_stays_http_2(frames: list[bytes]) -> None:
     bench = Bench()
@@ -415,7 +415,7 @@ async def test_the_last_stream_id_is_the_last_call_of_a_connection() -> None:
     bench = Bench()
     bench.connection.session.next_id = MAX_STREAM_ID
     heard = bench.send()
-    assert (bench.connection.retired, bench.connection.usable, bench.connection.free) == (True, False, 0)
+    assert (bench.connection.retired, bench.connection.usable, bench.connection.alive) == (True, False, True)
     assert bench.wire.ended == ""
     bench.feed(bench.head(MAX_STREAM_ID, ends=True))
     assert heard.outcome == "clean"

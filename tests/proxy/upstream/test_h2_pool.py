@@ -95,7 +95,7 @@ async def test_calls_beyond_the_queue_are_refused_and_those_that_wait_too_long_a
     ):
         first = caller.ask()
         await upstream.request()
-        await eventually(lambda: caller.endpoint._pool._shared[0].free == 0)
+        await eventually(lambda: caller.endpoint._pool._shared[0].session.max_streams == 1)
         waits, refused = caller.ask(), caller.ask()
         assert await refused.over() == "PoolOverflowError"
         clock.advance(5.2)
@@ -113,7 +113,7 @@ async def test_a_provider_that_takes_one_stream_and_then_a_hundred_is_followed()
     ):
         heard = [caller.ask()]
         await upstream.request()
-        await eventually(lambda: caller.endpoint._pool._shared[0].free == 0)
+        await eventually(lambda: caller.endpoint._pool._shared[0].session.max_streams == 1)
         heard += [caller.ask() for _ in range(60)]
         assert caller.stats.rq_pending_active == 60
         upstream.peers[0].h2.update_settings({MAX: 100})
@@ -135,7 +135,7 @@ async def test_a_limit_that_falls_below_what_is_under_way_is_kept_from_then_on()
         await eventually(lambda: len(upstream.requests) == 4)
         upstream.peers[0].h2.update_settings({MAX: 2})
         upstream.peers[0].flush()
-        await eventually(lambda: caller.endpoint._pool._shared[0].free < 0)
+        await eventually(lambda: caller.endpoint._pool._shared[0].session.max_streams == 2)
         waits = caller.ask()
         assert caller.stats.rq_pending_active == 1
         held.hold.go()
@@ -156,6 +156,22 @@ async def test_more_than_was_allowed_before_the_provider_said_so_is_sent_again_o
         heard = [caller.ask() for _ in range(10)]
         assert [await one.over() for one in heard] == ["clean"] * 10
         assert (caller.stats.rq_retry, len(upstream.requests)) == (9, 19)
+
+
+async def test_a_provider_that_takes_none_at_the_moment_is_waited_for_on_the_connection_there_is() -> None:
+    async with H2Upstream() as upstream, Caller(upstream.base_url, http2=True) as caller:
+        assert await caller.ask().over() == "clean"
+        upstream.peers[0].raw(SettingsFrame(0, {MAX: 0}))
+        await eventually(lambda: caller.endpoint._pool._shared[0].session.max_streams == 0)
+        heard = [caller.ask() for _ in range(3)]
+        await asyncio.sleep(0.02)
+        assert (caller.stats.rq_pending_active, caller.stats.cx_total) == (3, 1)
+        upstream.peers[0].raw(SettingsFrame(0, {MAX: 1}))
+        await heard[0].over()
+        upstream.peers[0].raw(SettingsFrame(0, {MAX: 0}))
+        await eventually(lambda: caller.endpoint._pool._shared[0].session.max_streams == 0)
+        upstream.peers[0].abort()
+        assert [await one.over() for one in heard] == ["clean"] * 3
 
 
 async def test_a_burst_on_a_cold_pool_opens_one_connection() -> None:
@@ -241,7 +257,7 @@ async def test_a_connection_above_new_bounds_goes_after_its_last_call() -> None:
     async with H2Upstream(held, settings={MAX: 1}) as upstream, Caller(upstream.base_url, http2=True) as caller:
         first = caller.ask()
         await upstream.request()
-        await eventually(lambda: caller.endpoint._pool._shared[0].free == 0)
+        await eventually(lambda: caller.endpoint._pool._shared[0].session.max_streams == 1)
         second = caller.ask()
         await upstream.request(2)
         caller.endpoint.update(PoolLimits(max_connections=1))

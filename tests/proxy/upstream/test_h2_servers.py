@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,7 +79,7 @@ async def leave(caller: Caller, number: int, seed: int, left: list[int]) -> None
             cancel(heard.call)
         elif chance < 0.95:
             heard = get(caller, b"large", rng.choice(habits)())
-            await heard.until(lambda heard=heard: bool(heard.events))
+            await heard.until(partial(bool, heard.events))
         else:
             heard = get(caller, b"large")
             await asyncio.sleep(rng.random() * 0.01)
