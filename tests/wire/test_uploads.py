@@ -11,6 +11,7 @@ import pytest
 
 from tests_support.answers import json_response
 from tests_support.gateway import CLIENT_KEY, bearer, config_for, gateway_over, gateway_over_two, running_gateway
+from tests_support.process import gateway_process
 from tests_support.raw import RawClient, request
 from tests_support.upstream import FIN, RST, FakeUpstream, Step
 
@@ -63,21 +64,21 @@ class Sink:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            self.head = await reader.readuntil(b"\r\n\r\n")
-            fields = dict(line.lower().split(b": ", 1) for line in self.head.rstrip().split(b"\r\n")[1:])
-            left = int(fields[b"content-length"])
-            while left:
-                await self.reading.wait()
-                piece = await reader.read(min(left, 1 << 18))
-                if not piece:
-                    return
-                left -= len(piece)
-                self.received += len(piece)
-                self.moved.set()
-            writer.write(self.answer)
-            await writer.drain()
-            await reader.read()
-        except ConnectionError:
+            while True:
+                self.head = await reader.readuntil(b"\r\n\r\n")
+                fields = dict(line.lower().split(b": ", 1) for line in self.head.rstrip().split(b"\r\n")[1:])
+                left = int(fields[b"content-length"])
+                while left:
+                    await self.reading.wait()
+                    piece = await reader.read(min(left, 1 << 18))
+                    if not piece:
+                        return
+                    left -= len(piece)
+                    self.received += len(piece)
+                    self.moved.set()
+                writer.write(self.answer)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             self.lost.set()
@@ -101,7 +102,7 @@ class Sink:
 
 def sink_config(sink: Sink) -> dict[str, Any]:
     """A gateway before it."""
-    return {**config_for(), "providers": {"up": {"base_url": sink.base_url, "api_key": "k"}}}
+    return {**config_for(), "providers": {"up": {"base_url": sink.base_url, "api_key": "k", "list_models": False}}}
 
 
 ANSWER = json_response(FILE_OBJECT)
@@ -177,8 +178,95 @@ async def test_a_large_form_with_its_model_first_passes_in_little_memory(size: i
         assert (await client.answer()).status == 200
         assert sink.received == total
         [row] = await gateway.rows(1)
+    print(f"{(peak - base) / MIB:.1f} MiB held")
     assert peak - base <= 8 * MIB, (peak - base) / MIB
     assert (row.model, row.bytes_in, row.outcome) == ("whisper-1", total, "ok")
+
+
+def _rss_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def _peak_while(pid: int, work: asyncio.Future[Any]) -> int:
+    """The most memory a process has while `work` goes on."""
+    peak = 0
+    while not (await asyncio.wait([work], timeout=0.02))[0]:
+        peak = max(peak, _rss_of(pid))
+    return peak
+
+
+MANY = 200
+
+
+@pytest.mark.slow
+async def test_two_hundred_uploads_at_once_stay_bounded() -> None:
+    """To a provider that reads nothing for a while: each holds what its two sockets do, and a read."""
+    size = 16 * MIB
+    before, after = part("model", b"whisper-1") + part("file", b"", '; filename="a"')[:-2], form()
+    total = len(before) + size + 2 + len(after)
+
+    async def upload(port: int) -> int:
+        async with RawClient(port, 120) as client:
+            await client.send(head(TRANSCRIBE, total, FORM) + before)
+            await _pour(client, size)
+            await client.send(b"\r\n" + after)
+            return (await client.answer()).status
+
+    async with Sink(ANSWER_BYTES) as sink, gateway_process(sink_config(sink)) as gateway:
+        assert await upload(gateway.port) == 200
+        sink.received = 0
+        sink.reading.clear()
+        base = _rss_of(gateway.pid)
+        uploads = asyncio.gather(*(upload(gateway.port) for _ in range(MANY)))
+        stalled = await _peak_while(gateway.pid, asyncio.ensure_future(asyncio.sleep(3)))
+        assert sink.received == 0
+        sink.reading.set()
+        flowing = await _peak_while(gateway.pid, uploads)
+        assert await uploads == [200] * MANY
+        assert sink.received == MANY * total
+        rows = await gateway.rows(MANY + 1)
+    print(
+        f"each holds {(stalled - base) / MANY / 1024:.0f} KiB stalled, {(flowing - base) / MANY / 1024:.0f} KiB flowing"
+    )
+    assert {(row["outcome"], row["bytes_in"]) for row in rows} == {("ok", total)}
+    assert max(stalled, flowing) - base <= MANY * MIB
+
+
+@pytest.mark.slow
+async def test_two_hundred_forms_with_their_file_first_hold_no_more_than_the_budget() -> None:
+    late = form(file(2 * MIB), part("model", b"whisper-1"))
+
+    async def upload(port: int) -> tuple[int, str]:
+        async with RawClient(port, 120) as client:
+            await client.send(request("POST", TRANSCRIBE, late, [*bearer(CLIENT_KEY), FORM]))
+            answer = await client.answer()
+            return answer.status, "" if answer.status == 200 else answer.error["code"]
+
+    async with Sink(ANSWER_BYTES) as sink:
+        config = {**sink_config(sink), "limits": {"buffered": "64MiB"}}
+        async with gateway_process(config) as gateway:
+            assert (await upload(gateway.port))[0] == 200
+            sink.reading.clear()
+            base = _rss_of(gateway.pid)
+            uploads = asyncio.gather(*(upload(gateway.port) for _ in range(MANY)))
+            peak = await _peak_while(gateway.pid, asyncio.ensure_future(asyncio.sleep(3)))
+            sink.reading.set()
+            peak = max(peak, await _peak_while(gateway.pid, uploads))
+            answers = await uploads
+    print(f"{answers.count((200, ''))} accepted, {(peak - base) / MIB:.0f} MiB held")
+    assert set(answers) == {(200, ""), (503, "overloaded")}
+    assert peak - base <= 64 * MIB * 2 + MANY * MIB // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "status"), [(31 * MIB, 200), (33 * MIB, 413)])
+async def test_a_file_before_the_model_may_be_as_large_as_a_body(size: int, status: int) -> None:
+    async with Sink(ANSWER_BYTES) as sink, running_gateway(sink_config(sink)) as gateway:
+        answer = await gateway.send("POST", TRANSCRIBE, form(file(size), part("model", b"whisper-1")), [FORM])
+        assert answer.status == status
+        if status == 413:
+            assert answer.error["code"] == "model_field_too_late"
+            assert sink.received == 0
 
 
 async def test_a_slow_provider_slows_the_client() -> None:
