@@ -6,9 +6,12 @@ change. Image edits also come as one JSON object, which is read like any other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..proxy.dialect import BodyReader, RequestFacts
+import msgspec
+
+from ..proxy.accounting.usage import usage_of_sound
+from ..proxy.dialect import AnswerFacts, BodyReader, RequestFacts
 from ..proxy.errors import InvalidRequestError, MissingModelError, UnsupportedMediaTypeError
 from .form_reader import FormScan, boundary_of
 from .json_request import JsonFacts
@@ -119,9 +122,30 @@ class Form(OneShot):
         return references(facts.body) if isinstance(facts, JsonFacts) else []
 
 
+class _Spoken(msgspec.Struct):
+    duration: Any = None
+
+
+_decode_spoken = msgspec.json.Decoder(_Spoken).decode
+
+
+class Transcription(Form):
+    """Sound to text. Where no usage is reported, `verbose_json` tells how long the sound was."""
+
+    def read_answer(self, body: bytes) -> AnswerFacts:
+        """Usage and error of a whole answer."""
+        facts = super().read_answer(body)
+        if facts.usage is None and not (facts.unreadable or facts.error):
+            try:
+                facts.usage = usage_of_sound(float(_decode_spoken(body).duration))
+            except (ValueError, TypeError, OverflowError):
+                return facts  # the short format has none
+        return facts
+
+
 FORMS = (
-    Form("transcriptions", b"/audio/transcriptions", _TRANSCRIPT),
-    Form("translations", b"/audio/translations"),
+    Transcription("transcriptions", b"/audio/transcriptions", _TRANSCRIPT),
+    Transcription("translations", b"/audio/translations"),
     Form("image_edits", b"/images/edits", _EDIT, needs_model=False, takes_json=True),
     Form("image_variations", b"/images/variations", needs_model=False),
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..proxy.accounting.usage import Usage, parse_chat_usage, parse_responses_usage
+from ..proxy.accounting.usage import Usage, parse_chat_usage, parse_duration_usage, parse_responses_usage
 from ..proxy.dialect import AnswerFacts, Operation
 from .json_request import JsonFacts, find_model, find_optional_model, name_model, read_object
 from .typed_events import EventTypes, TypedStream, error_event
@@ -87,8 +87,9 @@ class OneShot(Operation):
 
 
 def _usage(raw: msgspec.Raw) -> Usage | None:
-    """Chat's names (embeddings), those of responses (images), or a lone total (rerank), which is all input."""
-    usage = parse_chat_usage(raw) or parse_responses_usage(raw)
+    """Chat's names (embeddings), those of responses (images), seconds (transcriptions), or a lone total (rerank), which
+    is all input."""
+    usage = parse_chat_usage(raw) or parse_responses_usage(raw) or parse_duration_usage(raw)
     if usage is not None:
         return usage
     try:
@@ -98,6 +99,31 @@ def _usage(raw: msgspec.Raw) -> Usage | None:
     if counts.keys() != {"total_tokens"}:
         return None
     return parse_chat_usage(_encode({"prompt_tokens": counts["total_tokens"]}))
+
+
+class _SpeechRequest(msgspec.Struct):
+    input: Any = None
+
+
+_decode_speech = msgspec.json.Decoder(_SpeechRequest).decode
+
+
+class SpeechFacts(JsonFacts):
+    """A text to be spoken, and how long it is: some charge by that, and report nothing."""
+
+    __slots__ = ("characters",)
+
+
+class Speech(OneShot):
+    """Text to sound: bytes, or a stream of events."""
+
+    def read(self, body: bytes, *, max_depth: int) -> SpeechFacts:
+        """Check JSON, depth and model."""
+        plain = super().read(body, max_depth=max_depth)
+        facts = SpeechFacts(body, plain.model, plain.model_at, stream=plain.stream)
+        text = _decode_speech(body).input
+        facts.characters = len(text) if isinstance(text, str) else 0
+        return facts
 
 
 ONE_SHOT = (
@@ -110,5 +136,5 @@ ONE_SHOT = (
         EventTypes(terminal=frozenset(("image_generation.completed",))),
         needs_model=False,
     ),
-    OneShot("speech", b"/audio/speech", EventTypes(terminal=frozenset(("speech.audio.done",)), ends_with_done=True)),
+    Speech("speech", b"/audio/speech", EventTypes(terminal=frozenset(("speech.audio.done",)), ends_with_done=True)),
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ..proxy.accounting.usage import Usage, parse_responses_usage
+from ..proxy.accounting.usage import Usage, parse_duration_usage, parse_responses_usage
 from ..proxy.dialect import StreamReader
 from ..proxy.json_splice import value_end
 from .sse import EventSplitter, has_id, parse_event
@@ -185,7 +185,7 @@ def _read(data: bytes) -> _Event | None:
 
 def _usage(event: _Event) -> Usage | None:
     if event.usage != _ABSENT:
-        return parse_responses_usage(event.usage)
+        return parse_responses_usage(event.usage) or parse_duration_usage(event.usage)
     if event.response == _ABSENT:
         return None
     try:

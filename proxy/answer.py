@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .accounting.prices import format_usd
 from .claims import note
+from .dialect import AnswerFacts
 from .errors import BrokenAnswerError, ErrorEventError, UpstreamError
 from .headers import to_downstream
 from .own_fields import own_fields, request_id
@@ -24,9 +25,10 @@ from .upstream.call import ResponseHead
 if TYPE_CHECKING:
     from .accounting.record import Outcome
     from .attempt import Attempt
-    from .dialect import AnswerFacts, StreamReader
+    from .dialect import StreamReader
     from .dispatch import Dispatch
     from .errors import GatewayError
+    from .meters import Meter
 
 
 class WholeAnswer:
@@ -42,18 +44,25 @@ class WholeAnswer:
 
 
 class Answer:
-    """One answer and its client. `reader` None: not a stream of events."""
+    """One answer and its client. `reader` None: not a stream of events, or none that can be read; then `meter` sees a
+    copy of it."""
 
-    __slots__ = ("_attempt", "_dispatch", "_observers", "_reader", "_run", "_upstream")
+    __slots__ = ("_attempt", "_dispatch", "_meter", "_observers", "_reader", "_run", "_upstream")
 
     def __init__(
-        self, dispatch: Dispatch, attempt: Attempt, upstream: ResponseHead, reader: StreamReader | None
+        self,
+        dispatch: Dispatch,
+        attempt: Attempt,
+        upstream: ResponseHead,
+        reader: StreamReader | None,
+        meter: Meter | None = None,
     ) -> None:
         self._dispatch = dispatch
         self._run = dispatch.run
         self._attempt = attempt
         self._upstream = upstream
         self._reader = reader
+        self._meter = meter
         self._observers = dispatch.run.chain.observers
 
     @property
@@ -98,6 +107,8 @@ class Answer:
             length = int(announced) if announced is not None else None
             if taken and ex.facts is not None and ex.facts.stores and self._upstream.status < 300:
                 note(ex, run.engine.issuers, self._dispatch.operation.read_objects(taken))
+            if self._meter is not None:
+                self._meter.feed(taken)
         else:
             if reader.named is not None:
                 self._note()
@@ -120,6 +131,8 @@ class Answer:
         """More of the body."""
         reader = self._reader
         if reader is None:
+            if self._meter is not None:
+                self._meter.feed(data)
             self._down(data)
             return
         ready = reader.feed(data)
@@ -237,5 +250,10 @@ class Answer:
 
     def _settle(self) -> None:
         """Set what the exchange used, unless that is done."""
+        ex, settle = self._run.ex, self._run.engine.ledger.settle
         if self._reader is not None:
-            self._run.engine.ledger.settle(self._run.ex, self._reader.facts())
+            settle(ex, self._reader.facts())
+        elif self._meter is not None:
+            settle(ex, self._meter.facts())
+        elif ex.status < 300 and ex.facts is not None and ex.facts.characters:
+            settle(ex, AnswerFacts())

@@ -436,6 +436,8 @@ class Attempt(CallReceiver):
     def _end_collected(self, clean: bool) -> None:
         body, self._taken = b"".join(self._taken), []
         facts = self._dispatch.operation.read_answer(body) if self.status < 300 else None
+        if facts is not None and facts.usage is None:
+            facts = self._dispatch.read_encoded(self._head, body) or facts
         cut = not clean and not is_object(body)
         if cut or (facts is not None and facts.unreadable and self._belies_its_kind(body)):
             self._fail(BrokenAnswerError("The provider's answer was cut short."))

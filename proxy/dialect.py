@@ -32,6 +32,8 @@ class RequestFacts:
 
     verbatim: ClassVar[bool] = False
     """The body goes up under the client's own content-type."""
+    characters: int = 0
+    """Of text to be spoken."""
 
     def __init__(
         self, body: bytes, model: str, *, stream: bool, wants_usage: bool, max_tokens: int | None, n: int

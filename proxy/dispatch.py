@@ -27,6 +27,7 @@ from .errors import (
 from .filter import SkipTarget
 from .headers import AZURE, below_v1, retry_after, to_upstream, without_version
 from .hedging import Hedging
+from .meters import open_meter
 from .models import LEAST_BAD, QUEUE
 from .own_fields import stream_comment, wants_comment
 from .plan import Plan, Step, Target, Vetoed, build_plan, next_step, rejection
@@ -37,7 +38,7 @@ from .websocket.opening import Opening
 if TYPE_CHECKING:
     from .answer import WholeAnswer
     from .clock import Timer
-    from .dialect import RequestFacts, StreamReader
+    from .dialect import AnswerFacts, RequestFacts, StreamReader
     from .errors import GatewayError
     from .run import Run
     from .upstream.call import ResponseHead
@@ -173,8 +174,22 @@ class Dispatch:
     def commit(self, attempt: Attempt, head: ResponseHead, reader: StreamReader | None) -> Answer:
         """Its answer goes down as it comes."""
         self._settle_race(attempt)
-        self.answer = Answer(self, attempt, head, reader)
+        facts, meter = self.run.ex.facts, None
+        if reader is None and head.status < 300 and facts is not None:
+            meter = open_meter(head, self.operation, facts)
+        self.answer = Answer(self, attempt, head, reader, meter)
         return self.answer
+
+    def read_encoded(self, head: ResponseHead, body: bytes) -> AnswerFacts | None:
+        """What an encoded answer says; None for one that is not encoded, or cannot be read."""
+        facts = self.run.ex.facts
+        if facts is None or head.header(b"content-encoding") is None:
+            return None
+        meter = open_meter(head, self.operation, facts)
+        if meter is None:
+            return None
+        meter.feed(body)
+        return meter.facts()
 
     def switch(self, attempt: Attempt, head: ResponseHead) -> Tunnel:
         """Its 101 is passed on, and all that follows. Raises ProtocolError for what is no 101, or not to our offer."""

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from .accounting.prices import RATE_NAMES
+from .accounting.prices import OTHER_RATES, TOKEN_RATES
 from .errors import ModelNotFoundError
 from .plan import build_plan
 from .replies import Reply, json_reply
@@ -104,7 +104,7 @@ def _rates(rates: Rates) -> dict[str, Any]:
     """The rates of a short prompt by name, and under `above` those that hold from some length on."""
     shown: dict[str, Any] = {}
     above: dict[int, dict[str, Any]] = {}
-    for name in RATE_NAMES:
+    for name in TOKEN_RATES:
         steps = getattr(rates, name)
         if steps is None:
             continue
@@ -115,4 +115,7 @@ def _rates(rates: Rates) -> dict[str, Any]:
         shown["above"] = [above[start] for start in sorted(above)]
     if rates.request:
         shown["per_request"] = rates.request
+    for name in OTHER_RATES:
+        if (usd := getattr(rates, name)) is not None:
+            shown[f"per_{name}"] = usd
     return shown

@@ -94,7 +94,12 @@ CREATE TABLE issuers (
 CREATE INDEX issuers_at ON issuers (at);
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _ISSUERS)
+_SOUND: Final = """
+ALTER TABLE usage ADD COLUMN audio_seconds REAL NOT NULL DEFAULT 0;
+ALTER TABLE usage ADD COLUMN characters INTEGER NOT NULL DEFAULT 0;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _ISSUERS, _SOUND)
 
 
 class SchemaError(Exception):

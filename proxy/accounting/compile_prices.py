@@ -3,8 +3,9 @@
 The package costs 100 MB and half a second to import, so the gateway never does: this short-lived process does it once
 per version of the package, and price_table.py reads what it wrote. The file is a SHA-256 of the rest, then msgpack.
 
-What the flat form leaves out is what a chat usage cannot tell: tokens of images and videos, hours, pages, searches,
-cache writes by lifetime (`cache_write` is the 5-minute rate), and contexts other than the service tier and batch.
+What the flat form leaves out is what a usage cannot tell: tokens of images and videos, hours of sound in both
+directions at once, pages, searches, cache writes by lifetime (`cache_write` is the 5-minute rate), and contexts other
+than the service tier and batch.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _RATES = {
     "cached_audio": "cache_audio_read_mtok",
     "reasoning": "output_reasoning_mtok",
 }
+_PLAIN_RATES = {"audio_hour": "input_audio_hours", "million_characters": "input_mchars"}
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -105,12 +107,20 @@ def _tiers(model: genai.ModelInfo, prices: list[genai.ConditionalPrice]) -> list
 
 
 def _rates(price: genai.ModelPrice, *, free: bool = False) -> Rates | None:
-    rates = {name: _steps(value) for name, key in _RATES.items() if (value := getattr(price, key)) is not None}
+    rates: dict[str, Steps | float] = {
+        name: _steps(value) for name, key in _RATES.items() if (value := getattr(price, key)) is not None
+    }
+    for name, key in _PLAIN_RATES.items():
+        if isinstance(value := getattr(price, key), Decimal):
+            rates[name] = float(value)
     if not rates and free:
         # The package has no numbers for these; OpenRouter defines the suffix to mean that they cost nothing.
         return Rates(input=((0, 0.0),), output=((0, 0.0),))
-    requests = price.requests_kcount
-    return Rates.of(rates, float(requests) / 1000 if isinstance(requests, Decimal) else 0.0) if rates else None
+    if not rates:
+        return None
+    if isinstance(price.requests_kcount, Decimal):
+        rates["request"] = float(price.requests_kcount) / 1000
+    return Rates.of(rates)
 
 
 def _steps(value: Decimal | genai.TieredPrices) -> Steps:

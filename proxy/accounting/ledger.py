@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..exchange import Exchange
     from ..plan import Target
     from .estimate import Estimator
+    from .prices import Price
     from .record import Forgotten, Issued
     from .spool import Spool
 
@@ -76,8 +77,11 @@ class Ledger:
         attempt = ex.attempt
         if ex.usage is not None or attempt is None:
             return
-        ex.usage = usage = self._usage(ex, attempt.target.model, said)
+        usage = self._usage(ex, attempt.target.model, said)
         price = ex.graph.price(attempt.target)
+        if usage is NO_USAGE and price is not None and ex.facts is not None and ex.facts.characters:
+            usage = _spoken(ex.facts.characters, price)
+        ex.usage = usage
         if price is not None:
             cost = price.cost(usage)
             ex.cost_usd = cost + ex.lost_cost_usd if cost is not None else None
@@ -120,7 +124,7 @@ class Ledger:
     def _usage(self, ex: Exchange, model: str, said: AnswerFacts) -> Usage:
         facts, usage = ex.facts, said.usage
         if usage is not None:
-            if ex.rough_prompt is not None:
+            if ex.rough_prompt is not None and usage.prompt_tokens:
                 self.estimator.observe(model, ex.rough_prompt, usage.prompt_tokens)
             if said.usage_is_final:
                 return usage
@@ -189,6 +193,8 @@ class Ledger:
                     reasoning_tokens=usage.reasoning_tokens,
                     audio_input_tokens=usage.audio_input_tokens,
                     audio_output_tokens=usage.audio_output_tokens,
+                    audio_seconds=usage.audio_seconds,
+                    characters=usage.characters,
                     usage_source=usage.source,
                     service_tier=usage.service_tier or "",
                     cost_usd=ex.cost_usd,
@@ -204,6 +210,13 @@ class Ledger:
                 )
             )
         )
+
+
+def _spoken(characters: int, price: Price) -> Usage:
+    """Speech that is charged by the text that was sent; nobody reports it, so it is an estimate, if an exact one."""
+    if price.rates.million_characters is None:
+        return NO_USAGE
+    return Usage(source="estimated", characters=characters)
 
 
 def _ms(seconds: float) -> float:

@@ -4,6 +4,8 @@ Two shapes are read, YAML or JSON alike. Ours, in USD per million tokens:
 
     gpt-4o: {input: 2.5, output: 10, cached_input: 1.25}
     "llama-*": {input: 0.1, output: 0.1}
+    whisper-1: {audio_hour: 0.36}                  # per hour of sound that is sent
+    tts-1: {million_characters: 15}                # per million characters that are spoken
 
 and LiteLLM's `model_prices_and_context_window.json`, in USD per token (`input_cost_per_token`, …), of which the chat
 rates with their `_above_200k_tokens` steps and `_priority`, `_flex`, `_batches` tiers are taken. An entry of that
@@ -35,6 +37,10 @@ _LITELLM_RATES: Final = {
     "input_cost_per_audio_token": "audio_input",
     "output_cost_per_audio_token": "audio_output",
     "output_cost_per_reasoning_token": "reasoning",
+}
+_LITELLM_OTHERS: Final = {
+    "input_cost_per_second": ("audio_hour", 3600),
+    "input_cost_per_character": ("million_characters", 1_000_000),
 }
 _LITELLM_TIERS: Final = {"": "", "_priority": "priority", "_flex": "flex", "_batches": "batch"}
 _LITELLM_KEY: Final = re.compile(
@@ -171,16 +177,19 @@ def _litellm(model: str, entry: dict[Any, Any]) -> Price | None:
         parts = _LITELLM_KEY.fullmatch(str(key))
         if parts is None or value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise ValueError(f"{key}: expected USD per token, got {value!r}")
+        _usd(key, value)
         rate, above, tier = _LITELLM_RATES[parts[1]], int(parts[2] or 0) * 1000, _LITELLM_TIERS[parts[3] or ""]
         found.setdefault(tier, {}).setdefault(rate, {})[above] = float(value) * 1_000_000
     standard = found.pop("", {})
-    if "input" not in standard and "output" not in standard:
+    others: dict[str, Steps | float] = {}
+    for key, (rate, many) in _LITELLM_OTHERS.items():
+        if (value := entry.get(key)) is not None:
+            others[rate] = _usd(key, value) * many
+    if "input" not in standard and "output" not in standard and not others:
         return None
     window = entry.get("max_input_tokens")
     return Price(
-        _rates(standard),
+        _rates(standard, others),
         "file",
         model,
         {tier: _rates(standard | rates) for tier, rates in found.items()},
@@ -188,8 +197,14 @@ def _litellm(model: str, entry: dict[Any, Any]) -> Price | None:
     )
 
 
-def _rates(rates: dict[str, dict[int, float]]) -> Rates:
-    steps: dict[str, Steps] = {}
+def _usd(key: Any, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{key}: expected USD per token, got {value!r}")
+    return float(value)
+
+
+def _rates(rates: dict[str, dict[int, float]], others: dict[str, Steps | float] | None = None) -> Rates:
+    steps: dict[str, Steps | float] = dict(others or {})
     for name, by_start in rates.items():
         if 0 not in by_start:
             raise ValueError(f"{name} has a price above {min(by_start)} tokens and none below")

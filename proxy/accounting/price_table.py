@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .price_file import PriceFile
 
 # Of the flat form; part of the file's name. Raise it with every change of the structs in price_lookup.py and prices.py.
-FORMAT: Final = 2
+FORMAT: Final = 3
 COMPILE_SECONDS: Final = 60.0
 _DIGEST: Final = hashlib.sha256().digest_size
 

@@ -28,7 +28,8 @@ Steps = tuple[tuple[int, float], ...]
 
 
 class Rates(msgspec.Struct, array_like=True, frozen=True, gc=False, omit_defaults=True):
-    """One complete tariff. A missing rate falls back to the plain one of its direction; `request` is USD per call."""
+    """One complete tariff. A missing rate falls back to the plain one of its direction; `request` is USD per call,
+    `audio_hour` per hour of sound that is sent, `million_characters` per million characters that are spoken."""
 
     input: Steps | None = None
     output: Steps | None = None
@@ -39,11 +40,13 @@ class Rates(msgspec.Struct, array_like=True, frozen=True, gc=False, omit_default
     cached_audio: Steps | None = None
     reasoning: Steps | None = None
     request: float = 0.0
+    audio_hour: float | None = None
+    million_characters: float | None = None
 
     @classmethod
-    def of(cls, steps: Mapping[str, Steps], request: float = 0.0) -> Rates:
+    def of(cls, rates: Mapping[str, Steps | float]) -> Rates:
         """From rates by name."""
-        return msgspec.structs.replace(cls(request=request), **steps)
+        return msgspec.structs.replace(cls(), **rates)
 
     def cost(self, usage: Usage) -> float | None:
         """USD for this usage; None when it holds tokens that no rate covers."""
@@ -51,6 +54,14 @@ class Rates(msgspec.Struct, array_like=True, frozen=True, gc=False, omit_default
         if (self.input is None and prompt) or (self.output is None and completion):
             return None
         total = 0.0
+        if usage.audio_seconds:
+            if self.audio_hour is None:
+                return None
+            total += self.audio_hour * usage.audio_seconds / 3600 * 1_000_000
+        if usage.characters:
+            if self.million_characters is None:
+                return None
+            total += self.million_characters * usage.characters
         if self.input is not None:
             plain = prompt
             cached = written = audio = 0
@@ -87,7 +98,10 @@ class Rates(msgspec.Struct, array_like=True, frozen=True, gc=False, omit_default
         return total / 1_000_000 + self.request
 
 
-RATE_NAMES = Rates.__struct_fields__[:-1]
+TOKEN_RATES = Rates.__struct_fields__[:8]
+"""USD per million tokens, by steps."""
+OTHER_RATES = ("audio_hour", "million_characters")
+RATE_NAMES = TOKEN_RATES + OTHER_RATES
 
 
 class Price(msgspec.Struct, frozen=True, gc=False):
@@ -114,20 +128,21 @@ class Price(msgspec.Struct, frozen=True, gc=False):
 
 
 def own_price(rates: Mapping[str, float], source: str = "target", model: str = "") -> Price:
-    """The price an operator wrote: `{input, output, cached_input, cache_write, …}` in USD per million tokens.
+    """The price an operator wrote: `{input, output, cached_input, cache_write, …}` in USD per million tokens, or
+    `audio_hour` and `million_characters`.
 
     Raises ValueError that names the key and what is wrong with it.
     """
-    steps: dict[str, Steps] = {}
+    found: dict[str, Steps | float] = {}
     for name, value in rates.items():
         if name not in RATE_NAMES:
             raise ValueError(f"unknown rate {name!r}, expected one of {', '.join(RATE_NAMES)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise ValueError(f"{name}: expected USD per million tokens, a number from 0 up, got {value!r}")
-        steps[name] = ((0, float(value)),)
-    if "input" not in steps and "output" not in steps:
+        found[name] = ((0, float(value)),) if name in TOKEN_RATES else float(value)
+    if found.keys().isdisjoint(("input", "output", *OTHER_RATES)):
         raise ValueError("neither input nor output has a rate")
-    return Price(Rates.of(steps), source, model)
+    return Price(Rates.of(found), source, model)
 
 
 def format_usd(cost: float) -> str:

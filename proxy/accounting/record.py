@@ -89,6 +89,8 @@ class Done(msgspec.Struct, tag_field="event", tag="done", frozen=True, omit_defa
     bytes_out: int = 0
     config: str = ""
     worker: str = ""
+    audio_seconds: float = 0.0
+    characters: int = 0
 
     def usage(self) -> Usage:
         """The token counts as one value, the way prices take them."""
@@ -104,6 +106,8 @@ class Done(msgspec.Struct, tag_field="event", tag="done", frozen=True, omit_defa
             self.audio_output_tokens,
             self.usage_source,
             self.service_tier or None,
+            self.audio_seconds,
+            self.characters,
         )
 
 

@@ -21,6 +21,7 @@ Source = Literal["reported", "estimated", "none"]
 
 # More tokens than this in one answer is a broken report; it also keeps every sum inside 64 bits.
 MOST_TOKENS = 10**12
+MOST_SECONDS = 10**7
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -35,6 +36,10 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     audio_output_tokens: int = 0
     source: Source = "reported"
     service_tier: str | None = None
+    audio_seconds: float = 0.0
+    """Of sound that was sent, where that is what counts instead of tokens."""
+    characters: int = 0
+    """Of text that was spoken, where that is what counts."""
 
 
 NO_USAGE = Usage(source="none")
@@ -162,7 +167,30 @@ def add_usage(one: Usage, other: Usage) -> Usage:
         one.audio_output_tokens + other.audio_output_tokens,
         "estimated" if "estimated" in (one.source, other.source) else other.source,
         other.service_tier or one.service_tier,
+        one.audio_seconds + other.audio_seconds,
+        one.characters + other.characters,
     )
+
+
+class _DurationWire(msgspec.Struct):
+    seconds: float
+
+
+_decode_duration = msgspec.json.Decoder(_DurationWire).decode
+
+
+def parse_duration_usage(raw: bytes | msgspec.Raw) -> Usage | None:
+    """The usage object of a transcription that is charged by its sound (`{"type": "duration", "seconds": 9}`)."""
+    try:
+        seconds = _decode_duration(raw).seconds
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return usage_of_sound(seconds)
+
+
+def usage_of_sound(seconds: float) -> Usage | None:
+    """So many seconds of sound and no tokens; None for what is no duration."""
+    return Usage(audio_seconds=seconds) if 0 <= seconds <= MOST_SECONDS else None
 
 
 def _count(value: Any) -> int | None:

@@ -184,6 +184,7 @@ async def test_an_entry_tells_what_its_provider_tells(relay: Relay) -> None:
             own_price({"input": 2.5, "output": 10, "cached_input": 1.25}),
             {"unit": "USD per 1M tokens", "input": 2.5, "output": 10.0, "cached_input": 1.25, "source": "target"},
         ),
+        (own_price({"audio_hour": 0.36}), {"unit": "USD per 1M tokens", "per_audio_hour": 0.36, "source": "target"}),
         (own_price({"input": 0, "output": 0}, "mock"),
          {"unit": "USD per 1M tokens", "input": 0.0, "output": 0.0, "source": "mock"}),
         (

@@ -76,6 +76,23 @@ def test_litellms_list_is_read_in_its_own_shape() -> None:
     assert prices.lookup("", "dall-e-3") is None
 
 
+def test_sound_by_the_hour_and_speech_by_the_character() -> None:
+    ours = parse_price_file(b"whisper-1: {audio_hour: 0.36}\ntts-1: {million_characters: 15}")
+    litellm = {
+        "whisper-1": {"input_cost_per_second": 0.0001, "output_cost_per_second": 0.0001, "mode": "audio_transcription"},
+        "tts-1": {"input_cost_per_character": 1.5e-05, "mode": "audio_speech"},
+    }
+    for prices in (ours, parse_price_file(json.dumps(litellm).encode())):
+        sound, speech = prices.lookup("", "whisper-1"), prices.lookup("", "tts-1")
+        assert sound is not None
+        assert speech is not None
+        assert sound.cost(Usage(audio_seconds=3600)) == pytest.approx(0.36)
+        assert speech.cost(Usage(characters=1_000_000)) == pytest.approx(15)
+    litellm["tts-1"]["input_cost_per_character"] = "cheap"
+    with pytest.raises(PriceFileError, match="tts-1: input_cost_per_character"):
+        parse_price_file(json.dumps(litellm).encode())
+
+
 def test_json_and_yaml_are_the_same_to_it() -> None:
     entries = {"m": {"input": 1, "output": 2.0}}
     assert parse_price_file(json.dumps(entries).encode()).lookup("", "m") == parse_price_file(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.proxy.accounting.prices import Price, Rates, Steps, format_usd, own_price
+from headgate.proxy.accounting.prices import TOKEN_RATES, Price, Rates, Steps, format_usd, own_price
 from headgate.proxy.accounting.usage import NO_USAGE, Usage
 
 
@@ -57,6 +57,17 @@ def test_the_whole_prompt_chooses_the_step_for_every_token() -> None:
 
 def test_a_price_by_the_call_is_added() -> None:
     assert Rates(flat(1), flat(1), request=0.005).cost(Usage(1000, 1000)) == pytest.approx(0.007)
+
+
+def test_sound_and_speech_have_rates_of_their_own() -> None:
+    whisper, tts = Rates(audio_hour=0.36), Rates(million_characters=15.0)
+    assert whisper.cost(Usage(audio_seconds=90)) == pytest.approx(0.009)
+    assert tts.cost(Usage(characters=2000)) == pytest.approx(0.03)
+    both = Rates(flat(1), flat(1), audio_hour=3.6)
+    assert both.cost(Usage(1000, 0, audio_seconds=10)) == pytest.approx(0.011)
+    for rates, usage in ((PLAIN, Usage(audio_seconds=1)), (PLAIN, Usage(characters=1)), (whisper, Usage(1, 0)),
+                         (whisper, Usage(characters=1)), (tts, Usage(audio_seconds=1))):  # fmt: skip
+        assert rates.cost(usage) is None
 
 
 def test_tokens_without_a_rate_have_no_known_cost() -> None:
@@ -127,7 +138,7 @@ rates_of_any_kind = st.builds(
         )
         if name in ("input", "output")
         else st.none() | st.floats(0, 100).map(flat)
-        for name in Rates.__struct_fields__[:-1]
+        for name in TOKEN_RATES
     ],
     request=st.floats(0, 1),
 )
@@ -138,7 +149,7 @@ usages = st.builds(Usage, counts, counts, counts, counts, counts, counts, counts
 @given(rates_of_any_kind, usages)
 def test_every_token_is_paid_exactly_once(rates: Rates, usage: Usage) -> None:
     """With one rate for all, only the two totals matter, however odd the parts are."""
-    one = Rates.of({name: flat(3) for name in Rates.__struct_fields__[:-1] if getattr(rates, name) is not None})
+    one = Rates.of({name: flat(3) for name in TOKEN_RATES if getattr(rates, name) is not None})
     assert one.cost(usage) == pytest.approx((usage.prompt_tokens + usage.completion_tokens) * 3 / 1e6)
 
 
