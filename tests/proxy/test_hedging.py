@@ -18,7 +18,7 @@ from tests_support.answers import (
     json_response,
     response_head,
 )
-from tests_support.relay import BACKOFF, Relay
+from tests_support.relay import BACKOFF, EVERY_FAILURE, Relay
 from tests_support.traffic import has_done
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ PRICE = own_price({"input": 1_000_000.0, "output": 0.0})
 def relay_with(*, providers: int = 1, attempts: int = 3, percent: float = 100, learned: bool = True) -> Relay:
     """Calls that came before have taught it, and saved up for a hedge."""
     hedge = HedgeConfig(percent=percent, spend_percent=100)
-    on = frozenset({"connect-failure", "reset", "5xx", "429", "timeout"})
-    relay = Relay(providers=providers, retry=RetryConfig(attempts=attempts, on=on, hedge=hedge), price=PRICE)
+    retry = RetryConfig(attempts=attempts, on=EVERY_FAILURE.on, hedge=hedge)
+    relay = Relay(providers=providers, retry=retry, price=PRICE)
     if learned:
         for _ in range(120):
             exchange = relay.ask(STREAM)
