@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 from . import report, traffic
-from .contestants import ALL, Contestant, UnavailableError
+from .contestants import ALL, ROOT, Contestant, UnavailableError, headgate
 from .load import Load, Sample
 from .process import Process, StartError, busy_seconds, running
 from .report import Round
@@ -216,6 +216,43 @@ def run(names: Sequence[str], plan: Plan, *, alone: bool = False) -> dict[str, l
     return rounds
 
 
+def compare_endpoints(plan: Plan, *, alone: bool = False) -> dict[str, list[float]]:
+    """Microseconds of CPU per request to each endpoint of Headgate: one after the other under the same process, a fresh
+    one in every round."""
+    cores = choose_cores()
+    rounds: dict[str, list[float]] = {path: [] for path in traffic.ENDPOINTS}
+    with _on(cores.load, alone=alone), contextlib.closing(Load()) as load:
+        for number in range(plan.rounds):
+            with tempfile.TemporaryDirectory(prefix="headgate-bench-") as folder:
+                work, port = Path(folder), free_port()
+                launch = headgate(ROOT, work, port, load.provider_port)
+                with running(launch.argv, {**os.environ, **launch.env}, work, cores.gateway) as process:
+                    subject = Subject(port, launch.headers, process.cpu, process.pss)
+                    wait_ready(load, process, subject)
+                    # Every path begins a round once: a process is not the same in its first second as in its third.
+                    paths = list(rounds)[number % len(rounds) :] + list(rounds)[: number % len(rounds)]
+                    for path in paths:
+                        rounds[path].append(_request_us(load, subject, path, plan))
+            latest = {path: figures[-1] for path, figures in rounds.items()}
+            print(f"round {number + 1}/{plan.rounds} {latest}", file=sys.stderr)
+    return rounds
+
+
+def _request_us(load: Load, subject: Subject, path: str, plan: Plan) -> float:
+    body, answer = traffic.ENDPOINTS[path]
+    request = traffic.request(f"127.0.0.1:{subject.port}", subject.headers, body, path)
+    came = load.once(subject.port, request, 5.0) or b""
+    if not came.endswith(answer.partition(b"\r\n\r\n")[2]):
+        raise StartError(f"the answer of {path} did not come through: {came[:400]!r}")
+    time.sleep(plan.rest)
+    sample = load.plain(
+        subject.port, request, subject.cpu, connections=plan.connections, warm=plan.warm, seconds=plan.seconds
+    )
+    if sample.failed:
+        raise StartError(f"{sample.failed} requests to {path} failed")
+    return sample.cpu / max(1, sample.requests) * 1e6
+
+
 @contextlib.contextmanager
 def _on(core: int, *, alone: bool) -> Iterator[None]:
     """The rig on its core; `alone` puts it, and every gateway it starts, ahead of all else that wants either core."""
@@ -260,6 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=",".join(known),
         help=f"of {', '.join(known)}; envoy is the measure of the ratios",
     )
+    parser.add_argument(
+        "--endpoints", action="store_true", help="Headgate alone: a request to other endpoints beside one to chat"
+    )
     parser.add_argument("--rounds", type=int, help="rounds instead of the plan's")
     parser.add_argument(
         "--alone",
@@ -277,6 +317,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = replace(plan, rounds=args.rounds)
     if args.alone:
         plan = replace(plan, rest=plan.seconds)
+    if args.endpoints:
+        with _ended_by_signals():
+            print(report.endpoints(compare_endpoints(plan, alone=args.alone)))
+        return 0
     with _ended_by_signals():
         rounds = run(["direct", *names], plan, alone=args.alone)
     command = "scripts/bench " + " ".join(sys.argv[1:] if argv is None else argv)

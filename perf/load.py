@@ -234,7 +234,7 @@ class _ProviderConnection:
         self.pending = b""
         self.stream = traffic.stream_id(data)
         if self.stream is None:
-            _send(self.sock, traffic.ANSWER)
+            _send(self.sock, traffic.answer_to(data))
             return
         self.usage = traffic.USAGE if b"include_usage" in data else b""
         self.load.served[self.stream] = self

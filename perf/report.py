@@ -55,6 +55,19 @@ class Round:
         )
 
 
+def endpoints(rounds: Mapping[str, Sequence[float]]) -> str:
+    """Microseconds of CPU per request, and the ratio to the first one, taken within each round."""
+    first = next(iter(rounds.values()))
+    lines = ["| endpoint | µs/request | ratio |", "|---|---|---|"]
+    for path, figures in rounds.items():
+        ratios = [own / measure for own, measure in zip(figures, first, strict=True)]
+        lines.append(
+            f"| `{path}` | {statistics.median(figures):.1f} "
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+        )
+    return "\n".join(lines)
+
+
 def quantile(values: Sequence[float], q: float) -> float:
     """The smallest value that at least q of all do not exceed; nan of nothing."""
     ordered = sorted(values)

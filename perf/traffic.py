@@ -1,15 +1,18 @@
-"""What the benchmark carries: one chat request, its answer, and one stream of chunks, in sizes met in practice.
+"""What the benchmark carries: a chat request and its answer, a stream of chunks, and a request each for two other
+endpoints, in sizes met in practice.
 
 Bytes are built once and sent as they are, so the two ends cost as little as possible. A stream's n-th content event
 holds `marker(n)`, which no other event holds: finding it in what came out of the gateway proves that this very event
 arrived.
 """
 
+import base64
 import json
 from collections.abc import Mapping
 from typing import Any
 
 MODEL = "gpt-4o-mini"
+EMBEDDING_MODEL = "text-embedding-3-small"
 PATH = "/v1/chat/completions"
 
 _SYSTEM = (
@@ -59,6 +62,17 @@ def chat_body(stream_id: int | None = None) -> bytes:
     return _compact(body)
 
 
+def embeddings_body() -> bytes:
+    """What an SDK asks for: one text, its vector in base64."""
+    return _compact({"input": f"{_SYSTEM} {_USER}", "model": EMBEDDING_MODEL, "encoding_format": "base64"})
+
+
+def responses_body() -> bytes:
+    """The chat request for the responses endpoint."""
+    said = {"role": "user", "content": [{"type": "input_text", "text": _USER}]}
+    return _compact({"model": MODEL, "instructions": _SYSTEM, "input": [said], "max_output_tokens": 512})
+
+
 def stream_id(request: bytes) -> int | None:
     """The id that `chat_body` wrote into a request, wherever a gateway moved it; None for a plain request."""
     at = request.find(b"stream-")
@@ -74,8 +88,66 @@ _USAGE = {
 }
 
 
+def _whole(value: Any) -> bytes:
+    body = _compact(value)
+    return _head("application/json") + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+def _embeddings_answer() -> bytes:
+    vector = base64.b64encode(bytes(range(256)) * 24).decode()  # 1536 floats
+    data = [{"object": "embedding", "index": 0, "embedding": vector}]
+    usage = {"prompt_tokens": 187, "total_tokens": 187}
+    return _whole({"object": "list", "data": data, "model": EMBEDDING_MODEL, "usage": usage})
+
+
+def _responses_answer() -> bytes:
+    text = {"type": "output_text", "annotations": [], "logprobs": [], "text": _REPLY}
+    message = {
+        "id": "msg_68af4030592c",
+        "type": "message",
+        "status": "completed",
+        "content": [text],
+        "role": "assistant",
+    }
+    return _whole(
+        {
+            "id": "resp_68af4030592c81938ec0a5fbab4a3e9f",
+            "object": "response",
+            "created_at": 1763600000,
+            "status": "completed",
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": _SYSTEM,
+            "max_output_tokens": 512,
+            "model": "gpt-4o-mini-2024-07-18",
+            "output": [message],
+            "parallel_tool_calls": True,
+            "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None},
+            "service_tier": "default",
+            "store": True,
+            "temperature": 1.0,
+            "text": {"format": {"type": "text"}, "verbosity": "medium"},
+            "tool_choice": "auto",
+            "tools": [],
+            "top_p": 1.0,
+            "truncation": "disabled",
+            "usage": {
+                "input_tokens": 187,
+                "input_tokens_details": {"cached_tokens": 0},
+                "output_tokens": 62,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": 249,
+            },
+            "user": None,
+            "metadata": {},
+        }
+    )
+
+
 def _answer() -> bytes:
-    body = _compact(
+    return _whole(
         {
             "id": "chatcmpl-C7yJ2mQkX0bVwq9fPtZr4sLd8uHnA",
             "object": "chat.completion",
@@ -93,8 +165,6 @@ def _answer() -> bytes:
             "system_fingerprint": "fp_560af6e559",
         }
     )
-    head = _head("application/json") + b"content-length: %d\r\n\r\n" % len(body)
-    return head + body
 
 
 def _head(content_type: str) -> bytes:
@@ -129,6 +199,12 @@ def chunk(data: bytes) -> bytes:
 
 
 ANSWER = _answer()
+ENDPOINTS: Mapping[str, tuple[bytes, bytes]] = {
+    PATH: (chat_body(), ANSWER),
+    "/v1/embeddings": (embeddings_body(), _embeddings_answer()),
+    "/v1/responses": (responses_body(), _responses_answer()),
+}
+"""Path -> a request's body, and the answer."""
 STREAM_HEAD = _head("text/event-stream; charset=utf-8") + b"transfer-encoding: chunked\r\n\r\n"
 ROLE = chunk(_event({"role": "assistant", "content": ""}))
 FINISH = chunk(_event({}, "stop"))
@@ -141,8 +217,14 @@ def content(n: int) -> bytes:
     return chunk(_event({"content": marker(n).decode()}))
 
 
-def request(host: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """A whole POST to `PATH`, head and body in one piece, with the headers an OpenAI SDK sends."""
+def answer_to(request: bytes) -> bytes:
+    """The whole answer of the provider; to what it does not know, that of chat."""
+    path = request[: request.find(b" HTTP/")].rpartition(b" ")[2].decode("latin-1")
+    return ENDPOINTS[path][1] if path in ENDPOINTS and path != PATH else ANSWER
+
+
+def request(host: str, headers: Mapping[str, str], body: bytes, path: str = PATH) -> bytes:
+    """A whole POST to `path`, head and body in one piece, with the headers an OpenAI SDK sends."""
     lines = {
         "Host": host,
         "Accept": "application/json",
@@ -160,7 +242,7 @@ def request(host: str, headers: Mapping[str, str], body: bytes) -> bytes:
         **headers,
         "Content-Length": str(len(body)),
     }
-    return (f"POST {PATH} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n").encode() + body
+    return (f"POST {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n").encode() + body
 
 
 def is_complete(message: bytes) -> bool:

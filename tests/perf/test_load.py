@@ -37,6 +37,18 @@ def test_one_exchange_comes_back_whole(load: Load) -> None:
     assert load.once(load.provider_port, request(load), 2.0) == traffic.ANSWER
 
 
+@pytest.mark.parametrize("path", traffic.ENDPOINTS)
+def test_every_endpoint_has_an_answer_of_its_own(load: Load, path: str) -> None:
+    body, answer = traffic.ENDPOINTS[path]
+    asked = traffic.request(f"127.0.0.1:{load.provider_port}", {}, body, path)
+    assert load.once(load.provider_port, asked, 2.0) == answer
+    assert traffic.is_complete(answer)
+
+
+def test_what_is_not_known_is_answered_as_chat(load: Load) -> None:
+    assert load.once(load.provider_port, b"GET /v1/models HTTP/1.1\r\n\r\n", 2.0) == traffic.ANSWER
+
+
 def test_a_stream_holds_every_event_in_order_and_its_end(load: Load) -> None:
     answer = load.once(load.provider_port, request(load, 3), 2.0, events=20)
     assert answer is not None

@@ -75,3 +75,8 @@ def test_event_and_stream_cost_are_told_apart() -> None:
 
 def test_windows_without_streams_have_no_cost() -> None:
     assert all(math.isnan(cost) for cost in _event_cost(Sample(), Sample()))
+
+
+def test_endpoints_are_told_by_their_ratio_within_each_round() -> None:
+    text = report.endpoints({"/a": [100.0, 200.0, 100.0], "/b": [110.0, 190.0, 100.0]})
+    assert text.splitlines()[2:] == ["| `/a` | 100.0 | 1.00 (1.00 to 1.00) |", "| `/b` | 110.0 | 1.00 (0.95 to 1.10) |"]
