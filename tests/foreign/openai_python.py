@@ -1,7 +1,8 @@
 """openai-python's own API tests with Headgate between, by a catch-all route to one provider.
 
 Always: each request of `tests/api_resources` goes once directly and once through Headgate to a provider that records
-it, and the two must be equal (requests.py). What the tests think of the recorder's answers does not matter.
+it, and the two must be equal (tests/support/heard.py). It answers with the least that the SDK takes for an answer, so
+what the tests make of the answers is compared, too.
 
 With an OpenAPI file (`HEADGATE_OPENAPI`), also as the SDK's authors run it, against the mock server that validates
 requests by it: whatever passes directly must pass through Headgate.
@@ -10,6 +11,7 @@ requests by it: whatever passes directly must pass through Headgate.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import re
@@ -19,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests_support.answers import response
 from tests_support.heard import by_mark, compare
 from tests_support.process import gateway_process
 from tests_support.upstream import FakeUpstream
@@ -39,7 +42,7 @@ ENVIRONMENT = (
     "botocore", "azure-identity",
 )  # fmt: skip
 KEY = "the-provider's"
-MARK = "x-foreign-test"
+MARK, ANSWER = "x-foreign-test", "x-foreign-answer"
 ANSWERED_HERE = re.compile(r"GET /v1/models(/[^/]+)?")
 SHOWN = 20
 PEACE = 60.0
@@ -67,14 +70,15 @@ def through(url: str) -> dict[str, Any]:
 
 
 async def _requests(source: Path, python: Path) -> bool:
-    heard = []
+    heard, passed = [], []
     async with FakeUpstream(_answer) as recorder, gateway_process(through(recorder.base_url)) as gateway:
         for way, base_url in (("directly", recorder.base_url), ("through Headgate", gateway.base_url)):
             recorder.requests.clear()
             print(f"  tests/api_resources against the recorder, {way} …", flush=True)
             results = await _suite(source, python, base_url, "-p", "mark_requests")
             heard.append(by_mark(recorder.requests, MARK))
-            print(f"    {len(results)} tests made {len(recorder.requests)} requests")
+            passed.append({test for test, outcome in results.items() if outcome == "passed"})
+            print(f"    {len(passed[-1])} of {len(results)} tests passed with {len(recorder.requests)} requests")
     direct, through_us = heard
     compared = compare(direct, through_us, answered_here=ANSWERED_HERE, credential=f"Bearer {KEY}")
     for difference in compared.differences[:SHOWN]:
@@ -83,16 +87,13 @@ async def _requests(source: Path, python: Path) -> bool:
         print(f"    as documented, on {count} requests: {what}")
     print(f"    as documented, {compared.answered} requests to /v1/models answered by Headgate itself")
     print(f"  requests: {compared.equal} of {len(direct)} arrived equal, {len(compared.differences)} differences")
-    return bool(direct) and not compared.differences
+    return bool(direct) and not compared.differences and _none_lost(*passed)
 
 
 def _answer(asked: Request) -> Sequence[Step]:
-    """The least that both a client and the gateway take for an answer."""
-    if b'"stream":true' in asked.body:
-        done = b'data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
-        return [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(done), done]
-    body = b'{"id":"x","object":"list","data":[],"has_more":false}'
-    return [b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body]
+    """What the request itself says would do (plugins/valid_answers.py)."""
+    kind, _, body = (asked.header(ANSWER) or "").partition(" ")
+    return [response(200, base64.b64decode(body), [("content-type", kind)])]
 
 
 async def _against_mock(source: Path, python: Path, spec: Path) -> bool:
@@ -103,11 +104,15 @@ async def _against_mock(source: Path, python: Path, spec: Path) -> bool:
             results = await _suite(source, python, base_url)
             passed.append({test for test, outcome in results.items() if outcome == "passed"})
             print(f"    {len(passed[-1])} of {len(results)} passed")
-    lost = sorted(passed[0] - passed[1])
+    return _none_lost(*passed)
+
+
+def _none_lost(direct: set[str], through: set[str]) -> bool:
+    lost = sorted(direct - through)
     for test in lost[:SHOWN]:
         print(f"    passes only directly: {test}")
-    print(f"  API tests: {len(passed[0])} pass directly, {len(passed[1])} through Headgate, {len(lost)} lost")
-    return bool(passed[0]) and not lost
+    print(f"  API tests: {len(direct)} pass directly, {len(through)} through Headgate, {len(lost)} lost")
+    return bool(direct) and not lost
 
 
 @contextlib.asynccontextmanager
