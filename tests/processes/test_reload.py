@@ -48,11 +48,14 @@ def resident(pids: list[int]) -> int:
     ],
 )
 async def test_reloads_under_load_lose_nothing(workers: int, times: int, rate: float, streams: int) -> None:
-    """Faults D3. One in ten rotates a provider's key, so that its connections are exchanged under the requests."""
+    """Faults D3. One in ten gives a provider another key and address, so that its connections are exchanged."""
     async with providers(slow_ms=100) as base, gateway_process(base, workers=workers) as gateway:
 
         def config(n: int) -> dict[str, Any]:
-            quick = {**base["providers"][QUICK], "api_key": f"sk-{n // ROTATE_EVERY}"}
+            turn = n // ROTATE_EVERY
+            quick = {**base["providers"][QUICK], "api_key": f"sk-{turn}"}
+            if turn % 2:
+                quick["base_url"] = quick["base_url"].replace("127.0.0.1", "localhost")
             return {
                 **base,
                 "providers": {**base["providers"], QUICK: quick},
@@ -89,7 +92,7 @@ def elsewhere(upstream: FakeUpstream) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_a_reload_shakes_no_hands_again_unless_the_provider_is_another(workers: int, tmp_path: Path) -> None:
+async def test_a_reload_shakes_no_hands_again_unless_the_address_is_another(workers: int, tmp_path: Path) -> None:
     """A TLS handshake is what a storm after a reload is made of: each connection here stands for one."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
