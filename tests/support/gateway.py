@@ -70,11 +70,15 @@ def config_for(
 
 
 def written(config: Mapping[str, Any], folder: Path) -> str:
-    """The text of the file: ports of the system's choice, records in `folder`. (JSON is YAML.)"""
+    """The text of the file: ports of the system's choice, records in `folder`. (JSON is YAML.)
+
+    The loop is often the test's own, and the machine has other work: how late it is turns nobody away.
+    """
     complete = {
         "listeners": {"data": {"port": 0}, "admin": {"port": 0}},
         "events": {"path": str(folder / "events.db"), "spool": {"path": str(folder / "spool")}},
         **config,
+        "limits": {"loop_lag": "0s", **config.get("limits", {})},
     }
     return json.dumps(complete, indent=1)
 

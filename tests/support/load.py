@@ -225,6 +225,7 @@ class Load:
                 text = await (self._stream_lean(pool) if sdk is None else self._stream_sdk(sdk))
             except Exception as error:
                 self.failures[f"stream of {'the SDK' if sdk else 'the pool'}: {error!r}"] += 1
+                await asyncio.sleep(1)
                 continue
             if self._words not in text:
                 self.failures[f"stream: {text[-50:]!r}"] += 1

@@ -132,3 +132,24 @@ async def test_a_worker_that_is_still_starting_is_told_of_a_drain_and_of_a_refus
         await made._drain(keepers, hurry)
         assert made.not_ready() == ["draining"]
         assert all(keeper.done() for keeper in keepers)
+
+
+async def test_a_bug_in_a_replacement_is_logged_and_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with supervising("obeys") as (made, _):
+        asked, tries = asyncio.Event(), 0
+
+        async def replace_all() -> bool:
+            nonlocal tries
+            tries += 1
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(made.crew, "replace_all", replace_all)
+        replacing = asyncio.ensure_future(made._replace_on(asked))
+        with capture_logs() as logged:
+            asked.set()
+            await eventually(lambda: tries == 1)
+            asked.set()
+            await eventually(lambda: tries == 2)
+        replacing.cancel()
+        await asyncio.wait([replacing])
+    assert [event["event"] for event in logged] == ["replacement_failed"] * 2

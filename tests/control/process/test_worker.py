@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from headgate.config import ConfigError
+from headgate.control.process import data_server
 from headgate.control.process import worker as module
-from headgate.control.process.channel import Channel, Configure, Leave, Ready, Refuse, Refused, Told
+from headgate.control.process.channel import Channel, Configure, Leave, Ready, Refuse, Refused, Retire, Told
 from headgate.control.process.source import ConfigSource
 from headgate.control.process.worker import run_worker
 from headgate.gateway import Gateway
@@ -40,6 +41,7 @@ WITHIN = 20.0
 MOCK = {"providers": {"mock": {"base_url": "mock:"}}}
 SSE = response_head(200, [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")])
 STALLED: list[Step] = [SSE, *(chunk(event(one)) for one in chat_chunks(done=False)[:3]), STALL]
+ASK = request("POST", CHAT, b'{"model":"m","messages":[{"role":"user","content":"hello"}]}')
 STREAM = request("POST", CHAT, b'{"model":"m","stream":true}')
 
 
@@ -243,3 +245,44 @@ async def test_a_config_it_cannot_start_under_is_raised(tmp_path: Path) -> None:
         worker.channel.send(worker.order("d", filters=[{"use": "nowhere_at_all:X"}]))
         with pytest.raises(ConfigError, match="cannot be imported"):
             await worker.ended()
+
+
+async def test_told_to_retire_it_serves_who_is_connected_and_ends_when_nobody_is(tmp_path: Path) -> None:
+    async with playing(tmp_path) as worker:
+        await worker.started()
+        async with RawClient(worker.port) as kept:
+            await kept.send(ASK)
+            assert (await kept.answer()).header("connection") is None
+            worker.channel.send(Retire())
+            while not (told := await worker.hears(Told)).snapshot.draining:  # type: ignore[union-attr]
+                pass
+            assert isinstance(told, Told)
+            assert not told.snapshot.ready
+            await kept.send(ASK)
+            answer = await kept.answer()
+            assert (answer.status, answer.header("connection")) == (200, "close")
+        assert await worker.ended() == 0
+
+
+async def test_told_to_leave_while_it_retires_it_drains(tmp_path: Path) -> None:
+    async with FakeUpstream(STALLED) as upstream, playing(tmp_path) as worker:
+        await worker.started(providers={"up": {"base_url": upstream.base_url}}, limits={"drain": "0s"})
+        async with RawClient(worker.port) as client:
+            await client.send(STREAM)
+            await client.head()
+            worker.channel.send(Retire())
+            worker.channel.send(Leave())
+            assert [error["code"] for error in error_events((await client.rest()).body)] == ["shutting_down"]
+        assert await worker.ended() == 0
+
+
+async def test_a_worker_that_retires_for_too_long_drains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_server, "RETIRE_SECONDS", 0.3)
+    async with FakeUpstream(STALLED) as upstream, playing(tmp_path) as worker:
+        await worker.started(providers={"up": {"base_url": upstream.base_url}}, limits={"drain": "200ms"})
+        async with RawClient(worker.port) as client:
+            await client.send(STREAM)
+            await client.head()
+            worker.channel.send(Retire())
+            assert [error["code"] for error in error_events((await client.rest()).body)] == ["shutting_down"]
+        assert await worker.ended() == 0
