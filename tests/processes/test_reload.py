@@ -71,7 +71,7 @@ async def test_reloads_under_load_lose_nothing(workers: int, times: int, rate: f
             early, descriptors = resident(pids), gateway.open_fds()
             for n in range(times // 5 + 1, times + 1):
                 await reloaded(gateway, config(n), n)
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.05)
             late = resident(pids)
         print(load, f"{len(load.versions)} versions, {early // MIB} -> {late // MIB} MiB")
         load.assert_flawless()
