@@ -101,7 +101,8 @@ async def test_audio_is_transcribed_whole_and_streamed() -> None:
     assert whole.text == "Hello"
     assert said == [one["type"] for one in EVENTS]
     assert all(AUDIO in one.body for one in upstream.requests)
-    assert (plain.model, plain.usage_source, plain.endpoint) == ("gpt-4o-transcribe", "none", "transcriptions")
+    assert (plain.model, plain.usage_source, plain.endpoint) == ("gpt-4o-transcribe", "reported", "transcriptions")
+    assert (plain.audio_seconds, plain.prompt_tokens) == (9, 0)
     assert (streamed.prompt_tokens, streamed.completion_tokens, streamed.stream) == (14, 45, True)
 
 

@@ -33,9 +33,11 @@ async def test_sums_by_a_label() -> None:
         await admin.control.tailer.flush()
         by_key = (await admin.get("/admin/usage", key="viewer")).json()
         by_model = (await admin.get("/admin/usage?by=model&since=1h", key="viewer")).json()
+        by_endpoint = (await admin.get("/admin/usage?by=endpoint", key="viewer")).json()
         long_ago = (await admin.get("/admin/usage?by=model&since=2100-01-01", key="viewer")).json()
     assert (by_key["by"], [(row["key"], row["requests"]) for row in by_key["data"]]) == ("key", [("app", 3)])
     assert sorted((row["model"], row["requests"]) for row in by_model["data"]) == [("one", 2), ("two", 1)]
+    assert [(row["endpoint"], row["requests"]) for row in by_endpoint["data"]] == [("chat", 3)]
     assert long_ago["data"] == []
 
 
