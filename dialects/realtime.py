@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote_plus
 import msgspec
 
 from ..proxy.accounting.estimate import delivered_tokens
-from ..proxy.accounting.usage import Usage, parse_responses_usage
+from ..proxy.accounting.usage import Usage, parse_duration_usage, parse_responses_usage
 from ..proxy.dialect import AnswerFacts, Operation, RequestFacts, SessionReader
 from ..proxy.errors import DuplicateFieldError, MissingModelError
 from ..proxy.stateful import Ref
@@ -235,7 +235,7 @@ class RealtimeSession(SessionReader):
         elif event.type in _DELTAS:
             self._speak(_key(event.response_id), event.delta)
         elif event.type == _TRANSCRIBED and self._transcribes:
-            usage = parse_responses_usage(event.usage)
+            usage = parse_responses_usage(event.usage) or parse_duration_usage(event.usage)
             if usage is not None:
                 self.reports.append(usage)
 

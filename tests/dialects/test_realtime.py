@@ -140,7 +140,7 @@ def test_a_transcription_counts_where_the_session_is_for_nothing_else() -> None:
     session = REALTIME.open_session(facts)
     assert told(TRANSCRIBED, session=session) == [Usage(14, 45, 0, 0, 0, 14, 0)]
     by_time = {**TRANSCRIBED, "usage": {"type": "duration", "seconds": 3}}
-    assert told(by_time, session=REALTIME.open_session(facts)) == []
+    assert told(by_time, session=REALTIME.open_session(facts)) == [Usage(audio_seconds=3)]
     assert told(TRANSCRIBED) == []
 
 
