@@ -143,6 +143,11 @@ class H1Connection(asyncio.Protocol):
         """Open as far as anyone knows."""
         return self.usable
 
+    @property
+    def busy(self) -> bool:
+        """It carries a call."""
+        return self._call is not None
+
     def send(self, call: H1Call) -> H1Connection:
         """Send its request; from here on its receiver hears of it, first from the next turn of the loop."""
         self._call = call
@@ -189,6 +194,10 @@ class H1Connection(asyncio.Protocol):
         if self._connected:
             self._transport.abort()
         self._owner.drop(self)
+
+    def abort(self) -> None:
+        """The same: HTTP/1.1 has no word for it."""
+        self.close()
 
     def on_deadline(self) -> None:
         """Idle for too long, or a head that does not come to its end."""

@@ -28,6 +28,10 @@ CONNECTION_SPECIFIC: Final = frozenset(
 )
 """Fields of HTTP/1.1's framing; here they would make the message malformed (RFC 9113, 8.2.2)."""
 
+_SECRET = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"x-api-key", b"api-key", b"x-goog-api-key"))
+"""Fields that nobody on the way may put into a table either (RFC 7541, 7.1.3)."""
+
+_NEVER_INDEXED = 0x10
 _NO_CONTENT = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS"))
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _REMEMBERED = 4096
@@ -69,7 +73,7 @@ class _Names(dict[bytes, bytes]):
     def __missing__(self, name: bytes) -> bytes:
         if not _TOKEN.fullmatch(name):
             raise _refused("a field name")
-        start = b"" if name in CONNECTION_SPECIFIC else _name_of(name, 0)
+        start = b"" if name in CONNECTION_SPECIFIC else _name_of(name, _NEVER_INDEXED if name in _SECRET else 0)
         if len(self) < _REMEMBERED:
             self[name] = start
         return start
@@ -95,7 +99,7 @@ class Common(NamedTuple):
 def encode_common(to: Destination) -> Common:
     """For one connection or all of an endpoint."""
     target = (b"\x87" if to.scheme == b"https" else b"\x86") + _name_of(b":authority", 0) + _string(to.authority)
-    fields = b"".join(_name_of(name, 0x10) + _string(value) for name, value in to.credential)
+    fields = b"".join(_name_of(name, _NEVER_INDEXED) + _string(value) for name, value in to.credential)
     return Common(target, to.base, fields)
 
 

@@ -7,14 +7,13 @@ provider first speaks it: who has no such provider never pays.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from .h1 import H1Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..clock import Clock
     from .dial import Dialer
     from .h2_connection import H2Connection
@@ -50,22 +49,28 @@ class Connector:
 
     async def open(self, pool: Pool) -> Connection:
         """A connection that belongs to `pool`. Raises ConnectError; cancelled, it leaves no socket behind."""
-        h1, h2 = partial(H1Connection, pool, self._clock), partial(self._h2, pool)
         if self.http2 == "auto":
-            choice = Choice(h1, h2)
-            try:
-                await self._dialer.open(lambda: choice)
-            except BaseException:
-                choice.close()
-                raise
-            return choice.connection
-        connection: Connection = h2() if self.http2 else h1()
+            return await self._negotiate(pool)
+        if self.http2:
+            await _load()
+        connection = self._h2(pool) if self.http2 else H1Connection(pool, self._clock)
         try:
             await self._dialer.open(lambda: connection)
         except BaseException:
-            connection.close()
+            connection.abort()
             raise
         return connection
+
+    async def _negotiate(self, pool: Pool) -> Connection:
+        waiting = Waiting()
+        await self._dialer.open(lambda: waiting)
+        try:
+            if waiting.speaks_h2:
+                await _load()
+        except BaseException:
+            waiting.transport.abort()
+            raise
+        return waiting.give(self._h2(pool) if waiting.speaks_h2 else H1Connection(pool, self._clock))
 
     def _h2(self, pool: Pool) -> H2Connection:
         from .h2_connection import H2Connection
@@ -73,24 +78,27 @@ class Connector:
         return H2Connection(pool, self._clock, self._to)
 
 
-class Choice(asyncio.Protocol):
-    """Stands in until the handshake is over, then gives the transport to a connection of the chosen version."""
+async def _load() -> None:
+    """Import the code of HTTP/2, beside the loop: that takes some tens of milliseconds, once."""
+    name = f"{__package__}.h2_connection"
+    if name not in sys.modules:
+        await asyncio.get_running_loop().run_in_executor(None, import_module, name)
 
-    connection: Connection
 
-    def __init__(self, h1: Callable[[], H1Connection], h2: Callable[[], H2Connection]) -> None:
-        self._h1 = h1
-        self._h2 = h2
-        self._made = False
+class Waiting(asyncio.Protocol):
+    """Holds a connection from the end of its handshake until what was chosen there is known and loaded."""
+
+    transport: asyncio.Transport
+    speaks_h2: bool
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        chosen = transport.get_extra_info("ssl_object").selected_alpn_protocol()
-        self.connection = self._h2() if chosen == H2 else self._h1()
-        self._made = True
-        transport.set_protocol(self.connection)
-        self.connection.connection_made(transport)
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.pause_reading()
+        self.speaks_h2 = transport.get_extra_info("ssl_object").selected_alpn_protocol() == H2
 
-    def close(self) -> None:
-        """Close what there is; idempotent."""
-        if self._made:
-            self.connection.close()
+    def give(self, connection: Connection) -> Connection:
+        """Hand it over."""
+        self.transport.set_protocol(connection)
+        connection.connection_made(self.transport)
+        self.transport.resume_reading()
+        return connection

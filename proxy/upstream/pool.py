@@ -281,7 +281,7 @@ class Pool:
         """Close what is idle and give up attempts nobody waits for; connections in use close after their call."""
         self._closing = True
         self._shared.clear()
-        for connection in list(self._idle):
+        for connection in [one for one in self._open if not one.busy]:
             connection.close()
         unwanted = list(self._attempts)[len(self._queue) :]
         for attempt in unwanted:

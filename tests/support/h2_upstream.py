@@ -244,6 +244,9 @@ class Peer(asyncio.Protocol):
         assert self.server.answer is not None
         try:
             await self.server.answer(stream)
+        except H2Error as error:
+            if not self.server.lenient:
+                self.server.failures.append(error)
         except Exception as error:
             self.server.failures.append(error)
 
@@ -257,7 +260,7 @@ async def hello(stream: PeerStream) -> None:
 
 class H2Upstream:
     """See the top. `settings` are the provider's; `greeting` replaces its first words; `deaf` only records; with
-    `gives_back` off, a window is never opened again."""
+    `gives_back` off, a window is never opened again; `lenient` forgives a script that speaks where it may no more."""
 
     def __init__(
         self,
@@ -267,6 +270,7 @@ class H2Upstream:
         greeting: bytes | None = None,
         deaf: bool = False,
         gives_back: bool = True,
+        lenient: bool = False,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.answer = answer
@@ -274,6 +278,7 @@ class H2Upstream:
         self.greeting = greeting
         self.deaf = deaf
         self.gives_back = gives_back
+        self.lenient = lenient
         self.tls = tls
         self.peers: list[Peer] = []
         self.requests: list[PeerStream] = []
