@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .dispatch import Dispatch
     from .errors import GatewayError
     from .meters import Meter
+    from .stateful import Said
 
 
 class WholeAnswer:
@@ -82,7 +83,7 @@ class Answer:
         if whole.facts is not None:
             run.engine.ledger.settle(ex, whole.facts)
             if ex.facts is not None and ex.facts.stores:
-                note(ex, run.engine.issuers, self._dispatch.operation.read_objects(body))
+                self._note(self._dispatch.operation.read_objects(body))
         self._dispatch.end(self._attempt, None)
         head = self._head()
         if ex.error is not None and len(ex.attempts) > 1:
@@ -106,12 +107,12 @@ class Answer:
             announced = self._upstream.header(b"content-length")
             length = int(announced) if announced is not None else None
             if taken and ex.facts is not None and ex.facts.stores and self._upstream.status < 300:
-                note(ex, run.engine.issuers, self._dispatch.operation.read_objects(taken))
+                self._note(self._dispatch.operation.read_objects(taken))
             if self._meter is not None:
                 self._meter.feed(taken)
         else:
             if reader.named is not None:
-                self._note()
+                self._note_named(reader)
             if reader.committed:
                 ex.first_token_at = run.engine.clock.monotonic()
             if self._upstream.header(b"cache-control") is None:
@@ -137,7 +138,7 @@ class Answer:
             return
         ready = reader.feed(data)
         if reader.named is not None:
-            self._note()
+            self._note_named(reader)
         if reader.committed and self._run.ex.first_token_at is None:
             self._run.ex.first_token_at = self._run.engine.clock.monotonic()
         if reader.finished:
@@ -158,7 +159,7 @@ class Answer:
         if self._reader is not None and clean:
             last, whole = self._reader.end()
             if self._reader.named is not None:
-                self._note()
+                self._note_named(self._reader)
         if whole or self.ended_as is not None:
             self.complete(last)
         else:
@@ -224,12 +225,14 @@ class Answer:
         headers += own_fields(run.ex, run.engine.clock.monotonic())
         return ResponseHead(upstream.status, headers)
 
-    def _note(self) -> None:
+    def _note(self, said: Said) -> None:
         """Write down what the next bytes say of objects, before they go down."""
-        reader, run = self._reader, self._run
-        if reader is not None and reader.named is not None:
-            said, reader.named = reader.named, None
-            note(run.ex, run.engine.issuers, said)
+        note(self._run.ex, self._run.engine.issuers, said, self._attempt.target.cluster.name)
+
+    def _note_named(self, reader: StreamReader) -> None:
+        said, reader.named = reader.named, None
+        if said is not None:
+            self._note(said)
 
     def _down(self, data: bytes) -> None:
         run = self._run

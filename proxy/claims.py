@@ -64,12 +64,9 @@ def pin(ex: Exchange, refs: Sequence[Ref], found: Mapping[str, Sequence[Issued]]
         ex.pin(verdict.provider)
 
 
-def note(ex: Exchange, issuers: Issuers, said: Said) -> None:
-    """Write down what a good answer says of objects, before anybody can have read it."""
-    attempt = ex.attempt
-    if attempt is None:
-        return
-    provider, team = attempt.target.cluster.name, ex.principal.team or ""
+def note(ex: Exchange, issuers: Issuers, said: Said, provider: str) -> None:
+    """Write down what a good answer of `provider` says of objects, before anybody can have read it."""
+    team = ex.principal.team or ""
     if not ex.face.passes:
         new = [(ex.face.kind, said.id)] if said.id else []
         issuers.made([*new, *said.others], provider, team)

@@ -1,7 +1,7 @@
 """What one worker knows of who made which object, and whom it asks for the rest.
 
-What is made here is written to the spool before the answer that names it goes down (one write, 1 us, in the kernel when
-it returns), so it is known to the control half whatever becomes of this process; no answer waits for anybody. What was
+What is made here is written to the spool before the answer that names it goes down (one `write`, in the kernel when it
+returns), so it is known to the control half whatever becomes of this process; no answer waits for anybody. What was
 made elsewhere is asked for, in one message for all ids of a request, and remembered: who made an object never changes.
 An id that nobody knows is not remembered; the next moment somebody may make it.
 
