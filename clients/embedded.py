@@ -102,6 +102,7 @@ class Embedded:
         if self._server is not None:
             self._server = None
             self._control.tailer.close()
+            self._control.lookups.close()
             if self.gateway.spool is not None:
                 self.gateway.spool.close()
         self._loop, self._turn = loop, asyncio.Lock()

@@ -105,7 +105,7 @@ class Form(OneShot):
         super().__init__(name, path, events, needs_model=needs_model)
         self._takes_json = takes_json
 
-    def open_body(self, head: RequestHead, model: str = "", *, tracks: bool) -> FormReader | None:
+    def open_body(self, head: RequestHead, model: str = "", *, tracks: bool, divided: bool) -> FormReader | None:
         """A reader of the form; None for JSON. Raises UnsupportedMediaTypeError."""
         kinds = [value for name, value in head.headers if name == b"content-type"]
         encoding = head.header(b"content-encoding")

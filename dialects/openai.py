@@ -26,7 +26,7 @@ from .objects import read_id
 from .one_shot import ONE_SHOT
 from .pass_through import METERED, VERBATIM, PassThrough
 from .realtime import Realtime
-from .references import references
+from .references import files_in
 from .responses import Responses
 from .sse import BOM, EventSplitter, has_id, parse_event
 
@@ -148,7 +148,7 @@ class Chat(Operation):
 
     def references(self, facts: RequestFacts) -> list[Ref]:
         """Files."""
-        return references(facts.body)
+        return files_in(facts.body)
 
     def read_objects(self, body: bytes) -> Said:
         """The completion's id."""

@@ -30,6 +30,10 @@ _ABSENT = msgspec.Raw(b"null")
 _NOWHERE = frozenset(("", ".", ".."))
 
 
+_CONTENT = (b"multipart/", b"application/octet-stream", b"audio/", b"image/", b"video/")
+"""What an honest client does not send as JSON; `curl -d` says something else than JSON, too."""
+
+
 class _Answer(msgspec.Struct):
     usage: msgspec.Raw = _ABSENT
 
@@ -88,15 +92,18 @@ class PassThrough(Operation):
         self.name = name
         self._meters = meters
 
-    def open_body(self, head: RequestHead, model: str = "", *, tracks: bool) -> BodyReader | None:
+    def open_body(self, head: RequestHead, model: str = "", *, tracks: bool, divided: bool) -> BodyReader | None:
         """Refuses a path that a provider might read as another one: `/v1/files/../chat/completions`.
 
-        A body that may name objects is collected, but for a form, in which none may be named. Raises
-        UnsupportedMediaTypeError for a form that cannot be read."""
+        A body that may be JSON may name objects, and is collected. Where none may escape notice, every body is, but for
+        a form, in which none may be named. Raises UnsupportedMediaTypeError for a form that cannot be read."""
         parts = head.path.replace("\\", "/").split("/")[1:]
         if not head.target.startswith(b"/v1/") or not _NOWHERE.isdisjoint(parts):
             raise UnknownPathError(f"Unknown path '{head.path[:128]}'.")
-        return _looking(head) if tracks and _has_body(head) else PassReader()
+        if divided and _has_body(head):
+            return _strict_reader(head)
+        kind = (head.header(b"content-type") or b"").lower()
+        return None if tracks and _has_body(head) and not kind.startswith(_CONTENT) else PassReader()
 
     def references(self, facts: RequestFacts) -> list[Ref]:
         """Those of a JSON body. Raises InvalidJsonError for one that a provider might read in another encoding."""
@@ -143,7 +150,7 @@ def _has_body(head: RequestHead) -> bool:
     return head.header(b"transfer-encoding") is not None or (announced is not None and announced.strip(b"0") != b"")
 
 
-def _looking(head: RequestHead) -> PassReader | None:
+def _strict_reader(head: RequestHead) -> PassReader | None:
     """A reader for a form; None for whatever else a provider might read as JSON, which is anything."""
     kinds = [value for name, value in head.headers if name == b"content-type"]
     if not any(kind.lower().lstrip().startswith(b"multipart/") for kind in kinds):

@@ -31,8 +31,6 @@ def wanted(ex: Exchange, operation: Operation) -> list[Ref]:
     """What must be known before this request may go on, the object of its path first. Raises NotIssuedError for a list
     that would show what other teams have made."""
     divided = ex.graph.divided
-    if not divided and len(_possible(ex)) < 2:
-        return []
     refs: list[Ref] = []
     if ex.face.passes:
         place = locate(ex.head.path)
@@ -44,7 +42,7 @@ def wanted(ex: Exchange, operation: Operation) -> list[Ref]:
             )
     if ex.facts is not None:
         refs += operation.references(ex.facts)
-    return refs
+    return refs if refs and (divided or len(_possible(ex)) > 1) else []
 
 
 def pin(ex: Exchange, refs: Sequence[Ref], found: Mapping[str, Sequence[Issued]] | None) -> None:

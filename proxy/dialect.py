@@ -209,9 +209,10 @@ class Operation(ABC):
     verbatim: ClassVar[bool] = False
     """Method, path and query go up as the client sent them."""
 
-    def open_body(self, head: RequestHead, model: str = "", *, tracks: bool) -> BodyReader | None:
+    def open_body(self, head: RequestHead, model: str = "", *, tracks: bool, divided: bool) -> BodyReader | None:
         """A reader for a body that is passed on while it arrives; None: it is collected, for `read`. `model`: the path
-        names it, and the body is not believed. `tracks`: the objects that it names will be asked for.
+        names it, and the body is not believed. `tracks`: the objects that it names will be asked for;
+        `divided`: and none of them may escape notice.
 
         Asked only of faces that stream. Raises DownstreamError."""
         return None

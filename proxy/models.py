@@ -48,7 +48,10 @@ REJECT = Exhaustion()
 class ModelTable:
     """Resolves names. Immutable but for a bounded memory of answers."""
 
-    __slots__ = ("_anybody", "_clusters", "_direct", "_entries", "_exhaustions", "_first", "_resolved", "_wildcards")
+    __slots__ = (
+        "_anybody", "_clusters", "_direct", "_entries", "_exhaustions", "_first", "_names", "_resolved", "_usable",
+        "_wildcards",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -66,6 +69,9 @@ class ModelTable:
         usable = [cluster for cluster in clusters.values() if not (cluster.unconfigured or cluster.stand_in)]
         self._anybody = [ModelTarget(cluster, None, 0, None) for cluster in usable]
         """Who is asked when a request names no model: the first provider that can answer, or the route's."""
+        self._names = frozenset(clusters)
+        stand_ins = [cluster for cluster in clusters.values() if cluster.stand_in]
+        self._usable = frozenset(cluster.name for cluster in usable or stand_ins) or self._names
         self._resolved: dict[tuple[str, str | None], tuple[Target, ...]] = {}
 
     def resolve(self, model: str, *, provider: str | None = None) -> tuple[Target, ...]:
@@ -106,16 +112,14 @@ class ModelTable:
 
     def usable(self, provider: str | None = None) -> frozenset[str]:
         """Providers that may be asked for what names no model: `provider`, or all that can answer."""
-        if provider is not None:
-            return frozenset(cluster.name for cluster in self._clusters if cluster.name == provider)
-        return frozenset(entry.cluster.name for entry in self._anybody) or frozenset(
-            cluster.name for cluster in self._clusters
-        )
+        if provider is None:
+            return self._usable
+        return frozenset((provider,)) & self._names
 
     def usable_of(self, targets: Iterable[Target]) -> frozenset[str]:
         """The providers of these targets, less those that cannot answer as long as there are others."""
         names = frozenset(target.cluster.name for target in targets)
-        return names & self.usable() or names
+        return names & self._usable or names
 
     def exhaustion(self, model: str) -> Exhaustion:
         """What its entry says for when nobody is left."""

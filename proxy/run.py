@@ -164,7 +164,8 @@ class Run:
     def _open_body(self) -> BodyReader | None:
         ex = self.ex
         model = ex.face.model_in(ex.head.path) if ex.face.names_model else ""
-        return self.engine.operation(ex.face).open_body(ex.head, model, tracks=ex.graph.tracks)
+        graph = ex.graph
+        return self.engine.operation(ex.face).open_body(ex.head, model, tracks=graph.tracks, divided=graph.divided)
 
     def on_body(self, body: bytes) -> None:
         """The request is complete: understand it, choose the route, run its filters."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.dialects.references import MOST, references
+from headgate.dialects.references import MOST, files_in, references
 from headgate.proxy.errors import InvalidRequestError
 from headgate.proxy.stateful import Ref
 
@@ -165,3 +165,10 @@ def ids(value: Any) -> list[str]:
 def test_the_bytes_name_what_the_value_names(body: dict[str, Any], ascii_only: bool) -> None:
     text = json.dumps(body, ensure_ascii=ascii_only).encode(errors="replace")
     assert {ref.id for ref in references(text)} == walk(json.loads(text))
+
+
+def test_a_chat_names_files_only() -> None:
+    body = json.dumps({"file_id": "file-a", "conversation": "c", "thread_id": "t", "file_ids": ["b"]}).encode()
+    assert [ref.id for ref in files_in(body)] == ["file-a", "b"]
+    assert [ref.id for ref in files_in(rb'{"\u0066ile_id":"file-a"}')] == ["file-a"]
+    assert files_in(b'{"thread_id":"t"}') == []

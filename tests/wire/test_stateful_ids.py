@@ -336,3 +336,38 @@ async def test_a_model_that_a_filter_may_yet_choose_does_not_stand_in_the_way(
             sent = {"model": "auto", "input": "hi", "previous_response_id": made.json()["id"]}
             answer = await gateway.send("POST", "/v1/responses", json.dumps(sent).encode())
             assert (answer.status, answer.header("x-headgate-provider")) == (200, "up2")
+
+
+async def test_with_one_team_forms_and_media_pass_unread() -> None:
+    """Two providers and a route to one of them: at any size, and in any bytes."""
+    route = {"name": "rest", "match": {"path": "/v1/**"}, "provider": "up2"}
+    body = b"\0\0\0\x18ftypmp42" + b"x" * 2 * MIB
+    async with FakeUpstream(Keeper("a")) as up, FakeUpstream(json_response({"id": "video_1"})) as up2:
+        config = keepers_config(up, up2, routes=[route], limits={"body": "1MiB"})
+        async with running_gateway(config) as gateway:
+            answer = await gateway.send("POST", "/v1/videos", body, [("content-type", "video/mp4")])
+            assert (answer.status, up2.requests[0].body) == (200, body)
+            named = form(("file_id", b"file-x"), ("file", b"x" * 2 * MIB))
+            assert (await gateway.send("POST", "/v1/containers", named, [FORM])).status == 200
+            answer = await gateway.send("POST", "/v1/videos", b'{"file_id":"file-x"}', [JSON])
+            assert answer.status == 200  # only one provider could be meant
+            assert gateway.half.engine.issuers.asked == 0
+
+
+async def test_the_mock_is_the_one_while_nobody_else_can_answer() -> None:
+    providers = {"openai": {"base_url": "https://api.openai.com/v1", "api_key": ""}, "mock": {"base_url": "mock:"}}
+    async with running_gateway({"providers": providers}) as gateway:
+        answer = await gateway.send("GET", f"{FILES}/file-x")
+        assert (answer.status, answer.header("x-headgate-provider")) == (404, "mock")
+
+
+@pytest.mark.parametrize("headers", [[], [JSON], [("content-type", "application/x-www-form-urlencoded")]])
+async def test_a_batch_finds_its_file_whatever_curl_calls_it(headers: list[tuple[str, str]]) -> None:
+    async with (
+        FakeUpstream(Keeper("a")) as up,
+        FakeUpstream(Keeper("b")) as up2,
+        running_gateway(keepers_config(up, up2)) as gateway,
+    ):
+        made = (await gateway.send("POST", FILES, form(("file", b"{}")), [FORM, AT_UP2])).json()["id"]
+        answer = await gateway.send("POST", "/v1/batches", b'{"input_file_id":"%b"}' % made.encode(), headers)
+        assert (answer.status, answer.header("x-headgate-provider")) == (200, "up2")
