@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MOST = 4096
+CONVERSATION_BYTES = 4096
 
 _KINDS = {
     "file_id": "files",
@@ -41,10 +42,15 @@ _KINDS = {
 }
 NAMES = frozenset(name.encode() for name in _KINDS)
 """The keys that name objects."""
+_CONVERSATION = "conversation"
 _DESCRIBES = ("metadata", "attributes", "parameters", "schema", "json_schema")
 _KEY = re.compile(b'"(%b)"[ \\t\\n\\r]*:[ \\t\\n\\r]*' % b"|".join(name.encode() for name in (*_KINDS, *_DESCRIBES)))
 # As long as a known key with an escape for every letter, so that no text makes it go far.
 _ESCAPED = re.compile(rb'"([^"\\]{0,20}(?:\\u00[5-7][0-9a-fA-F][^"\\]{0,20}){1,20})"[ \t\n\r]*:[ \t\n\r]*')
+# A list without lists and objects in it.
+_FLAT = re.compile(
+    rb'\[[ \t\n\r]*+(?:(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^"\[\]{},]++)[ \t\n\r]*+,?+[ \t\n\r]*+)*+\]', re.DOTALL
+)
 _BEFORE_KEYS = b"{, \t\n\r"
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _decode = msgspec.json.Decoder().decode
@@ -57,17 +63,17 @@ def references(body: bytes) -> list[Ref]:
     if not (b"_id" in body or b"_file" in body or b"conversation" in body or b"container" in body or b"\\u00" in body):
         return []
     refs: dict[Ref, None] = {}
-    behind = 0
+    behind = keys = 0
     for name, key, start in _keys(body):
         if key < behind:
             continue  # inside of a description
-        end = value_end(body, start) if start < len(body) else start
         if name in _DESCRIBES:
-            behind = end
+            behind = value_end(body, start) if start < len(body) else start
             continue
-        for id_ in _ids(body[start:end]):
+        keys += 1
+        for id_ in _ids(name, body, start):
             refs[Ref(_KINDS[name], id_, name)] = None
-        if len(refs) > MOST:
+        if max(keys, len(refs)) > MOST:
             raise InvalidRequestError(f"The body names more than {MOST} objects.", param=name)
     return list(refs)
 
@@ -84,11 +90,8 @@ def _keys(body: bytes) -> Iterator[tuple[str, int, int]]:
     found = [(match.start(), match[1].decode(), match.end()) for match in _KEY.finditer(body)]
     if b"\\u00" in body:
         for match in _ESCAPED.finditer(body):
-            try:
-                name = _decode(b'"%b"' % match[1])
-            except _UNREADABLE:
-                continue
-            if name in _KINDS or name in _DESCRIBES:
+            name = _read(b'"%b"' % match[1])
+            if isinstance(name, str) and (name in _KINDS or name in _DESCRIBES):
                 found.append((match.start(), name, match.end()))
         found.sort()
     for key, name, value in found:
@@ -96,15 +99,35 @@ def _keys(body: bytes) -> Iterator[tuple[str, int, int]]:
             yield name, key, value
 
 
-def _ids(value: bytes) -> list[str]:
-    """A string, strings in a list, or the `id` of an object; nothing else is an id."""
-    if value.startswith(b"{"):
-        places = find_members(value, b"id") if b"id" in value or b"\\u00" in value else []
-        return [id_ for start in places for id_ in _ids(value[start : value_end(value, start)])]
+def _ids(name: str, body: bytes, start: int) -> list[str]:
+    """A string, strings in a list, or the `id` of a conversation; nothing else is an id. Raises InvalidRequestError."""
+    first = body[start : start + 1]
+    if first == b'"':
+        return _strings(_read(body[start : value_end(body, start)]))
+    if first == b"[":
+        # Read no further than to its end, and never into what is nested in it: many of them stay linear.
+        flat = _FLAT.match(body, start)
+        if flat is None:
+            raise InvalidRequestError(f"'{name}' must be a list of ids.", param=name)
+        return _strings(_read(flat[0]))
+    if first == b"{" and name == _CONVERSATION:
+        value = body[start : start + CONVERSATION_BYTES]
+        value = value[: value_end(value, 0)]
+        parsed = _read(value)
+        if not isinstance(parsed, dict):
+            raise InvalidRequestError(f"'{name}' must be an id, or an object with an id.", param=name)
+        places = find_members(value, b"id") if "id" in parsed else []
+        return [id_ for place in places for id_ in _strings(_read(value[place : value_end(value, place)]))]
+    return []
+
+
+def _strings(parsed: object) -> list[str]:
+    found = parsed if isinstance(parsed, list) else [parsed]
+    return [one for one in found if isinstance(one, str) and one]
+
+
+def _read(value: bytes) -> object:
     try:
-        parsed = _decode(value)
+        return _decode(value)
     except _UNREADABLE:
-        return []
-    if isinstance(parsed, str):
-        return [parsed] if parsed else []
-    return [one for one in parsed if isinstance(one, str) and one] if isinstance(parsed, list) else []
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ def test_what_a_body_names_is_found(body: dict[str, Any], expected: list[tuple[s
         {"tools": [{"function": {"parameters": {"properties": {"file_id": {"type": "string"}}, "file_id": "x"}}}]},
         {"text": {"format": {"schema": {"examples": [{"file_id": "x"}]}}}},
         {"file_id": None, "conversation": {"name": "id"}, "file_ids": [1, None, ""], "input_file_id": ""},
-        {"file_id": {"file": "x"}},
+        {"file_id": {"file": "x"}, "conversation": {"deep": {"id": "x"}}},
         {"words": ["file_id", "conversation"]},
         {},
     ],
@@ -103,11 +104,45 @@ def test_what_is_no_json_breaks_nothing() -> None:
         b'{"file_id":"',
         b'"file_id": "file-a',
         b"\xff{_id",
-        b'{"file_id":[}',
         b'{"\xff\\u0066": 1}',
     )
     for body in (*broken, b""):
         assert all(isinstance(ref, Ref) for ref in references(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"file_ids": ["file-a", {"id": "file-b"}, "file-c"]},
+        {"vector_store_ids": [["vs_1"]]},
+        b'{"file_id":[}',
+        {"conversation": {"x": "x" * 5000, "id": "conv_1"}},
+        {"conversation": {"id": "conv_1", "x": "x" * 5000}},
+    ],
+)
+def test_what_cannot_be_read_at_once_is_refused_and_not_passed_over(body: object) -> None:
+    with pytest.raises(InvalidRequestError, match="must be"):
+        named(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"conversation":' * 2_000_000,
+        b'{"file_ids":[' * 2_000_000,
+        b'"metadata":{' * 2_000_000,
+        b'{"metadata":{}, ' * 2_000_000,
+        b'{"file_ids":["' + b'a","' * 4_000_000,
+        b'{"file_id":"' + b'\\"' * 8_000_000,
+    ],
+    ids=["conversations", "lists", "descriptions", "many descriptions", "long list", "long string"],
+)
+def test_no_body_takes_long(body: bytes) -> None:
+    """32 MiB of each: twice around would be for ever."""
+    began = time.process_time()
+    with suppress(InvalidRequestError):
+        references(body)
+    assert time.process_time() - began < 20
 
 
 def test_nobody_means_thousands_of_objects() -> None:
@@ -147,7 +182,7 @@ def walk(value: Any) -> set[str]:
             continue
         if key in ("file_id", "conversation"):
             if isinstance(one, dict):
-                one_id = one.get("id")
+                one_id = one.get("id") if key == "conversation" else None
                 found |= set(ids(one_id))
             else:
                 found |= set(ids(one))
@@ -164,7 +199,11 @@ def ids(value: Any) -> list[str]:
 @given(st.dictionaries(st.sampled_from(["file_id", "a", "metadata", "conversation"]), JSON), st.booleans())
 def test_the_bytes_name_what_the_value_names(body: dict[str, Any], ascii_only: bool) -> None:
     text = json.dumps(body, ensure_ascii=ascii_only).encode(errors="replace")
-    assert {ref.id for ref in references(text)} == walk(json.loads(text))
+    try:
+        found = {ref.id for ref in references(text)}
+    except InvalidRequestError:
+        return  # a list that is not flat
+    assert found == walk(json.loads(text))
 
 
 def test_a_chat_names_files_only() -> None:
