@@ -1,6 +1,6 @@
 """The least that the SDK takes for an answer, worked out from the answer's type: for a provider that knows none.
 
-A model has its required fields, a union its first member, a list nothing, a literal its first value. Runs in the
+A model has its required fields, a union its first member, a list one item, a literal its first value. Runs in the
 foreign environment and imports nothing of ours.
 """
 
@@ -26,6 +26,7 @@ PLAIN: dict[Any, object] = {
     datetime: "2026-01-02T03:04:05Z",
     date: "2026-01-02",
 }
+DEEP = 3
 STREAM = (
     b'data: {"id":"c","object":"x","created":1,"model":"m",'
     b'"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -45,8 +46,8 @@ def answer(cast_to: Any, *, stream: bool) -> str:
     return f"{kind} {base64.b64encode(body).decode()}"
 
 
-def example(kind: Any) -> object:
-    """A value of this type, as JSON has it."""
+def example(kind: Any, depth: int = 0) -> object:
+    """A value of this type, as JSON has it. Types may hold themselves, in lists: deep down these are empty."""
     kind = getattr(kind, "__value__", kind)  # a named alias
     if isinstance(kind, TypeVar):
         return {}
@@ -56,11 +57,15 @@ def example(kind: Any) -> object:
     if origin is Literal:
         return arguments[0]
     if origin in (Annotated, Union, UnionType):
-        return example(arguments[0])
+        return example(arguments[0], depth)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         fields = kind.model_fields.items()
-        return {field.alias or name: example(field.annotation) for name, field in fields if _wanted(name, field)}
-    return {} if origin is dict or kind is dict else []
+        return {
+            field.alias or name: example(field.annotation, depth + 1) for name, field in fields if _wanted(name, field)
+        }
+    if origin is dict or kind is dict:
+        return {}
+    return [example(arguments[0], depth + 1)] if arguments and depth < DEEP else []
 
 
 def _wanted(name: str, field: Any) -> bool:
