@@ -38,6 +38,10 @@ ADMIN_KEY = "hg-root-9vKq2LxTzR4mWc7P"
 KEYS = [{"name": "app", "key": CLIENT_KEY}, {"name": "root", "key": ADMIN_KEY, "roles": ["admin"]}]
 LATE_SECONDS = 30.0
 LIBRARIES_EVERY = 10
+MOST_WAITING = 200
+"""Requests under way above which no more are sent: a test that was itself kept waiting owes nobody the rest."""
+MOST_IN_LIBRARY = 20
+"""What `httpx` does for a request grows with all those that wait in its pool."""
 
 
 @asynccontextmanager
@@ -192,10 +196,18 @@ class Load:
         """Open loop: a gateway that is late gets the next request all the same."""
         began = time.monotonic()
         asked = 0
+        waiting: set[asyncio.Task[None]] = set()
+        in_library: set[asyncio.Task[None]] = set()
         while not self._stop.is_set():
             due = int((time.monotonic() - began) * self.rate)
             for number in range(asked, due):
-                group.create_task(self._ask(pool, client if number % LIBRARIES_EVERY == 0 else None))
+                if len(waiting) >= MOST_WAITING:
+                    break
+                by_library = number % LIBRARIES_EVERY == 0 and len(in_library) < MOST_IN_LIBRARY
+                task = group.create_task(self._ask(pool, client if by_library else None))
+                for tasks in (waiting, in_library) if by_library else (waiting,):
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
             asked = due
             await asyncio.sleep(0.005)
 
