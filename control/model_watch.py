@@ -69,12 +69,15 @@ class ModelWatch:
         self._tasks: dict[str, tuple[object, asyncio.Task[None]]] = {}
 
     def follow(self, config: GatewayConfig) -> None:
-        """Ask the providers of `config` from now on. One that is what it was goes on as it was; of one that is not in
-        it, or elsewhere, or has another credential, everything is forgotten."""
+        """Ask the providers of `config` from now on. Of one that is not in it, or elsewhere, or has another credential,
+        everything is forgotten. What is known of the others is told again: a reload may have made their clusters anew.
+        """
         wanted = {name: _identity(config.providers[name]) for name in asked(config)}
         for name in [name for name, (identity, _) in self._tasks.items() if wanted.get(name) != identity]:
             self._tasks.pop(name)[1].cancel()
             self.listings.pop(name, None)
+        for listing in self.listings.values():
+            self._publish(listing)
         for name, identity in wanted.items():
             if name not in self._tasks:
                 task = asyncio.get_running_loop().create_task(self._watch(name, config.providers[name]))

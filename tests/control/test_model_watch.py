@@ -176,6 +176,7 @@ async def test_a_reload_asks_only_those_that_are_new_or_changed(watched: Watched
     await watched.follow(config(a={"timeouts": {"idle": "1s"}}, b={"api_key": "two"}, d={}))
     assert watched.asked[3:] == ["http://b/v1", "http://d/v1"]
     assert sorted(watched.watch.listings) == ["a"]
+    assert [listing.provider for listing in watched.told] == ["a", "b", "c", "a"], "what is known is told again"
     await watched.clock.run(FRESH_SECONDS)
     assert "http://c/v1" not in watched.asked[3:]
 

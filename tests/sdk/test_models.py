@@ -146,6 +146,7 @@ async def test_a_reload_keeps_what_is_known_and_asks_whoever_is_new() -> None:
             after = config(up, up2)
             after["models"]["both"] = {"targets": [{"provider": "up2"}]}
             after["providers"]["up2"]["api_key"] = "another"
+            after["providers"]["up"]["http2"] = False  # another cluster, with the same models
             gateway.rewrite(after)
             gateway.signal(signal.SIGHUP)
             ids = ["fast", "both", "gpt-4o", "up2/both", "up2/org/own:free"]
