@@ -203,8 +203,9 @@ def _stream(make: _Maker) -> Case:
 
 
 def _provider_error(make: _Maker) -> Case:
-    status = make.rng.choice([400, 401, 403, 404, 409, 422, 429, 500, 502, 503])
-    fields = [("retry-after", "7"), ("x-request-id", "req_up")]
+    # After a 401, or a 429 that says for how long, a key rests, and what follows would depend on the time.
+    status = make.rng.choice([400, 403, 404, 409, 422, 429, 500, 502, 503])
+    fields = [("x-request-id", "req_up"), *([("retry-after", "7")] if status != 429 else [])]
     scripts = [make.shredded(error_response(status, make.text(), headers=fields)) for _ in range(2)]
     return make.case(make.ask(), *scripts, stream=make.rng.random() < 0.3)
 
