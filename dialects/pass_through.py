@@ -42,15 +42,16 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 
 class PassFacts(RequestFacts):
-    """Nothing is known of the body."""
+    """Nothing is known of the body. `is_content`: it is a form, or media, and names no objects."""
 
-    __slots__ = ()
+    __slots__ = ("is_content",)
 
     verbatim = True
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, *, is_content: bool) -> None:
         super().__init__(body, "", stream=False, wants_usage=True, max_tokens=None, n=1)
         self.stores = True
+        self.is_content = is_content
 
 
 class PassReader(BodyReader):
@@ -61,7 +62,7 @@ class PassReader(BodyReader):
     knows_model = True
 
     def __init__(self, form: FormScan | None = None) -> None:
-        self.facts = PassFacts(b"")
+        self.facts = PassFacts(b"", is_content=True)
         self._form = form
 
     def feed(self, data: bytes) -> None:
@@ -76,7 +77,7 @@ class PassReader(BodyReader):
 
     def whole(self, body: bytes) -> PassFacts:
         """The body as it is."""
-        return PassFacts(body)
+        return PassFacts(body, is_content=True)
 
 
 VERBATIM = "verbatim"
@@ -107,6 +108,8 @@ class PassThrough(Operation):
 
     def references(self, facts: RequestFacts) -> list[Ref]:
         """Those of a JSON body. Raises InvalidJsonError for one that a provider might read in another encoding."""
+        if not isinstance(facts, PassFacts) or facts.is_content:
+            return []
         if b"\0" in facts.body[:4]:
             raise InvalidJsonError("The body must be UTF-8.")
         return references(facts.body)
@@ -116,8 +119,8 @@ class PassThrough(Operation):
         return read_object(body)
 
     def read(self, body: bytes, *, max_depth: int) -> RequestFacts:
-        """The body is never collected for its own sake."""
-        return PassFacts(body)
+        """The body was collected to be looked into."""
+        return PassFacts(body, is_content=False)
 
     def encode(self, facts: RequestFacts, model: str) -> bytes:
         """The client's own bytes."""

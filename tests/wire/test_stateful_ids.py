@@ -371,3 +371,19 @@ async def test_a_batch_finds_its_file_whatever_curl_calls_it(headers: list[tuple
         made = (await gateway.send("POST", FILES, form(("file", b"{}")), [FORM, AT_UP2])).json()["id"]
         answer = await gateway.send("POST", "/v1/batches", b'{"input_file_id":"%b"}' % made.encode(), headers)
         assert (answer.status, answer.header("x-headgate-provider")) == (200, "up2")
+
+
+@pytest.mark.parametrize("keys", [[], TEAMS], ids=["one team", "teams"])
+async def test_what_stands_in_a_file_is_not_what_the_request_names(keys: list[dict[str, Any]]) -> None:
+    """A small form is held whole, too; its file is still content."""
+    line = b'{"custom_id":"1","body":{"file_id":"file-x","previous_response_id":"resp_x"}}'
+    async with (
+        FakeUpstream(Keeper("a")) as up,
+        FakeUpstream(Keeper("b")) as up2,
+        running_gateway(keepers_config(up, up2, keys=keys)) as gateway,
+    ):
+        answer = await gateway.send("POST", FILES, form(("file", line)), [FORM, AT_UP2])
+        assert answer.status == 200
+        media = [("content-type", "video/mp4"), AT_UP2]
+        answer = await gateway.send("POST", FILES, b"\0\0\0\x18ftyp", media)
+        assert answer.status == (400 if keys else 200)
