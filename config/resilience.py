@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .fields import Count, Section, Wait
+from .fields import Count, Flag, Section, Wait
 
 Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
 Often = Annotated[int, Field(strict=True, ge=1, le=1000)]
@@ -71,3 +71,7 @@ class ProviderLimits(Section):
 
     queue_timeout: Wait = timedelta(seconds=5)
     """How long a request may wait for a place. Default 5s."""
+
+    adaptive: Flag = False
+    """Lowers `requests` while the first tokens of streams come late for their prompts, and raises it again. Default
+    false."""

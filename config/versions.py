@@ -15,7 +15,6 @@ from .gateway import GatewayConfig, Routing
 from .listeners import Listener, Listeners
 from .models import Model
 from .providers import Provider
-from .resilience import ProviderLimits
 from .routes import Match, Route
 
 LATER_FILTERS: Final = frozenset({"rate_limit", "budget", "cache", "circuit_breaker", "classifier", "strategy"})
@@ -25,7 +24,6 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     Listeners: frozenset({"grpc"}),
     Listener: frozenset({"tls", "cors", "trusted_proxies"}),
     Provider: frozenset({"health_check", "tls"}),
-    ProviderLimits: frozenset({"adaptive"}),
     Model: frozenset({"strategy"}),
     Match: frozenset({"tags"}),
     Route: frozenset({"strategy"}),

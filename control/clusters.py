@@ -139,6 +139,7 @@ class ClusterSet:
         limits = provider.limits
         queue = limits.queue_timeout.total_seconds() if limits.on_overflow == "queue" else 0.0
         cluster.set_limits(_limits(provider, workers), queue, self._clock.monotonic())
+        cluster.set_adaptive(limits.adaptive)
         cluster.set_outliers(_outliers(provider))
         for host in cluster.hosts:
             if isinstance(host.endpoint, HttpEndpoint):

@@ -174,6 +174,10 @@ class Dispatch:
     def commit(self, attempt: Attempt, head: ResponseHead, reader: StreamReader | None) -> Answer:
         """Its answer goes down as it comes."""
         self._settle_race(attempt)
+        cluster = attempt.target.cluster
+        if cluster.adapts and reader is not None and reader.committed:
+            now = self.run.engine.clock.monotonic()
+            cluster.on_first_token(now - attempt.started, self.run.engine.ledger.prompt_tokens(self.run.ex), now)
         facts, meter = self.run.ex.facts, None
         if reader is None and head.status < 300 and facts is not None:
             meter = open_meter(head, self.operation, facts)

@@ -136,14 +136,21 @@ class Ledger:
         prompt = ex.rough_prompt or self.estimator.estimate_prompt(model, facts.body)
         return Usage(prompt.tokens, delivered, source="estimated")
 
-    def estimate_tokens(self, ex: Exchange) -> int:
-        """What a call may use in all: the estimated prompt and the output it is allowed. 0 for what has no prompt."""
+    def prompt_tokens(self, ex: Exchange) -> int:
+        """The estimated prompt; 0 for what has none."""
         facts = ex.facts
         if facts is None or not facts.body:
             return 0
         if ex.rough_prompt is None:
             ex.rough_prompt = self.estimator.estimate_prompt(ex.model, facts.body)
-        return ex.rough_prompt.tokens + self.estimator.output_reservation(facts.max_tokens, facts.n)
+        return ex.rough_prompt.tokens
+
+    def estimate_tokens(self, ex: Exchange) -> int:
+        """What a call may use in all: the estimated prompt and the output it is allowed. 0 for what has no prompt."""
+        facts = ex.facts
+        if facts is None or not facts.body:
+            return 0
+        return self.prompt_tokens(ex) + self.estimator.output_reservation(facts.max_tokens, facts.n)
 
     def estimate_cost(self, ex: Exchange) -> float | None:
         """What a stream that begins now may cost: the estimated prompt and the output it is allowed. None:

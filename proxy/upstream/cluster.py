@@ -20,6 +20,7 @@ from ..errors import NoTargetError, PoolOverflowError
 from .balance import Balancer, Balancing
 from .call import CallReceiver
 from .credentials import Credentials
+from .gradient import Gradient, GradientSettings
 from .hedge import Hedge
 from .limits import Limits, LimitSettings
 from .outlier import Outlier, OutlierSettings
@@ -92,10 +93,11 @@ class Cluster:
     """One provider. Outlives the configs that name it, as long as its dialect and credentials stay."""
 
     __slots__ = (
-        "_balancer", "_credentials", "_deadlines", "_hedges", "_limits", "_outlier", "_rng", "_single", "address",
-        "asks", "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky", "listed", "name", "price",
-        "price_as", "queue_seconds", "retries_waiting", "retry_budget", "rq_error", "rq_hedged", "rq_retry",
-        "rq_success", "rq_timeout", "rq_total", "stand_in", "strained", "timeouts", "unconfigured",
+        "_balancer", "_bounds", "_credentials", "_deadlines", "_gradient", "_hedges", "_limits", "_outlier", "_rng",
+        "_single", "address", "asks", "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky",
+        "listed", "name", "price", "price_as", "queue_seconds", "retries_waiting", "retry_budget", "rq_error",
+        "rq_hedged", "rq_retry", "rq_success", "rq_timeout", "rq_total", "stand_in", "strained", "timeouts",
+        "unconfigured",
     )  # fmt: skip
 
     def __init__(
@@ -165,6 +167,9 @@ class Cluster:
         self._balancer = Balancer(policy, (), self._rng, balancing)
         self._credentials = Credentials(credentials) if credentials else None
         self._limits: Limits[QueuedCall] = Limits(limits)
+        self._bounds = limits
+        """As configured; what is learned may lower them."""
+        self._gradient: Gradient | None = None
         self._outlier = Outlier(outliers, (), self._rng)
         self._deadlines = deadlines
         self._hedges: dict[str, Hedge] = {}
@@ -308,6 +313,19 @@ class Cluster:
             found = self._hedges[model] = Hedge(settings)
         return found
 
+    @property
+    def adapts(self) -> bool:
+        """It wants to know when first tokens come."""
+        return self._gradient is not None
+
+    def on_first_token(self, seconds: float, prompt_tokens: int, now: float) -> None:
+        """The first token of a stream came, `seconds` after its request began; who waits may be next."""
+        if self._gradient is None:
+            return
+        self._gradient.on_sample(seconds, prompt_tokens, self._limits.requests, now)
+        self._bound()
+        self._serve(now)
+
     # -- for the queue
 
     def begin_queued(self, queued: QueuedCall, now: float) -> Call:
@@ -337,11 +355,20 @@ class Cluster:
 
     def set_limits(self, limits: LimitSettings, queue_seconds: float, now: float) -> None:
         """Bounds from now on; who waits may be next."""
-        self._limits.settings = limits
+        self._bounds = limits
         self.queue_seconds = queue_seconds
-        self.strained = True
+        self._bound()
         self.set_hosts(self.hosts)
         self._serve(now)
+
+    def set_adaptive(self, on: bool) -> None:
+        """Whether first tokens that come late lower the limit on requests. What was learned is forgotten when it is
+        turned off."""
+        if on and self._gradient is None:
+            self._gradient = Gradient(GradientSettings())
+        elif not on:
+            self._gradient = None
+        self._bound()
 
     def set_outliers(self, outliers: OutlierSettings) -> None:
         """Rules from now on; who is out stays out for its time."""
@@ -389,6 +416,15 @@ class Cluster:
         host.active += 1
         host.tokens += needs.tokens
         return host.endpoint.start(request, holder)
+
+    def _bound(self) -> None:
+        """The limits that hold: as configured, or fewer requests where that was learned."""
+        limits = self._bounds
+        if self._gradient is not None:
+            limits = limits._replace(requests=min(limits.requests, self._gradient.limit()))
+        if limits != self._limits.settings:
+            self._limits.settings = limits
+            self.strained = True
 
     def _pick(self, now: float, needs: Needs) -> Host:
         """The balancer's choice; where it has none without a host that failed before, one of those."""

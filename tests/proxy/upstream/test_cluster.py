@@ -411,3 +411,57 @@ def test_whatever_happens_every_place_comes_back(events: list[str], seed: int) -
         assert sum(host.tokens for host in bench.hosts) == sum(caller.tokens for caller in running) <= 50
         assert bench.cluster.rq_pending_active == len([one for one in held if one.host is None and not one.errors])
         assert any(host.available or not host.healthy for host in bench.hosts)
+
+
+# -- how many at once
+
+
+def most(bench: Bench) -> int:
+    """How many calls find room, all at once; all are over afterwards."""
+    held: list[Caller] = []
+    while len(held) < 600:
+        try:
+            held.append(bench.start())
+        except PoolOverflowError:
+            break
+    for caller in held:
+        bench.end(caller)
+    return len(held)
+
+
+def test_the_limit_that_is_learned_is_the_one_that_holds() -> None:
+    bench = Bench(limits=LimitSettings(requests=500))
+    assert most(bench) == 500
+    bench.cluster.set_adaptive(True)
+    assert bench.cluster.adapts
+    assert most(bench) == 16, "it begins there"
+    for _ in range(20):  # all in time, and all places used
+        held = [bench.start() for _ in range(most(bench))]
+        for _ in range(3 * len(held)):
+            bench.cluster.on_first_token(0.1, 100, bench.now)
+        for caller in held:
+            bench.end(caller)
+        bench.clock.advance(1.1)
+    grown = most(bench)
+    assert 16 < grown <= 500
+    bench.cluster.set_limits(LimitSettings(requests=10), 0.0, bench.now)
+    assert most(bench) == 10, "never more than is configured"
+    bench.cluster.set_adaptive(False)
+    bench.cluster.set_limits(LimitSettings(requests=500), 0.0, bench.now)
+    assert not bench.cluster.adapts
+    assert most(bench) == 500
+    bench.cluster.on_first_token(9.0, 100, bench.now)
+    assert most(bench) == 500
+
+
+def test_who_waits_is_let_in_when_the_limit_grows() -> None:
+    bench = Bench(limits=LimitSettings(requests=500, pending=100), queue_seconds=60.0)
+    bench.cluster.set_adaptive(True)
+    held = [bench.start() for _ in range(30)]
+    assert bench.cluster.rq_pending_active == 14
+    for _ in range(6):
+        for _ in range(40):
+            bench.cluster.on_first_token(0.1, 100, bench.now)
+        bench.clock.advance(1.1)
+    assert bench.cluster.rq_pending_active == 0
+    assert all(caller.host is not None for caller in held)
