@@ -74,7 +74,7 @@ class H2Connection(asyncio.Protocol):
 
     __slots__ = (
         "_announce", "_closed", "_common", "_connected", "_flushing", "_heard_at", "_loop", "_monotonic", "_owner",
-        "_pong_by", "_reading_head_since", "_reused", "_shut_since", "_transport", "_write_paused", "deadline",
+        "_pong_by", "_reading_head_since", "_reused", "_transport", "_write_paused", "deadline",
         "retired", "session",
     )  # fmt: skip
 
@@ -97,8 +97,6 @@ class H2Connection(asyncio.Protocol):
         self._heard_at = 0.0
         self._pong_by = NEVER
         self._reading_head_since = NEVER
-        self._shut_since = NEVER
-        """When a body first waited for the window of the whole connection."""
         self.retired = False
         """It takes no more calls, and is closed after the last one."""
         self.deadline = NEVER
@@ -118,8 +116,6 @@ class H2Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether a request may be sent: open, and with room for one."""
         session = self.session
-        if self._shut_since != NEVER and self._monotonic() >= self._shut_since + self._owner.limits.stall_timeout:
-            return False  # its window is shut for good: no other call would fare better than the last ones
         return len(session.streams) < session.max_streams and not self.retired and self.alive
 
     @property
@@ -214,8 +210,6 @@ class H2Connection(asyncio.Protocol):
             self.deadline = min(self.deadline, self._reading_head_since + HEAD_SECONDS)
         else:
             self._reading_head_since = NEVER
-        if session.window > 0:
-            self._shut_since = NEVER
         if session.blocked:
             self._send_blocked()
         if session.out and not self._flushing:
@@ -268,8 +262,6 @@ class H2Connection(asyncio.Protocol):
         return 0 if self._write_paused else TURN - self.session.queued
 
     def on_blocked(self, stream: Sending) -> None:
-        if self._shut_since == NEVER and self.session.window <= 0:
-            self._shut_since = self._monotonic()
         blocked = self.session.blocked
         blocked.pop(stream, None)
         blocked[stream] = None  # behind the others: they take turns
@@ -288,6 +280,8 @@ class H2Connection(asyncio.Protocol):
             self._owner.stats.rq_tx_reset += 1
         if self._closed:
             return
+        if stream.blocked_at != inf and self._monotonic() >= stream.blocked_at + self._owner.limits.stall_timeout:
+            self.retire()  # no other call would fare better
         if not session.streams:
             self.deadline = NEVER
             if self.retired:
