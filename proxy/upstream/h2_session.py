@@ -68,7 +68,7 @@ CONNECTION_WINDOW = 16 * 1024 * 1024
 _GIVE_BACK = CONNECTION_WINDOW // 4
 
 MAX_CONTINUATIONS = 64
-MAX_OVERHEAD = 5000
+MAX_OVERHEAD = 1000
 """Frames in a row without content: enough for any peer that works, some milliseconds of one that does not."""
 
 ASSUMED_STREAMS = 100
