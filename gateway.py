@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .proxy.filter import Filter
     from .proxy.upstream.call import Endpoint
     from .proxy.upstream.cluster import Cluster
+    from .proxy.upstream.health import Verdict
     from .proxy.upstream.host import Host
 
 DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAI}
@@ -69,6 +70,10 @@ class Resources:
     def clusters(self) -> dict[str, Cluster]:
         """The clusters of the newest config."""
         return self._clusters.clusters
+
+    def judge(self, verdict: Verdict) -> bool:
+        """Take over what a check has found; returns whether that changes what is said of its provider."""
+        return self._clusters.judge(verdict)
 
     def filters(self, config: GatewayConfig) -> FilterSet:
         """The filters of a config that may yet be refused. Raises ConfigError."""
@@ -172,6 +177,11 @@ class Gateway:
     def take_listing(self, listing: Listing) -> None:
         """A provider has said which models it has; `/v1/models` shows them a moment later."""
         self._found.take(listing, self.resources.clusters)
+
+    def take_verdict(self, verdict: Verdict) -> None:
+        """A check has found out that an endpoint is well, or is not."""
+        if self.resources.judge(verdict):
+            self._found.refresh()
 
     async def drain(self) -> int:
         """Stop taking new work and wait for what runs, at most `limits.drain`; returns how many were left."""

@@ -13,7 +13,7 @@ from .listeners import Limits, Listener, Listeners, is_loopback
 from .load import check, load_config, parse_config
 from .models import Model, Price, Target
 from .providers import Provider, Timeouts
-from .resilience import OutlierDetection, ProviderLimits
+from .resilience import HealthCheck, OutlierDetection, ProviderLimits
 from .routes import Match, Route
 from .schema import json_schema
 from .secret import Secret
@@ -27,6 +27,7 @@ __all__ = [
     "FilterConfig",
     "FilterEntry",
     "GatewayConfig",
+    "HealthCheck",
     "HedgeConfig",
     "Key",
     "Limits",

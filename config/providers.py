@@ -7,7 +7,7 @@ from pydantic import AfterValidator, model_validator
 
 from .endpoints import MOCK_URL, BaseUrl, EndpointConfig, Weight, distinct
 from .fields import Filled, Flag, Name, Section, Text, Wait
-from .resilience import OutlierDetection, Percent, ProviderLimits
+from .resilience import HealthCheck, OutlierDetection, Percent, ProviderLimits
 from .secret import Secret
 
 
@@ -92,6 +92,9 @@ class Provider(Section):
 
     panic_threshold: Percent = 50
     """Below this share of healthy endpoints all of a priority are used, well or not; 0: never. Default 50."""
+
+    health_check: HealthCheck | None = None
+    """Ask each endpoint now and then whether it is well; one that is not takes no calls. Default: nobody asks."""
 
     outlier_detection: OutlierDetection = OutlierDetection()
     """Eject endpoints that fail. Default: 5 failures in a row, for 30s, at most half of them."""

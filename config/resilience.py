@@ -3,12 +3,47 @@
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .fields import Count, Flag, Section, Wait
 
 Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
 Often = Annotated[int, Field(strict=True, ge=1, le=1000)]
+Status = Annotated[int, Field(strict=True, ge=200, le=599)]
+
+
+def _path(value: str) -> str:
+    if not value.startswith("/") or not value.isascii() or not value.isprintable() or " " in value or "#" in value:
+        raise ValueError("must be a path from the root of the server, like /health")
+    return value
+
+
+class HealthCheck(Section):
+    """Asks each endpoint by itself whether it is well; Envoy's terms, and its defaults where it has any."""
+
+    path: Annotated[str, Field(max_length=1024), AfterValidator(_path)] = "/health"
+    """Asked with GET at the root of the endpoint's server, without a key. Default /health."""
+
+    interval: Wait = timedelta(seconds=5)
+    """Between two checks of an endpoint; up to a tenth is added by chance. Default 5s."""
+
+    timeout: Wait = timedelta(seconds=1)
+    """How long a check may take, from connecting to the end of the answer. Default 1s."""
+
+    unhealthy_threshold: Often = 3
+    """Checks in a row without an answer, or with one of `retriable_statuses`, that take it out. Default 3."""
+
+    healthy_threshold: Often = 1
+    """Good answers in a row that bring it back. The first check ever decides alone. Default 1."""
+
+    expected_statuses: Annotated[tuple[Status, ...], Field(min_length=1, max_length=64)] = (200,)
+    """It is well. Any other status takes it out at once, but for `retriable_statuses`. Default [200]."""
+
+    retriable_statuses: Annotated[tuple[Status, ...], Field(max_length=64)] = ()
+    """Counted as no answer is. Default none."""
+
+    no_traffic_interval: Wait = timedelta(seconds=60)
+    """Between two checks of an endpoint that is well, while nothing is sent to the provider. Default 60s."""
 
 
 class OutlierDetection(Section):

@@ -23,7 +23,7 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     GatewayConfig: frozenset({"stores", "agents", "policies", "telemetry"}),
     Listeners: frozenset({"grpc"}),
     Listener: frozenset({"tls", "cors", "trusted_proxies"}),
-    Provider: frozenset({"health_check", "tls"}),
+    Provider: frozenset({"tls"}),
     Model: frozenset({"strategy"}),
     Match: frozenset({"tags"}),
     Route: frozenset({"strategy"}),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..config import EndpointConfig, Provider
     from ..proxy.clock import Clock, Deadlines
     from ..proxy.dialect import Dialect
+    from ..proxy.upstream.health import Verdict
     from ..proxy.upstream.tls import Http2
 
 MOCK_PRICE = own_price({"input": 0.0, "output": 0.0}, source="mock")
@@ -52,6 +53,8 @@ class _Kept(NamedTuple):
     cluster: Cluster
     hosts: dict[str, Host]
     """By URL."""
+    checked: bool
+    """Its endpoints are asked whether they are well."""
 
 
 class ClusterSet:
@@ -80,6 +83,16 @@ class ClusterSet:
         hosts = {id(host) for kept in self._kept.values() for host in kept.hosts.values()}
         return [host for kept in old.values() for host in kept.hosts.values() if id(host) not in hosts]
 
+    def judge(self, verdict: Verdict) -> bool:
+        """Take over what a check has found; returns whether that changes what is said of its provider. Ignored where
+        nobody is asked any more."""
+        kept = self._kept.get(verdict.provider)
+        if kept is None or not kept.checked:
+            return False
+        before = kept.cluster.health
+        kept.cluster.set_health(verdict.endpoint, verdict.healthy, self._clock.monotonic())
+        return kept.cluster.health != before
+
     def _next(self, name: str, provider: Provider, kept: _Kept | None, workers: int) -> _Kept:
         identity = _identity(provider)
         hosts = {place.url: self._host(provider, place, kept) for place in provider.places}
@@ -92,16 +105,17 @@ class ClusterSet:
         else:
             cluster = self._cluster(name, provider, hosts.values())
         self._apply(cluster, provider, workers)
-        return _Kept(identity, cluster, hosts)
+        return _Kept(identity, cluster, hosts, provider.health_check is not None)
 
     def _host(self, provider: Provider, place: EndpointConfig, kept: _Kept | None) -> Host:
+        before = kept.hosts.get(place.url) if kept is not None else None
         same = kept is not None and kept.identity.http2 == provider.http2
-        host = kept.hosts.get(place.url) if kept is not None and same else None
+        host = before if same else None
         if host is None:
             endpoint = HttpEndpoint(
                 place.url, clock=self._clock, deadlines=self._deadlines, quota=self._quota, http2=provider.http2
             )
-            host = Host(endpoint)
+            host = Host(endpoint, healthy=_starts_healthy(provider, before, kept))
             host.since = self._clock.monotonic()
         host.name = host_name(provider, place)
         host.weight, host.priority, host.region = place.weight, place.priority, place.region or ""
@@ -125,7 +139,6 @@ class ClusterSet:
             balancing=_balancing(provider),
             deadlines=self._deadlines,
             rng=self._rng,
-            unconfigured=provider.unconfigured,
             stand_in=provider.is_mock,
             price=MOCK_PRICE if provider.is_mock else None,
             listed=MOCK_MODELS if provider.is_mock else None,
@@ -133,6 +146,7 @@ class ClusterSet:
 
     def _apply(self, cluster: Cluster, provider: Provider, workers: int) -> None:
         """All that may change without a new cluster, at the start as at a reload."""
+        cluster.unconfigured = provider.unconfigured
         cluster.timeouts = _timeouts(provider)
         cluster.price_as = provider.price_as
         cluster.credential_origin = provider.credential_origin
@@ -142,6 +156,8 @@ class ClusterSet:
         cluster.set_adaptive(limits.adaptive)
         cluster.set_outliers(_outliers(provider))
         for host in cluster.hosts:
+            if provider.health_check is None:
+                cluster.set_health(host.name, True, self._clock.monotonic())
             if isinstance(host.endpoint, HttpEndpoint):
                 host.endpoint.update(_pool_limits(provider, workers))
 
@@ -160,6 +176,19 @@ def open_endpoint(provider: Provider, dialect: Dialect, clock: Clock, deadlines:
     )
 
 
+def open_check(clock: Clock, deadlines: Deadlines, provider: Provider, place: EndpointConfig) -> HttpEndpoint:
+    """One connection of its own to the root of an endpoint's server, without a key, for checks."""
+    check = provider.health_check
+    timeout = (check.timeout if check is not None else provider.timeouts.connect).total_seconds()
+    return HttpEndpoint(
+        _address(place.url),
+        clock=clock,
+        deadlines=deadlines,
+        limits=PoolLimits(1, 1, connect_timeout=timeout),
+        http2=provider.http2,
+    )
+
+
 def host_name(provider: Provider, place: EndpointConfig) -> str:
     """What counters, logs and /clusters call an endpoint: scheme, host and port, and the path where that alone tells
     it from another of the same provider."""
@@ -171,6 +200,14 @@ def _address(base_url: str) -> str:
     url = urlsplit(base_url)
     host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
     return f"{url.scheme}://{host}:{url.port or DEFAULT_PORTS[url.scheme]}"
+
+
+def _starts_healthy(provider: Provider, before: Host | None, kept: _Kept | None) -> bool:
+    """Whether a host is used before its first check: unless it joins others that are there, for somebody must serve."""
+    if before is not None:
+        return before.healthy
+    joins = kept is not None and any(place.url in kept.hosts for place in provider.places)
+    return provider.health_check is None or not joins
 
 
 def _identity(provider: Provider) -> Identity:

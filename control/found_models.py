@@ -39,6 +39,10 @@ class FoundModels:
         if cluster is None or cluster.address != listing.base_url:
             return
         cluster.listed = {model.id: model for model in listing.models}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """What entries say has changed; the new ones are shown a moment later."""
         self._behind = True
         if self._task is None or self._task.done():
             self._task = self._engine.spawn(self._catch_up())

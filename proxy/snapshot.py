@@ -178,6 +178,10 @@ class Totals:
         """A worker has ended: its gauges are no more, what it counted stays. Harmless when it never told anything."""
         self._told.pop(life, None)
 
+    def calls(self, provider: str) -> int:
+        """How many calls went to a provider so far."""
+        return self._counters.clusters.get(provider, {}).get("rq_total", 0)
+
     def workers(self) -> list[Snapshot]:
         """The last word of the living, by name and then by age."""
         return sorted(self._told.values(), key=lambda one: (one.worker, one.started))

@@ -92,10 +92,10 @@ class Pages:
 
     async def clusters(self, request: Request) -> Response:
         """Every upstream with what it counted."""
-        snapshot = self._view.snapshot()
+        told = self._view.config, self._view.snapshot(), self._view.checks()
         if request.query_params.get("format") == "json":
-            return _json(clusters_json(self._view.config, snapshot))
-        return PlainTextResponse(clusters_text(self._view.config, snapshot))
+            return _json(clusters_json(*told))
+        return PlainTextResponse(clusters_text(*told))
 
     async def server_info(self, request: Request) -> Response:
         """Version, state, uptime, workers."""

@@ -5,6 +5,8 @@ openai::https://api.openai.com:443::cx_active::3
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..clusters import host_name
@@ -13,11 +15,14 @@ if TYPE_CHECKING:
     from ...config import EndpointConfig, GatewayConfig, Provider
     from ...proxy.snapshot import Snapshot
 
+Checks = Mapping[tuple[str, str], Mapping[str, int]]
+"""What active checks have counted, by provider and address."""
+NO_CHECKS: Checks = MappingProxyType({})
 FLAGS = (("failed_active_hc", "/failed_active_hc"), ("failed_outlier_check", "/failed_outlier_check"))
 """Gauge of a worker, and Envoy's word for it."""
 
 
-def clusters_json(config: GatewayConfig, snapshot: Snapshot) -> dict[str, Any]:
+def clusters_json(config: GatewayConfig, snapshot: Snapshot, checks: Checks = NO_CHECKS) -> dict[str, Any]:
     """All providers of the config, those that were never asked included, and those whose calls are running out."""
     counters = snapshot.counters
     statuses = []
@@ -36,7 +41,7 @@ def clusters_json(config: GatewayConfig, snapshot: Snapshot) -> dict[str, Any]:
                     _host(
                         address,
                         written.get(address),
-                        counters.endpoints.get((name, address), {}),
+                        {**counters.endpoints.get((name, address), {}), **checks.get((name, address), {})},
                         snapshot.upstreams.get((name, address), {}),
                     )
                     for address in sorted(written.keys() | seen)
@@ -46,10 +51,10 @@ def clusters_json(config: GatewayConfig, snapshot: Snapshot) -> dict[str, Any]:
     return {"cluster_statuses": statuses}
 
 
-def clusters_text(config: GatewayConfig, snapshot: Snapshot) -> str:
+def clusters_text(config: GatewayConfig, snapshot: Snapshot, checks: Checks = NO_CHECKS) -> str:
     """One line a value."""
     lines = []
-    for cluster in clusters_json(config, snapshot)["cluster_statuses"]:
+    for cluster in clusters_json(config, snapshot, checks)["cluster_statuses"]:
         name = cluster["name"]
         lines += [f"{name}::{flag}::{str(cluster[flag]).lower()}" for flag in ("unconfigured", "removed")]
         lines += [f"{name}::default_priority::{key}::{value}" for key, value in cluster["limits"].items()]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ...proxy.exchange import Principal
     from ...proxy.snapshot import Snapshot
     from ..events.tailer import Tailer
+    from .clusters import Checks
 
 
 class ControlStats:
@@ -72,6 +73,9 @@ class AdminView(Protocol):
 
     def workers(self) -> list[Snapshot]:
         """Each living worker's last word."""
+
+    def checks(self) -> Checks:
+        """What active health checks have counted."""
 
     def readiness(self) -> list[str]:
         """Why the gateway should get no traffic: `starting`, `draining`, …; empty when it should."""

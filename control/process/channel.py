@@ -16,6 +16,7 @@ from ...config import Problem
 from ...proxy.accounting.record import Issued
 from ...proxy.catalog import Listing
 from ...proxy.snapshot import Snapshot
+from ...proxy.upstream.health import Verdict
 
 if TYPE_CHECKING:
     import socket
@@ -38,6 +39,12 @@ class Show(msgspec.Struct, tag=True, frozen=True):
     """What a provider has told of its models."""
 
     listing: Listing
+
+
+class Mark(msgspec.Struct, tag=True, frozen=True):
+    """What an active check has found out about an endpoint."""
+
+    verdict: Verdict
 
 
 class Refuse(msgspec.Struct, tag=True, frozen=True):
@@ -86,7 +93,7 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     rows: list[Issued] | None
 
 
-FromSupervisor = Configure | Show | Refuse | Retire | Leave | Answer
+FromSupervisor = Configure | Show | Mark | Refuse | Retire | Leave | Answer
 FromWorker = Ready | Refused | Told | Ask
 Message = TypeVar("Message", FromSupervisor, FromWorker)
 

@@ -1,5 +1,5 @@
-"""The control half: admin listener, ledger, reload, lists of models. It runs beside the data half in one process, or in
-the supervisor of several."""
+"""The control half: admin listener, ledger, reload, what providers are asked. It runs beside the data half in one
+process, or in the supervisor of several."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ...proxy.edge.downstream import Downstream
     from ...proxy.issuers import Issuers
     from ..admin.view import AdminView
+    from ..health_watch import HealthWatch
     from ..model_watch import ModelWatch
     from .source import ConfigSource, Loaded
 
@@ -68,6 +69,7 @@ class ControlHalf:
         config: GatewayConfig,
         version: str,
         models: ModelWatch | None = None,
+        health: HealthWatch | None = None,
     ) -> None:
         events = config.events
         self.clock = clock
@@ -78,6 +80,7 @@ class ControlHalf:
         """What is served, where it came from a source."""
         self.stats = ControlStats()
         self.models = models
+        self.health = health
         self.tailer = Tailer(
             events.path,
             events.spool.path,
@@ -108,18 +111,19 @@ class ControlHalf:
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Warn, tail the ledger and answer from it, and ask providers for their models; at the end the ledger holds
-        what was written by then."""
+        """Warn, tail the ledger and answer from it, ask providers for their models and their health; at the end the
+        ledger holds what was written by then."""
         self._warn()
         loop = asyncio.get_running_loop()
         tasks = (loop.create_task(self._tail()), loop.create_task(self.lookups.run()))
-        if self.models is not None:
-            self.models.follow(self.config)
+        self._follow(self.config)
         try:
             yield
         finally:
             if self.models is not None:
                 await self.models.aclose()
+            if self.health is not None:
+                await self.health.aclose()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -183,12 +187,17 @@ class ControlHalf:
         config = loaded.config
         self.loaded, self.config = loaded, config
         self._context.guard = Guard(open_to_all=config.auth_is_open)
-        if self.models is not None:
-            self.models.follow(config)
+        self._follow(config)
         self.stats.reloads += 1
         self._warn()
         log.info("reloaded", config=config.digest)
         return True
+
+    def _follow(self, config: GatewayConfig) -> None:
+        if self.models is not None:
+            self.models.follow(config)
+        if self.health is not None:
+            self.health.follow(config)
 
     def _warn(self) -> None:
         for warning in self.config.warnings:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ...proxy.engine import Engine
     from ...proxy.snapshot import Snapshot
     from ...proxy.upstream.call import Endpoint
+    from ...proxy.upstream.health import Verdict
 
 FLUSH_SECONDS = 5.0
 """How long a slow client may take, within the grace, for the end of an answer that is complete."""
@@ -61,6 +62,9 @@ class DataHalf(Protocol):
 
     def take_listing(self, listing: Listing) -> None:
         """What a provider has told of its models."""
+
+    def take_verdict(self, verdict: Verdict) -> None:
+        """What a check has found out about an endpoint."""
 
     async def drain(self) -> int:
         """Let what runs finish; returns how many were left."""

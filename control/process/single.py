@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
+from ..clusters import open_check
+from ..health_watch import HealthWatch
 from ..model_watch import ModelWatch
 from .control_half import ControlHalf
 from .data_server import DataHalf, DataServer
@@ -42,7 +45,7 @@ async def run_single(
     await half.start()
     server = DataServer(half, version)
     models = ModelWatch(half.clock, half.open_provider, half.take_listing)
-    control = ControlHalf(half.clock, half.deadlines, config, version, models)
+    control = ControlHalf(half.clock, half.deadlines, config, version, models, health_watch(half))
     control.answer(half.engine.issuers)
 
     async def apply(loaded: Loaded) -> None:
@@ -66,6 +69,17 @@ async def run_single(
             await server.drain(signals.hurry)
     log.info("stopped")
     return signals.exit_code
+
+
+def health_watch(half: DataHalf) -> HealthWatch:
+    """Checks the endpoints of a data half in this process."""
+
+    def calls(provider: str) -> int:
+        cluster = half.engine.graph.clusters.get(provider)
+        return cluster.rq_total if cluster is not None else 0
+
+    opened = partial(open_check, half.clock, half.deadlines)
+    return HealthWatch(half.clock, half.engine.rng, opened, half.take_verdict, calls)
 
 
 async def _refuse_to_replace(asked: asyncio.Event) -> None:

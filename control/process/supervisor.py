@@ -10,14 +10,18 @@ Not here: how the workers are kept and replaced (crew.py), what is said (channel
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from random import Random
 from typing import TYPE_CHECKING
 
 import structlog
 
 from ...config import ConfigError
 from ...proxy.edge.listen import BACKLOG
+from ..clusters import open_check
+from ..health_watch import HealthWatch
 from ..model_watch import ModelWatch
-from .channel import Configure, Refuse, Show
+from .channel import Configure, Mark, Refuse, Show
 from .control_half import ControlHalf
 from .crew import Crew
 from .signals import Signals, unless
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from ...config import GatewayConfig
     from ...proxy.catalog import Listing
     from ...proxy.clock import Clock, Deadlines
+    from ...proxy.upstream.health import Verdict
     from ..model_watch import OpenProvider
     from .channel import FromSupervisor
     from .source import ConfigSource, Loaded
@@ -60,7 +65,9 @@ class Supervisor:
         self._source = source
         self._served = loaded
         self._models = ModelWatch(clock, open_provider, self._show)
-        self._control = ControlHalf(clock, deadlines, loaded.config, version, self._models)
+        checks = partial(open_check, clock, deadlines)
+        self._health = HealthWatch(clock, Random(), checks, self._mark, self._calls)  # noqa: S311 - jitter
+        self._control = ControlHalf(clock, deadlines, loaded.config, version, self._models, self._health)
         self.crew = Crew(command, self._briefing, clock, self._control.stats, self._control.lookups)
         self._all_ready = asyncio.Event()
         self._data: socket.socket
@@ -117,11 +124,18 @@ class Supervisor:
 
     def _briefing(self) -> list[FromSupervisor]:
         """What a new worker is told first."""
-        return [self._order(), *map(Show, self._models.listings.values())]
+        return [self._order(), *map(Show, self._models.listings.values()), *map(Mark, self._health.verdicts)]
 
     def _show(self, listing: Listing) -> None:
         for worker in self.crew.lives:
             worker.channel.send(Show(listing))
+
+    def _mark(self, verdict: Verdict) -> None:
+        for worker in self.crew.lives:
+            worker.channel.send(Mark(verdict))
+
+    def _calls(self, provider: str) -> int:
+        return self.crew.totals.calls(provider)
 
     def _on_ready(self) -> None:
         if len(self.crew.serving()) == self._served.config.workers:
@@ -174,6 +188,7 @@ class Supervisor:
             except ConfigError:
                 self._served = before
                 await self._go_back(told)
+                self._health.tell()  # hosts that were gone for a moment are new
                 raise
             await asyncio.gather(*map(self._configure_retiring, self.crew.retiring()))
 

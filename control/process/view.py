@@ -12,11 +12,13 @@ from ...config.listeners import is_loopback
 from ...filters.auth import Auth
 from ...proxy.exchange import ANONYMOUS, Principal
 from ..admin.chains import describe_chains
+from ..admin.clusters import NO_CHECKS
 
 if TYPE_CHECKING:
     from ...config import AuthConfig, GatewayConfig
     from ...proxy.clock import Clock
     from ...proxy.snapshot import Snapshot
+    from ..admin.clusters import Checks
     from ..admin.view import ControlStats
     from ..events.tailer import Tailer
     from .control_half import ControlHalf
@@ -73,6 +75,11 @@ class View(ABC):
         if self._control.tailer.last_error is not None:
             found.append("the event store is away; records wait in the spool")
         return found
+
+    def checks(self) -> Checks:
+        """What active health checks have counted."""
+        health = self._control.health
+        return health.counters() if health is not None else NO_CHECKS
 
     def identify(self, header: bytes | None) -> Principal:
         """Whose key the value of a header holds; raises UnauthorizedError."""

@@ -17,6 +17,7 @@ from .channel import (
     Channel,
     Configure,
     Leave,
+    Mark,
     Ready,
     Refuse,
     Refused,
@@ -104,6 +105,8 @@ class _Worker:
                         await self._reload(order)
                     case Show(listing=listing):
                         self._server.half.take_listing(listing)
+                    case Mark(verdict=verdict):
+                        self._server.half.take_verdict(verdict)
                     case Refuse():
                         self._server.refuse_new_work()
                     case Retire():

@@ -178,8 +178,11 @@ class Cluster:
 
     @property
     def health(self) -> str:
-        """What an operator would say of it: `configured` or `unconfigured`."""
-        return "unconfigured" if self.unconfigured else "configured"
+        """What an operator would say of it: `configured`, `unconfigured`, or `unhealthy` while none of its endpoints
+        passes its checks."""
+        if self.unconfigured:
+            return "unconfigured"
+        return "configured" if any(host.healthy for host in self.hosts) else "unhealthy"
 
     @property
     def has_credential(self) -> bool:

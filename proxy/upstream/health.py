@@ -26,7 +26,7 @@ class HealthSettings(NamedTuple):
     unhealthy_threshold: int = 3
     healthy_threshold: int = 1
     no_traffic_interval: float = 60.0
-    """While the cluster has no traffic; not shorter than `interval`."""
+    """For a healthy endpoint while its cluster has no traffic; not shorter than `interval`."""
     edge_interval: float | None = None
     """While a change is being counted, and once after it; None is `interval`."""
     jitter: float = 0.1
@@ -34,6 +34,14 @@ class HealthSettings(NamedTuple):
     expected_statuses: Collection[int] = (200,)
     retriable_statuses: Collection[int] = ()
     """Counted towards `unhealthy_threshold`, as no answer is."""
+
+
+class Verdict(NamedTuple):
+    """What every worker is told of one endpoint, by the names that counters and logs use."""
+
+    provider: str
+    endpoint: str
+    healthy: bool
 
 
 class HealthState:
@@ -88,12 +96,15 @@ class Health:
         return state.healthy and self._turn(state)
 
     def next_check_in(self, state: HealthState, rng: Random, *, traffic: bool) -> float:
-        """Seconds to wait after a check. `traffic`: the cluster has had requests since the check before."""
+        """Seconds to wait after a check. `traffic`: the cluster has had requests since then.
+
+        Silence only excuses who is healthy: an endpoint that is out gets no requests, and must not wait for some.
+        """
         settings = self.settings
         wait = settings.interval
-        if state.edge and settings.edge_interval is not None:
-            wait = settings.edge_interval
-        elif not traffic:
+        if state.edge:
+            wait = settings.interval if settings.edge_interval is None else settings.edge_interval
+        elif state.healthy and not traffic:
             wait = max(wait, settings.no_traffic_interval)
         return wait * (1 + rng.uniform(0, settings.jitter))
 

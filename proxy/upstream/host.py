@@ -36,12 +36,13 @@ class Host(Member):
         priority: int = 0,
         region: str = "",
         metadata: Mapping[str, str] | None = None,
+        healthy: bool = True,
     ) -> None:
-        super().__init__(endpoint.name, weight=weight, priority=priority, region=region)
+        super().__init__(endpoint.name, weight=weight, priority=priority, region=region, available=healthy)
         self.endpoint = endpoint
         self.metadata = dict(metadata or {})
-        self.healthy = True
-        """As the last active check found it; True while there was none."""
+        self.healthy = healthy
+        """As the last active check found it; before the first one, whatever serves better."""
         self.outlier = OutlierState(self)
         self.rq_total = 0
         self.rq_success = 0

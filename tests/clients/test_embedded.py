@@ -14,6 +14,7 @@ from headgate.config import ConfigError, parse_config
 from headgate.control.process.errors import BootError
 from tests_support.answers import chat_completion, json_response
 from tests_support.asgi import http_scope
+from tests_support.caller import eventually
 from tests_support.embedded import Way, embedded_config, ledger, sdk
 from tests_support.upstream import FakeUpstream
 
@@ -51,6 +52,18 @@ async def test_it_may_be_started_and_closed_again_and_again(tmp_path: Path, no_l
         await asyncio.gather(gateway.aclose(), gateway.aclose())
         assert not gateway.gateway.ready
         assert gateway.live() == []
+
+
+async def test_endpoints_are_checked_inside_an_application_too(tmp_path: Path, no_leaks: None) -> None:
+    async with FakeUpstream(json_response({}, 500)) as upstream:
+        check = {"interval": "10ms", "no_traffic_interval": "10ms"}
+        changes = {"providers": {"p": {"base_url": upstream.base_url, "list_models": False, "health_check": check}}}
+        gateway = Embedded(embedded_config(tmp_path, changes=changes))
+        await gateway.start()
+        cluster = gateway.gateway.resources.clusters["p"]
+        await eventually(lambda: cluster.health == "unhealthy")
+        assert not cluster.hosts[0].available
+        await gateway.aclose()
 
 
 async def test_a_start_that_fails_may_be_tried_again(tmp_path: Path, no_leaks: None) -> None:

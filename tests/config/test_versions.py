@@ -56,7 +56,6 @@ routing: {mode: direct}
 
 REFUSED = [
     ("providers.anthropic.dialect", "anthropic"),
-    ("providers.vllm.health_check", "health_check"),
     ("models.fast.strategy", "strategy"),
     ("routes[0].match.tags", "tags"),
     ("routes[0].filters.rate_limit", "rate_limit"),

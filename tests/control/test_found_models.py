@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from headgate.control.found_models import AT_A_TIME
 from headgate.proxy.catalog import ListedModel, Listing
+from headgate.proxy.upstream.health import Verdict
 from tests_support.caller import eventually
 from tests_support.gateway import RunningGateway, config_for, load, running_gateway, written
 
@@ -20,6 +22,10 @@ def listing(*ids: str, provider: str = "up", base_url: str = HOME) -> Listing:
 async def shown(gateway: RunningGateway) -> list[str]:
     answer = (await gateway.send("GET", "/v1/models")).json()
     return [model["id"] for model in answer["data"]]
+
+
+def shows(gateway: RunningGateway, model: str, part: bytes) -> bool:
+    return part in gateway.half.engine.graph.found_models.get(model, b"")
 
 
 async def test_a_list_is_shown_when_all_of_it_is_made() -> None:
@@ -73,3 +79,14 @@ async def test_the_mock_lists_itself_while_it_stands_in() -> None:
         }
         async with running_gateway(config) as gateway:
             assert await shown(gateway) == ids
+
+
+async def test_entries_follow_the_health_of_their_provider() -> None:
+    config = config_for()
+    config["providers"]["up"]["health_check"] = {}
+    async with running_gateway(config) as gateway:
+        gateway.half.take_listing(listing("m"))
+        for healthy, said in ((True, "configured"), (False, "unhealthy"), (True, "configured")):
+            gateway.half.take_verdict(Verdict("up", "http://127.0.0.1:9", healthy))
+            entry = b'"health":"%b"' % said.encode()
+            await eventually(partial(shows, gateway, "m", entry))

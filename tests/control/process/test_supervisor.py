@@ -17,6 +17,7 @@ from headgate.control.process import supervisor as module
 from headgate.control.process.errors import BootError
 from headgate.control.process.source import ConfigSource
 from headgate.control.process.worker_process import WorkerProcess
+from headgate.proxy.upstream.health import Verdict
 from tests_support.caller import eventually
 from tests_support.crew import TEXTS, ready, supervising
 
@@ -52,14 +53,18 @@ async def test_a_config_is_taken_over_by_all() -> None:
         assert digests(made) != before
 
 
-async def test_the_first_worker_that_refuses_spares_the_others() -> None:
+async def test_the_first_worker_that_refuses_spares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     async with supervising("refuses", "obeys") as (made, _):
         [refuser, other] = await ready(made, 2)
+        told: list[Verdict] = []
+        monkeypatch.setattr(type(made._health), "verdicts", [Verdict("p", "http://a:80", False)])
+        monkeypatch.setattr(made._health, "_publish", told.append)
         made.crew.workers = {"0": refuser, "1": other}
         before = digests(made)
         with pytest.raises(ConfigError, match=r"gateway\.yaml:3:1: x: not me"):
             await push(made, TEXTS[1])
         assert digests(made) == before
+        assert told == [Verdict("p", "http://a:80", False)], "who went back has new hosts"
         assert {worker.process.pid for worker in made.crew.serving()} == {refuser.process.pid, other.process.pid}
 
 

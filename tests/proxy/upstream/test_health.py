@@ -91,6 +91,17 @@ def test_checks_are_rarer_without_traffic() -> None:
     assert slow.next_check_in(state, RNG, traffic=False) == 300
 
 
+def test_silence_excuses_only_who_is_healthy_and_nothing_is_being_counted() -> None:
+    rules = Health(HealthSettings(jitter=0))
+    state = healthy(rules)
+    assert rules.next_check_in(state, RNG, traffic=False) == 5, "once more after a change"
+    for status in (200, None, None, None, None):
+        rules.on_check(state, status)
+        quiet = state.healthy and not state.edge
+        assert rules.next_check_in(state, RNG, traffic=False) == (60 if quiet else 5)
+    assert not state.healthy
+
+
 def test_checks_are_closer_while_a_change_is_counted_and_once_after_it() -> None:
     rules = Health(HealthSettings(edge_interval=1, jitter=0))
     state = healthy(rules)
