@@ -73,9 +73,9 @@ class H2Connection(asyncio.Protocol):
     """See the top. `deadline` is the idle one between calls, and else the next time to look at what may be overdue."""
 
     __slots__ = (
-        "_announce", "_closed", "_common", "_connected", "_flushing", "_heard_at", "_loop", "_monotonic", "_owner",
-        "_pong_by", "_reading_head_since", "_reused", "_transport", "_write_paused", "deadline",
-        "retired", "session",
+        "_announce", "_closed", "_common", "_connected", "_flushing", "_heard_at", "_idle_until", "_loop", "_monotonic",
+        "_owner", "_pong_by", "_quiet_since", "_reading_head_since", "_reused", "_transport",
+        "_write_paused", "deadline", "retired", "session",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -95,6 +95,10 @@ class H2Connection(asyncio.Protocol):
         self._write_paused = False
         self._reused = False
         self._heard_at = 0.0
+        self._quiet_since = 0.0
+        """Nothing was heard since then, though calls wait."""
+        self._idle_until = 0.0
+        """When it is idle for too long, where a PING that is not answered is looked for before that."""
         self._pong_by = NEVER
         self._reading_head_since = NEVER
         self.retired = False
@@ -158,11 +162,14 @@ class H2Connection(asyncio.Protocol):
     def on_deadline(self) -> None:
         """Idle for too long, or time to look whether something is overdue."""
         session = self.session
-        if not session.streams:
-            self._owner.expire(self)
-            return
         now = self._monotonic()
         limits = self._owner.limits
+        if not session.streams and now < self._pong_by:
+            if now < self._idle_until:
+                self.deadline = min(self._pong_by, self._idle_until)
+            else:
+                self._owner.expire(self)
+            return
         if now >= self._reading_head_since + HEAD_SECONDS:
             self._fault(
                 ConnectionFaultError(ErrorCodes.ENHANCE_YOUR_CALM, f"the head was not whole after {HEAD_SECONDS:g} s")
@@ -172,7 +179,7 @@ class H2Connection(asyncio.Protocol):
             self._owner.stats.cx_keepalive_timeout += 1
             self._lost(f"no answer to a PING in {limits.keepalive_timeout:g} s")
             return
-        if self._pong_by == NEVER and now >= self._heard_at + limits.keepalive_interval:
+        if self._pong_by == NEVER and now >= self._quiet_since + limits.keepalive_interval:
             self._ping(now)
         for stream in [one for one in session.blocked if now >= one.blocked_at + limits.stall_timeout]:
             stream.stalled(limits.stall_timeout)
@@ -189,7 +196,7 @@ class H2Connection(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._monotonic()
+        self._heard_at = self._quiet_since = self._monotonic()
         self._pong_by = NEVER  # whatever it is, it lives
         session = self.session
         while True:
@@ -280,8 +287,13 @@ class H2Connection(asyncio.Protocol):
             self._owner.stats.rq_tx_reset += 1
         if self._closed:
             return
-        if stream.blocked_at != inf and self._monotonic() >= stream.blocked_at + self._owner.limits.stall_timeout:
+        stall = self._owner.limits.stall_timeout
+        if stream.blocked_at != inf and self._monotonic() >= stream.blocked_at + stall:
             self.retire()  # no other call would fare better
+        elif session.block_of == stream.id:
+            self.retire()  # the rest of its head may never come, and until then nobody else's can
+        elif reset and not self.retired and self._heard_at <= stream.sent_at and self._pong_by == NEVER:
+            self._ping(self._monotonic())  # given up in silence: is anybody there at all?
         if not session.streams:
             self.deadline = NEVER
             if self.retired:
@@ -289,6 +301,8 @@ class H2Connection(asyncio.Protocol):
                 return
         if not self.retired:
             self._owner.spare(self)
+        if not session.streams:
+            self._idle_until, self.deadline = self.deadline, min(self.deadline, self._pong_by)
 
     def on_bug(self, error: Exception) -> GatewayError:
         context = {"message": "the receiver of an answer raised", "exception": error, "protocol": self}
@@ -314,15 +328,16 @@ class H2Connection(asyncio.Protocol):
 
     def _begin(self, now: float) -> None:
         """The first call after a rest."""
-        if now >= self._heard_at + RESTED_SECONDS:
+        if now >= self._heard_at + RESTED_SECONDS and self._pong_by == NEVER:
             self._ping(now)
-        self._heard_at = now
+        self._quiet_since = now
+        self._idle_until = 0.0
         self._watch()
 
     def _watch(self) -> None:
         """Look again when the first of all that may be overdue would be."""
         limits = self._owner.limits
-        ping = self._pong_by if self._pong_by != NEVER else self._heard_at + limits.keepalive_interval
+        ping = self._pong_by if self._pong_by != NEVER else self._quiet_since + limits.keepalive_interval
         stalls = [stream.blocked_at + limits.stall_timeout for stream in self.session.blocked]
         self.deadline = min(ping, self._reading_head_since + HEAD_SECONDS, *stalls)
 

@@ -408,6 +408,56 @@ async def test_an_idle_connection_that_is_overdue_is_expired() -> None:
     assert bench.owner.dropped == 1
 
 
+async def test_a_head_that_its_caller_no_longer_waits_for_leaves_a_connection_for_nobody() -> None:
+    bench = Bench()
+    heard, other = bench.send(), bench.send()
+    bench.feed(HeadersFrame(1, b"\x88"))
+    heard.call.cancel()
+    assert (bench.connection.retired, bench.connection.usable) == (True, False)
+    assert other.outcome is None
+    other.call.cancel()
+    assert bench.wire.ended == "closed"
+
+
+async def test_calls_that_are_given_up_in_silence_find_out_that_the_connection_is_dead() -> None:
+    bench = Bench()
+    patience = bench.owner.limits.keepalive_timeout / 5
+    for number in range(6):
+        heard = bench.send()
+        bench.clock.advance(patience)
+        heard.call.cancel()
+        await bench.turn()
+        pings = [one for one in bench.frames if isinstance(one, PingFrame)]
+        assert len(pings) == 1, f"asked after {number + 1} calls"
+        if bench.connection.deadline <= bench.clock.monotonic():
+            bench.connection.on_deadline()
+    assert bench.wire.ended == "aborted"
+    assert bench.owner.stats.cx_keepalive_timeout == 1
+
+
+async def test_a_call_given_up_on_a_connection_that_speaks_asks_nothing() -> None:
+    bench = Bench()
+    heard, other = bench.send(), bench.send()
+    bench.clock.advance(1)
+    bench.feed(bench.head(3))
+    heard.call.cancel()
+    await bench.turn()
+    assert [one for one in bench.frames if isinstance(one, PingFrame)] == []
+    assert other.outcome is None
+
+
+async def test_an_idle_connection_that_was_asked_waits_for_the_answer_and_is_then_idle() -> None:
+    bench = Bench()
+    heard = bench.send()
+    bench.clock.advance(1)
+    heard.call.cancel()
+    await bench.turn()
+    bench.feed(PingFrame(0, b"headgate", flags={"ACK"}))
+    bench.clock.advance(bench.owner.limits.keepalive_timeout)
+    again = bench.send()
+    assert (bench.wire.ended, again.outcome) == ("", None)
+
+
 # Ends
 
 
