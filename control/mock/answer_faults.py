@@ -39,7 +39,7 @@ def _whole(
     content: bytes, *fields: tuple[bytes, bytes], status: int = 200, kind: tuple[bytes, bytes] = _JSON
 ) -> Script:
     """The same whole answer whatever was asked."""
-    steps: list[Step] = [Head(status, (kind, *fields), len(content)), Data(content), END]
+    steps: list[Step] = [Head(status, (kind, *fields), len(content)), *([Data(content)] if content else []), END]
     return lambda _: steps
 
 

@@ -6,10 +6,11 @@ from difflib import get_close_matches
 
 from .answer_faults import ANSWER_FAULTS
 from .fault import GROUPS, Fault
+from .h2_faults import H2_FAULTS
 from .stream_faults import STREAM_FAULTS
 from .wire_faults import WIRE_FAULTS
 
-FAULTS: dict[str, Fault] = {fault.name: fault for fault in (*WIRE_FAULTS, *ANSWER_FAULTS, *STREAM_FAULTS)}
+FAULTS: dict[str, Fault] = {fault.name: fault for fault in (*WIRE_FAULTS, *ANSWER_FAULTS, *STREAM_FAULTS, *H2_FAULTS)}
 MODEL_PREFIX = "mock-fault-"
 """A request for the model `mock-fault-NAME` meets that fault."""
 

@@ -10,56 +10,26 @@ counted and dropped: nobody may use it again.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
-from ...proxy.edge.body import BodyBudget, RequestBody
-from ...proxy.edge.context import EdgeLimits
+from ...proxy.edge.body import RequestBody
 from ...proxy.edge.request_head import read_head
 from ...proxy.errors import GatewayError
+from ...proxy.upstream.h2_frames import PREFACE
 from .h1_wire import H1Encoder
+from .h2_connection import H2MockConnection
 from .player import Player
 from .provider import refusal
+from .shared import BODY_BYTES, reset
 
 if TYPE_CHECKING:
-    from ...proxy.clock import Clock
     from ...proxy.edge.request_head import HttpRequestHead
-    from .provider import MockProvider, Script
+    from .provider import Script
+    from .shared import Shared
     from .steps import Say
 
-BODY_BYTES = 32 << 20
 UNREAD_BYTES = 1 << 20
 """What may wait behind a request that is being answered."""
-_RESET = struct.pack("ii", 1, 0)
-
-
-class Watcher(Protocol):
-    """Who wants to know what is played."""
-
-    def on_accept(self, script: Script) -> None:
-        """A new connection meets a fault before anything is read from it."""
-
-    def on_request(self, head: HttpRequestHead, body: bytes, script: Script) -> None:
-        """A whole request has come; this is about to be played."""
-
-
-class Shared:
-    """What all connections of a mock have in common."""
-
-    __slots__ = ("budget", "clock", "connections", "limits", "provider", "speed", "strays", "watcher")
-
-    def __init__(self, provider: MockProvider, clock: Clock, *, speed: float = 1.0, watcher: Watcher | None = None):
-        self.provider = provider
-        self.clock = clock
-        self.speed = speed
-        """How many times faster than life faults are played."""
-        self.watcher = watcher
-        self.limits = EdgeLimits()
-        self.budget = BodyBudget(8 * BODY_BYTES)
-        self.connections: set[MockConnection] = set()
-        self.strays = 0
-        """Times that something came on a connection that could not carry it any more."""
 
 
 class MockConnection(asyncio.Protocol):
@@ -102,7 +72,9 @@ class MockConnection(asyncio.Protocol):
             self._shared.strays += self.asked > 0
             return
         self._unread += data
-        if self._player is None:
+        if not self.asked and self._head is None and PREFACE.startswith(self._unread[: len(PREFACE)]):
+            self._become_http2()
+        elif self._player is None:
             self._read()
         elif len(self._unread) > UNREAD_BYTES:
             self._transport.pause_reading()
@@ -156,12 +128,22 @@ class MockConnection(asyncio.Protocol):
         self._transport.close()
 
     def reset(self) -> None:
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._transport.abort()
+        reset(self._transport)
+
+    def abandon(self, code: int) -> None:
+        """Not here: there are no streams."""
 
     # Inside.
+
+    def _become_http2(self) -> None:
+        """The first bytes are those of HTTP/2: another protocol takes the transport over."""
+        if len(self._unread) < len(PREFACE):
+            return
+        self._shared.connections.discard(self)
+        other = H2MockConnection(self._shared)
+        self._transport.set_protocol(other)
+        other.connection_made(self._transport)
+        other.data_received(self._unread)
 
     def _read(self) -> None:
         """As much of a request as is there, and its answer once it is whole."""

@@ -9,6 +9,7 @@ The faults themselves: wire_faults.py, answer_faults.py, stream_faults.py; all o
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .steps import END, Data, Head, Raw, Step
@@ -27,6 +28,7 @@ FRAMING = "framing"
 BODY = "body"
 TIME = "time"
 STREAM = "stream"
+HTTP2 = "http2"
 GROUPS = {
     CONNECTION: "the connection ends, or nobody reads from it",
     HEAD: "the head of the answer does not come, or is none",
@@ -35,9 +37,12 @@ GROUPS = {
     BODY: "the body is whole, and not what was asked for",
     TIME: "too slow, at one place or another",
     STREAM: "the events of a stream are wrong; an answer that is not streamed stays good",
+    HTTP2: "what only HTTP/2 can do wrong; over HTTP/1.1 the answer stays good",
 }
 
 DONE = b"data: [DONE]\n\n"
+_RAW_BY = 2
+"""A script of bytes of HTTP/1.1 has some among its first steps, or has none."""
 BEGUN = 5
 """Events after which an answer has begun for whoever reads it: the role and some words."""
 
@@ -52,13 +57,17 @@ class Fault(NamedTuple):
     at_accept: bool = False
     """Played as soon as the connection is open, before anything is read of a request."""
 
-    def play(self, answer: MockAnswer) -> Iterable[Step]:
+    def play(self, answer: MockAnswer, *, http2: bool = False) -> Iterable[Step]:
         """The steps in place of `answer`."""
-        return self.steps(answer) if self.changes(answer) else good(answer)
+        return self.steps(answer) if self.changes(answer, http2=http2) else good(answer)
 
-    def changes(self, answer: MockAnswer) -> bool:
-        """Whether it does anything to this answer."""
-        return self.group != STREAM or is_stream(answer)
+    def changes(self, answer: MockAnswer, *, http2: bool = False) -> bool:
+        """Whether it does anything to this answer over this version of HTTP."""
+        if self.group == HTTP2:
+            return http2
+        if self.group == STREAM:
+            return is_stream(answer)
+        return not (http2 and any(isinstance(step, Raw) for step in islice(self.steps(answer), _RAW_BY)))
 
 
 def of(group: str, faults: dict[str, tuple[str, Script]], *, at_accept: bool = False) -> list[Fault]:

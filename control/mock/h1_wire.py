@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from .steps import Data, Head, Interim
+from .steps import Data, Frame, Head, Interim
 
 if TYPE_CHECKING:
     from .steps import Fields, Say
@@ -36,6 +36,8 @@ class H1Encoder:
                 return _head(step.status, (*step.fields, *framing))
             case Data() if self._chunked:
                 return b"%x\r\n%b\r\n" % (len(step.data), step.data) if step.data else b""
+            case Frame():
+                return b""  # of HTTP/2: nobody plays it here
         return step.data
 
     def end(self) -> bytes:

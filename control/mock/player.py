@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from .steps import DEAF, END, FIN, RST, Act, Wait
+from .steps import DEAF, END, FIN, RST, Act, Reset, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +28,9 @@ class Wire(Protocol):
 
     def end(self) -> None:
         """The message is whole, as far as the script goes."""
+
+    def abandon(self, code: int) -> None:
+        """End a stream of HTTP/2 with this error code."""
 
     def deafen(self) -> None:
         """Read nothing more."""
@@ -80,6 +83,9 @@ class Player:
             self._again_in(step.seconds / self._speed)
         elif isinstance(step, Act):
             self._act(step)
+        elif isinstance(step, Reset):
+            self.stop()
+            self._wire.abandon(step.code)
         else:
             flowing = self._wire.send(step)
             if self._step is END:  # with the last of it: whoever has read it all may ask again at once

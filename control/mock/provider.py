@@ -62,7 +62,7 @@ class MockProvider:
         try:
             if head.path == CHAT:
                 _demand("POST", head)
-                return self._chat(body)
+                return self._chat(body, http2=head.http_version == "2")
             _demand("GET", head)
             if head.path == MODELS:
                 entry = {"id": "mock", "object": "model", "created": CREATED, "owned_by": "headgate"}
@@ -73,7 +73,7 @@ class MockProvider:
         except GatewayError as error:
             return refusal(error)
 
-    def _chat(self, body: bytes) -> Script:
+    def _chat(self, body: bytes, *, http2: bool) -> Script:
         made = answer(body)
         if made.status != 200:
             return Script(good(made))
@@ -83,7 +83,7 @@ class MockProvider:
             raise ModelNotFoundError(unknown.args[0], param="model") from None
         if fault is None:
             return Script(self._delayed(made) if self._delay else good(made))
-        return Script(fault.play(made), fault)
+        return Script(fault.play(made, http2=http2), fault)
 
     def _delayed(self, made: MockAnswer) -> Iterator[Step]:
         for number, step in enumerate(good(made)):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from .connection import MockConnection, Shared
+from .connection import MockConnection
+from .shared import Shared
 
 if TYPE_CHECKING:
     import socket
 
     from ...proxy.clock import Clock
-    from .connection import Watcher
     from .provider import MockProvider
+    from .shared import Connection, Watcher
 
 BACKLOG = 1024
 _CLOSE_POLL = 0.01
@@ -30,7 +31,7 @@ class MockServer:
         self.port = port
 
     @property
-    def connections(self) -> set[MockConnection]:
+    def connections(self) -> set[Connection]:
         """Those that are open."""
         return self._shared.connections
 
@@ -56,7 +57,8 @@ async def serve(
     speed: float = 1.0,
     watcher: Watcher | None = None,
 ) -> MockServer:
-    """Serve on a bound socket; `speed`: how many times faster than life faults are played. Ready on return."""
+    """Serve on a bound socket, HTTP/1.1 and, to who begins with it, HTTP/2; `speed`: how many times faster than
+    life faults are played. Ready on return."""
     shared = Shared(provider, clock, speed=speed, watcher=watcher)
     server = await asyncio.get_running_loop().create_server(lambda: MockConnection(shared), sock=sock, backlog=BACKLOG)
     return MockServer(server, shared, clock, sock.getsockname()[1])

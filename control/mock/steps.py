@@ -1,8 +1,8 @@
 """The steps an answer is played in, good or bad: what is said, how long nothing is, and how it ends.
 
 A step says what is meant wherever every wire has a form for it, so that one script is played over any of them; only
-`Raw` is bytes of one wire. A script that comes to its end without `END`, `FIN` or `RST` says nothing more and leaves
-it to the other side to give up: a stall. Only after `END` can the connection carry another request.
+`Raw` and `Frame` are of one wire. A script that comes to its end without `END`, `FIN`, `RST` or `Reset` says nothing
+more and leaves it to the other side to give up: a stall. Only after `END` can the connection carry another request.
 """
 
 from __future__ import annotations
@@ -40,9 +40,20 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Bytes of HTTP/1.1 as they stand, outside any framing."""
+    """Bytes as they stand, outside any framing: of HTTP/1.1, but in faults that are of HTTP/2."""
 
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame of HTTP/2, `times` over: of the answer's own stream, or of the `connection`."""
+
+    kind: int
+    flags: int
+    payload: bytes
+    connection: bool = False
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,13 @@ class Wait:
     """Say nothing for so many seconds."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The stream of HTTP/2 ends with this error code, and the connection does not. The last step of a script."""
+
+    code: int
 
 
 class Act(Enum):
@@ -62,5 +80,5 @@ class Act(Enum):
 
 
 END, FIN, RST, DEAF = Act.END, Act.FIN, Act.RST, Act.DEAF
-Say: TypeAlias = Interim | Head | Data | Raw
-Step: TypeAlias = Say | Wait | Act
+Say: TypeAlias = Interim | Head | Data | Raw | Frame
+Step: TypeAlias = Say | Wait | Act | Reset

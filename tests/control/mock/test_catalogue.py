@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from headgate.control.mock.catalogue import FAULTS, find, listing
-from headgate.control.mock.fault import GROUPS, STREAM, Fault, good
-from headgate.control.mock.steps import END, FIN, RST, Act, Data, Head, Interim, Raw, Wait
+from headgate.control.mock.fault import GROUPS, HTTP2, STREAM, Fault, good
+from headgate.control.mock.steps import END, FIN, RST, Act, Data, Frame, Head, Interim, Raw, Reset, Wait
 from headgate.dialects.mock import answer
 
 PLAIN = answer(b'{"messages":[{"role":"user","content":"one two three four"}]}')
@@ -28,25 +28,36 @@ def test_there_are_more_than_a_hundred_in_groups_that_say_what_they_are() -> Non
         assert not fault.what.endswith(".")
 
 
+@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 @pytest.mark.parametrize("made", ANSWERS)
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
-def test_each_gives_steps_for_any_answer_and_differs_from_a_good_one(fault: Fault, made: object) -> None:
+def test_each_gives_steps_for_any_answer_and_differs_from_a_good_one(fault: Fault, made: object, http2: bool) -> None:
     assert isinstance(made, type(PLAIN))
-    steps = list(islice(fault.play(made), 10_000))
+    steps = list(islice(fault.play(made, http2=http2), 10_000))
     for step in steps:
-        assert isinstance(step, Interim | Head | Data | Raw | Wait | Act)
+        assert isinstance(step, Interim | Head | Data | Raw | Frame | Wait | Act | Reset)
+        assert not (isinstance(step, Raw) and http2 and fault.group != HTTP2), "bytes of HTTP/1.1 among frames"
+        assert not (isinstance(step, Frame | Reset) and not http2), "frames among bytes of HTTP/1.1"
     assert not {END, FIN, RST} & set(steps[:-1]), "something follows the end"
-    if fault.changes(made):
+    assert not any(isinstance(step, Reset) for step in steps[:-1])
+    if fault.changes(made, http2=http2):
         assert steps != good(made)
-        assert steps == list(islice(fault.play(made), 10_000)), "it is not the same the second time"
+        assert steps == list(islice(fault.play(made, http2=http2), 10_000)), "it is not the same the second time"
     else:
         assert steps == good(made)
 
 
 def test_those_of_streams_leave_another_answer_as_it_is() -> None:
     for fault in FAULTS.values():
-        assert fault.changes(STREAMED)
-        assert fault.changes(PLAIN) == (fault.group != STREAM)
+        assert fault.changes(STREAMED) == (fault.group != HTTP2)
+        assert fault.changes(PLAIN) == (fault.group not in (STREAM, HTTP2))
+
+
+def test_what_is_made_of_one_version_of_http_leaves_the_other_as_it_is() -> None:
+    assert not FAULTS["garbage"].changes(STREAMED, http2=True)
+    assert not FAULTS["bad-chunk-size"].changes(STREAMED, http2=True)
+    assert FAULTS["close-in-body"].changes(STREAMED, http2=True)
+    assert FAULTS["h2-refused"].changes(PLAIN, http2=True)
 
 
 def test_a_name_that_does_not_exist_is_answered_with_the_nearest() -> None:

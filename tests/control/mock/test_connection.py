@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from headgate.control.mock.catalogue import FAULTS
+from headgate.control.mock.connection import MockConnection
 from headgate.control.mock.provider import MockProvider
 from headgate.control.mock.schedule import Schedule
 from headgate.control.mock.server import MockServer, serve
@@ -182,6 +183,7 @@ async def test_a_client_that_reads_nothing_is_not_written_to_for_ever() -> None:
         client.pause()
         await client.send(ask("mock-fault-huge-json") + ask() * 2)
         [connection] = server.connections
+        assert isinstance(connection, MockConnection)
         await eventually(lambda: connection._full)
         client.unpause()
         assert len((await client.answer()).body) > 16 << 20

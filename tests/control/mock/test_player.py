@@ -31,6 +31,9 @@ class Wire:
     def end(self) -> None:
         self.told.append("end")
 
+    def abandon(self, code: int) -> None:
+        self.told.append(f"abandoned {code}")
+
     def deafen(self) -> None:
         self.told.append("deaf")
 
