@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 REPEATS = 20
-APART = 0.002
-"""Seconds between two requests where all come at once: so that a slow machine answers each in its time."""
+APART = 0.002 + 0.025 * (SLOWER - 1)
+"""Seconds between two requests where all come at once: so that a busy machine answers each in its time."""
 WALLS = {
     "alone": {"second": False, "http2": False},
     "with-another": {"second": True, "http2": False},
