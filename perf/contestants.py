@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import traffic
+from .load import PROVIDER_ADDRESSES
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL_TIMEOUT = 900
@@ -154,13 +155,15 @@ def _envoy(home: Path, work: Path, port: int, provider_port: int) -> Launch:
 
 
 def headgate(home: Path, work: Path, port: int, provider_port: int) -> Launch:
-    """The root gateway.yaml as it stands, but for the ports and the provider's address."""
+    """The root gateway.yaml as it stands, but for the ports and the provider, which has two endpoints: so its calls are
+    balanced, and outliers looked for, as by default."""
     del home
     text = (ROOT / "gateway.yaml").read_text()
+    urls = ", ".join(f'{{url: "http://{address}:{provider_port}/v1"}}' for address in PROVIDER_ADDRESSES)
     for written, ours in (
         ("port: 8070", f"port: {port}"),
         ("port: 9901", "port: 0"),
-        ("https://api.openai.com/v1", f"http://127.0.0.1:{provider_port}/v1"),
+        ('base_url: "https://api.openai.com/v1"', f"endpoints: [{urls}]"),
     ):
         if text.count(written) != 1:
             raise UnavailableError(f"the root gateway.yaml does not say {written!r} once")
@@ -239,7 +242,7 @@ ALL = (
     Contestant(
         "headgate",
         importlib.metadata.version("headgate"),
-        "the chain of the root gateway.yaml: auth with a key, retry, ledger",
+        "the chain of the root gateway.yaml: auth with a key, retry, ledger; two endpoints, least request",
         None,
         headgate,
     ),

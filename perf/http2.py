@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import contestants, traffic
 from .bench import Cores, Subject, choose_cores, free_port, wait_ready
-from .load import Load
+from .load import PROVIDER_ADDRESSES, Load
 from .process import running
 
 CONNECTIONS = 64
@@ -33,7 +33,7 @@ http {{
   access_log off; keepalive_requests 1000000000;
   client_body_temp_path {folder}/tmp; proxy_temp_path {folder}/tmp; fastcgi_temp_path {folder}/tmp;
   uwsgi_temp_path {folder}/tmp; scgi_temp_path {folder}/tmp;
-  server {{ listen 127.0.0.1:{port}{http2}; location / {{ default_type application/json; return 200 "{answer}"; }} }}
+  server {{ {listen} location / {{ default_type application/json; return 200 "{answer}"; }} }}
 }}
 """
 
@@ -49,7 +49,9 @@ def provider(*, http2: bool, core: int) -> Iterator[int]:
         folder, port = Path(name), free_port()
         (folder / "tmp").mkdir()
         config = folder / "nginx.conf"
-        config.write_text(_CONFIG.format(folder=folder, port=port, http2=" http2" if http2 else "", answer=answer))
+        ending = " http2" if http2 else ""
+        listen = " ".join(f"listen {address}:{port}{ending};" for address in PROVIDER_ADDRESSES)
+        config.write_text(_CONFIG.format(folder=folder, listen=listen, answer=answer))
         process = subprocess.Popen(
             [program, "-c", str(config), "-e", str(folder / "error.log")],
             stdout=subprocess.DEVNULL,
@@ -72,10 +74,10 @@ def measure(load: Load, cores: Cores, *, http2: bool, seconds: float) -> float:
         launch = contestants.headgate(contestants.ROOT, work, port, upstream)
         if http2:
             text = (work / "gateway.yaml").read_text()
-            url = f'"http://127.0.0.1:{upstream}/v1"'
+            url = "    endpoints: ["
             if text.count(url) != 1:
-                sys.exit(f"the root gateway.yaml does not say {url} once")
-            (work / "gateway.yaml").write_text(text.replace(url, f"{url}\n    http2: true"))
+                sys.exit("the config of the benchmark does not name endpoints once")
+            (work / "gateway.yaml").write_text(text.replace(url, f"    http2: true\n{url}"))
         process = stack.enter_context(running(launch.argv, {**os.environ, **launch.env}, work, cores.gateway))
         subject = Subject(port, launch.headers, process.cpu, process.pss)
         wait_ready(load, process, subject)

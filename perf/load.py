@@ -21,8 +21,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from . import traffic
+
+PROVIDER_ADDRESSES = ("127.0.0.1", "127.0.0.2")
+"""One provider at one port, as two endpoints for those that balance."""
 
 QUIET = 0.5
 STRETCH = 6
@@ -59,10 +63,12 @@ class Load:
         self.sample = Sample()
         self.events_per_stream = 0
         self._contents: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self._listener.setblocking(False)
-        self.provider_port: int = self._listener.getsockname()[1]
-        self.watch(self._listener, self._accept)
+        self.provider_port = 0
+        for address in PROVIDER_ADDRESSES:
+            listener = socket.create_server((address, self.provider_port), backlog=512)
+            listener.setblocking(False)
+            self.provider_port = listener.getsockname()[1]
+            self.watch(listener, partial(self._accept, listener))
 
     def watch(self, sock: socket.socket, reader: Callable[[], None]) -> None:
         self.readers[sock.fileno()] = reader
@@ -76,8 +82,8 @@ class Load:
             self.epoll.unregister(number)
             sock.close()
 
-    def _accept(self) -> None:
-        sock, _ = self._listener.accept()
+    def _accept(self, listener: socket.socket) -> None:
+        sock, _ = listener.accept()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.watch(sock, _ProviderConnection(self, sock).read)

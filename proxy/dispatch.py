@@ -307,11 +307,13 @@ class Dispatch:
 
     def _needs(self, target: Target) -> Needs:
         """What the call asks of the cluster, as far as it wants to know."""
-        ex, cluster = self.run.ex, target.cluster
+        ex, cluster, ledger = self.run.ex, target.cluster, self.run.engine.ledger
+        tokens = ledger.estimate_tokens(ex) if cluster.counts_tokens else ledger.weigh(ex)
+        key = affinity(ex) if cluster.is_sticky else None
+        if len(self._tried) == 1:
+            return Needs(tokens, key, ex.region)
         avoid = tuple(made.host for made in self._tried if made.host is not None and made.target is target)
-        return Needs(
-            self.run.engine.ledger.estimate_tokens(ex), affinity(ex) if cluster.is_sticky else None, ex.region, avoid
-        )
+        return Needs(tokens, key, ex.region, avoid)
 
     def _request(self, attempt: Attempt, target: Target) -> UpstreamRequest:
         """What goes to a target: the client's body with the target's model in it, whole or as it arrives."""

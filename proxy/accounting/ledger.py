@@ -9,12 +9,12 @@ Not here: writing (spool.py), storing (control/events/), prices (price_lookup.py
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from ..errors import OverloadError
-from .estimate import delivered_tokens
+from .estimate import BYTES_PER_TOKEN, delivered_tokens
 from .record import Done, Opened, encode
 from .spool import SpoolFullError
 from .usage import NO_USAGE, Usage, add_usage
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .prices import Price
     from .record import Forgotten, Issued
     from .spool import Spool
+
+SHORT_BODY: Final = 8192
+"""Bytes of a request that needs no reading to be weighed: an image or a file in it would be a tiny one."""
 
 
 class Ledger:
@@ -151,6 +154,15 @@ class Ledger:
         if facts is None or not facts.body:
             return 0
         return self.prompt_tokens(ex) + self.estimator.output_reservation(facts.max_tokens, facts.n)
+
+    def weigh(self, ex: Exchange) -> int:
+        """As `estimate_tokens`, but only as well as sharing calls out over endpoints needs it."""
+        facts = ex.facts
+        if facts is None or not facts.body:
+            return 0
+        if ex.rough_prompt is not None or len(facts.body) > SHORT_BODY:
+            return self.estimate_tokens(ex)
+        return len(facts.body) // BYTES_PER_TOKEN + self.estimator.output_reservation(facts.max_tokens, facts.n)
 
     def estimate_cost(self, ex: Exchange) -> float | None:
         """What a stream that begins now may cost: the estimated prompt and the output it is allowed. None:

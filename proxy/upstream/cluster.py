@@ -69,7 +69,7 @@ class Needs(NamedTuple):
     """What a call asks of its place, beyond its model."""
 
     tokens: int = 0
-    """What it is estimated to use; 0 where nobody counts."""
+    """What it is estimated to use, roughly where no limit counts it; 0 where nobody asks."""
     key: int | None = None
     """What ring_hash follows."""
     region: str = ""
@@ -94,10 +94,10 @@ class Cluster:
 
     __slots__ = (
         "_balancer", "_bounds", "_credentials", "_deadlines", "_gradient", "_hedges", "_limits", "_outlier", "_rng",
-        "_single", "address", "asks", "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky",
-        "listed", "name", "price", "price_as", "queue_seconds", "retries_waiting", "retry_budget", "rq_error",
-        "rq_hedged", "rq_retry", "rq_success", "rq_timeout", "rq_total", "stand_in", "strained", "timeouts",
-        "unconfigured",
+        "_single", "address", "asks", "counts_tokens", "credential_origin", "deadline", "dialect", "host", "hosts",
+        "is_sticky", "listed", "name", "price", "price_as", "queue_seconds", "retries_waiting", "retry_budget",
+        "rq_error", "rq_hedged", "rq_retry", "rq_success", "rq_timeout", "rq_total", "stand_in", "strained",
+        "timeouts", "unconfigured",
     )  # fmt: skip
 
     def __init__(
@@ -158,6 +158,8 @@ class Cluster:
         """A call has to say what it `Needs`."""
         self.is_sticky = policy == "ring_hash"
         """A call has to say which session it belongs to."""
+        self.counts_tokens = False
+        """There is a bound on the tokens of all calls: what a call says of its own must be a good estimate."""
         self.queue_seconds = queue_seconds
         """How long a call may wait for a place; with 0 it never does."""
         self.hosts: tuple[Host, ...] = ()
@@ -353,7 +355,8 @@ class Cluster:
         self.hosts = tuple(hosts)
         self._outlier.states = [host.outlier for host in hosts]
         self._single = self.hosts[0] if len(self.hosts) == 1 else None
-        self.asks = self.is_sticky or self._single is None or self._limits.settings.tokens is not None
+        self.counts_tokens = self._limits.settings.tokens is not None
+        self.asks = self.is_sticky or self._single is None or self.counts_tokens
         self._rebuild()
 
     def set_limits(self, limits: LimitSettings, queue_seconds: float, now: float) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.proxy.accounting.estimate import Estimator
-from headgate.proxy.accounting.ledger import Ledger
+from headgate.proxy.accounting.ledger import SHORT_BODY, Ledger
 from headgate.proxy.accounting.prices import Price, own_price
 from headgate.proxy.accounting.record import Done, Opened
 from headgate.proxy.accounting.usage import NO_USAGE, Usage
@@ -180,6 +180,19 @@ def test_a_stream_is_estimated_at_its_head_and_teaches_the_estimator() -> None:
     book.settle(ex, AnswerFacts(Usage(ex.rough_prompt.raw * 2, 5)))
     assert book.estimator.ratio("up-m") > 1
     assert ledger().estimate_cost(exchange(None)) is None
+
+
+def test_a_call_is_weighed_by_its_bytes_and_a_large_one_by_what_it_says() -> None:
+    book, ex = ledger(), exchange(PRICE)
+    assert ex.facts is not None
+    assert book.weigh(ex) == len(ex.facts.body) // 4 + 2 * 50
+    assert ex.rough_prompt is None
+    image = b'"data:image/png;base64,' + b"A" * SHORT_BODY + b'"'
+    part = b'{"type":"image_url","image_url":{"url":%b}}' % image
+    ex.facts.body = b'{"messages":[{"role":"user","content":[%b]}]}' % part
+    assert book.weigh(ex) == book.estimate_tokens(ex) < SHORT_BODY // 4
+    ex.facts = None
+    assert book.weigh(ex) == 0
 
 
 @given(
