@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from .fields import Filled, Name, Named, Rate, Section, Text
+from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text
 from .secret import MASK, ExpandedText, Secret
 
 MIN_KEY: Final = 16
@@ -63,6 +63,12 @@ def _paths(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return value
 
 
+def _models(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if value == ():
+        raise ValueError("must name a model; leave it out to allow all of them")
+    return value
+
+
 def _target(value: str) -> str:
     if not _TARGET.fullmatch(value) or len(value) > 256:
         raise ValueError("must be a class, written 'package.module:Class'")
@@ -92,6 +98,18 @@ class Key(Section):
     """Request paths it may call: exact, or with `*` within a segment, or with `**` at the end. Where there are keys of
     two teams, it also opens the lists among them, and objects that were not made through this gateway. Default: all,
     and opens nothing."""
+
+    models: Annotated[tuple[ModelName, ...] | None, AfterValidator(_models)] = None
+    """Models it may ask for, as clients name them: exact, or a beginning and `*`. Default: all."""
+
+    tags: tuple[Name, ...] = ()
+    """For `routes[].match.tags`. Default: none."""
+
+    allow_tags: tuple[Name, ...] = ()
+    """Tags that its requests may add in the header x-headgate-tags. Default: none."""
+
+    expires: Moment | None = None
+    """From then on it is refused: a date stands for its end in UTC. Default: never."""
 
 
 class AuthConfig(Section):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeVar
 
@@ -17,7 +17,7 @@ from pydantic import (
     WrapSerializer,
 )
 
-from .units import checked_size, format_duration, format_size, parse_duration, parse_size
+from .units import checked_size, format_duration, format_size, parse_duration, parse_moment, parse_size
 
 DURATION_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$|\$\{"
 SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)$|\$\{"
@@ -46,6 +46,10 @@ def _wait(value: timedelta) -> timedelta:
     if not timedelta() < value <= timedelta(days=1):
         raise ValueError("must be more than 0s and at most 1d")
     return value
+
+
+def _moment(value: object) -> datetime:
+    return value if isinstance(value, datetime) else parse_moment(value if isinstance(value, str) else "")
 
 
 def _size(value: object) -> int:
@@ -90,6 +94,14 @@ Duration = Annotated[
 ]
 Wait = Annotated[Duration, AfterValidator(_wait)]
 """A duration that something waits for: more than nothing, at most a day."""
+
+Moment = Annotated[
+    datetime,
+    BeforeValidator(_moment),
+    PlainSerializer(datetime.isoformat, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string"}),
+]
+"""A date, which means its end in UTC, or a date with time and zone."""
 
 Size = Annotated[
     int,

@@ -44,6 +44,9 @@ class Match(Section):
     key: Name | None = None
     """Name of the key that `auth` found. Default: any."""
 
+    tags: tuple[Name, ...] = ()
+    """Tags that the request must all have, from its key or from x-headgate-tags. Default: any."""
+
 
 class Route(Section):
     """One exception to the common way. The first route that matches wins."""

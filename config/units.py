@@ -6,7 +6,7 @@ read as seconds by one operator and as milliseconds by the next; a bare size is 
 """
 
 import re
-from datetime import timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from fractions import Fraction
 from typing import Final
 
@@ -34,6 +34,23 @@ def parse_duration(text: str) -> timedelta:
     if amount > _LONGEST // timedelta(microseconds=1):
         raise ValueError("a duration is at most 36500d")
     return timedelta(microseconds=int(amount))
+
+
+def parse_moment(text: str) -> datetime:
+    """`2026-12-31T18:00:00+01:00` as a datetime; a date alone is the end of that day in UTC. Raises ValueError."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        pass  # perhaps it has a time, too
+    else:
+        return datetime.combine(day, time.max, UTC)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError("must be a date like 2026-12-31, or with time and zone, like 2026-12-31T18:00:00Z")
+    return moment
 
 
 def parse_size(text: str) -> int:

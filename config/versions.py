@@ -9,13 +9,13 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from .chain import AuthConfig, Key
+from .chain import AuthConfig
 from .events import Events
 from .gateway import GatewayConfig, Routing
 from .listeners import Listener, Listeners
 from .models import Model
 from .providers import Provider
-from .routes import Match, Route
+from .routes import Route
 
 LATER_FILTERS: Final = frozenset({"rate_limit", "budget", "cache", "circuit_breaker", "classifier", "strategy"})
 
@@ -25,10 +25,8 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     Listener: frozenset({"tls", "cors", "trusted_proxies"}),
     Provider: frozenset({"tls"}),
     Model: frozenset({"strategy"}),
-    Match: frozenset({"tags"}),
     Route: frozenset({"strategy"}),
     AuthConfig: frozenset({"jwt", "keys_file", "pepper"}),
-    Key: frozenset({"allow_tags", "expires", "models", "tags"}),
     Routing: frozenset({"plano_embedded", "plano_proxy"}),
 }
 

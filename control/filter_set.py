@@ -80,6 +80,7 @@ class FilterSet:
                     model=match.model,
                     key=match.key,
                     provider=written.provider,
+                    tags=frozenset(match.tags),
                 )
             )
         return Chains(Chain(links[:length]), Route("default", Chain(links, length)), routes)

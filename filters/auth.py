@@ -9,8 +9,10 @@ that others can reach.
 
 A browser that opens a WebSocket may send its key as the sub-protocol `openai-insecure-api-key.KEY`.
 
-Of what a key may do only its `paths` are checked here: a path that they do not name is 403. Not here: roles (the admin
-listener), and whose objects it sees (proxy/claims.py).
+What a key may do: a path that its `paths` do not name is 403 at once; of models that its `models` do not allow every
+target is vetoed. A request that names no model could use any, so a key with `models` may only look and delete with it,
+unless its `paths` name the path. Not here: roles (the admin listener), whose objects it sees (proxy/claims.py), and
+what `/v1/models` shows it (proxy/model_list.py).
 
 Status: stable. Trusts: nothing.
 """
@@ -19,23 +21,31 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
-from ..proxy.errors import PathNotAllowedError, UnauthorizedError
+from ..proxy.errors import ExpiredKeyError, PathNotAllowedError, UnauthorizedError
 from ..proxy.exchange import Principal
 from ..proxy.filter import Filter
 from ..proxy.headers import AZURE
+from ..proxy.model_names import ModelNames
 from ..proxy.path_globs import PathGlobs
+from ..proxy.plan import POLICY
 from ..proxy.websocket.handshake import key_of
 
 if TYPE_CHECKING:
     from ..config import AuthConfig
+    from ..config.chain import Key
     from ..proxy.exchange import Exchange
+    from ..proxy.plan import Target
 
 _BEARER = b"bearer "
 _AZURE_HEADER = b"api-key"
 """Where Azure's clients send their key; taken on the paths they call."""
 _MAX_KEY = 8192
+_SAFE_METHODS = frozenset(("GET", "HEAD", "DELETE"))
+"""They make no model work."""
 
 
 class Auth(Filter):
@@ -50,16 +60,7 @@ class Auth(Filter):
         self.admitted = 0
         self.refused = 0
         self._pepper = secrets.token_bytes(32)
-        self._principals = {
-            self._digest(key.key.reveal().encode()): Principal(
-                key.name,
-                team=key.team,
-                owner=key.owner,
-                roles=frozenset(key.roles),
-                paths=PathGlobs(key.paths) if key.paths is not None else None,
-            )
-            for key in config.keys
-        }
+        self._principals = {self._digest(key.key.reveal().encode()): _principal(key) for key in config.keys}
 
     @property
     def is_open(self) -> bool:
@@ -67,21 +68,25 @@ class Auth(Filter):
         return not self._principals
 
     def on_request(self, ex: Exchange) -> None:
-        """Find the principal; raises UnauthorizedError, PathNotAllowedError."""
+        """Find the principal; raises UnauthorizedError, ExpiredKeyError, PathNotAllowedError."""
         if self._principals:
             presented = ex.head.header(self.header)
             if presented is None and ex.head.websocket:
                 presented = key_of(ex.head)  # a browser can set no header there
             if presented is None and ex.head.path.startswith(AZURE):
                 presented = ex.head.header(_AZURE_HEADER)
-            ex.principal = principal = self.identify(presented)
+            ex.principal = principal = self.identify(presented, ex.wall)
             if principal.paths is not None and not principal.paths.names(ex.head.path):
                 self.refused += 1
                 raise PathNotAllowedError(f"This key may not call '{ex.head.path[:128]}': its paths do not name it.")
+            if principal.models is not None:
+                ex.veto(partial(_objection, ex, principal.models))
         self.admitted += 1
 
-    def identify(self, presented: bytes | None) -> Principal:
-        """Whose key this header value holds, with or without `Bearer `; raises UnauthorizedError."""
+    def identify(self, presented: bytes | None, now: float) -> Principal:
+        """Whose key this header value holds, with or without `Bearer `, at the Unix time `now`.
+
+        Raises UnauthorizedError, ExpiredKeyError."""
         if presented is None:
             self.refused += 1
             raise UnauthorizedError(f"No API key. Send yours in the header '{self._usage()}'.")
@@ -90,6 +95,9 @@ class Auth(Filter):
         if principal is None:
             self.refused += 1
             raise UnauthorizedError("Incorrect API key. Check it against the gateway's auth.keys.")
+        if now >= principal.expires:
+            self.refused += 1
+            raise ExpiredKeyError("This API key has expired. Ask for a new one.")
         return principal
 
     def _usage(self) -> str:
@@ -98,3 +106,24 @@ class Auth(Filter):
 
     def _digest(self, key: bytes) -> bytes:
         return hmac.digest(self._pepper, key, "sha256")
+
+
+def _principal(key: Key) -> Principal:
+    return Principal(
+        key.name,
+        team=key.team,
+        owner=key.owner,
+        roles=frozenset(key.roles),
+        paths=PathGlobs(key.paths) if key.paths is not None else None,
+        models=ModelNames(key.models) if key.models is not None else None,
+        tags=frozenset(key.tags),
+        allow_tags=frozenset(key.allow_tags),
+        expires=key.expires.timestamp() if key.expires is not None else inf,
+    )
+
+
+def _objection(ex: Exchange, models: ModelNames, _: Target) -> str | None:
+    if ex.model or not ex.face.passes:
+        return None if models.allow(ex.model) else POLICY
+    may = ex.head.method in _SAFE_METHODS or ex.principal.paths is not None
+    return None if may else POLICY

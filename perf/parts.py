@@ -100,7 +100,7 @@ def per_request(folder: str) -> Iterator[Part]:
 
     keys = AuthConfig.model_validate({"keys": [{"name": "app", "key": KEY}]})
     auth, presented = Auth(keys), head.header(b"authorization")
-    yield Part("auth: digest and compare the key", lambda: auth.identify(presented))
+    yield Part("auth: digest and compare the key", lambda: auth.identify(presented, 0.0))
 
     opened = Opened("hg_0123456789abcdef00000001", 1.7e9, key="app", endpoint="chat")
     yield Part("encode the `opened` record", lambda: encode(opened))

@@ -82,6 +82,12 @@ class UnauthorizedError(DownstreamError):
     type = "authentication_error"
 
 
+class ExpiredKeyError(UnauthorizedError):
+    """A key that was good until it expired."""
+
+    code = "expired_api_key"
+
+
 class PermissionDeniedError(DownstreamError):
     """A good key that may not do this."""
 

@@ -23,14 +23,18 @@ if TYPE_CHECKING:
     from .errors import GatewayError
     from .faces import Face
     from .graph import Graph, Route
+    from .model_names import ModelNames
     from .path_globs import PathGlobs
     from .plan import RetryPolicy, Scorer, Target
+
+
+TAGS = b"x-headgate-tags"
 
 
 class Principal:
     """Who calls. Without `auth` everybody is ANONYMOUS."""
 
-    __slots__ = ("name", "owner", "paths", "roles", "team")
+    __slots__ = ("allow_tags", "expires", "models", "name", "owner", "paths", "roles", "tags", "team")
 
     def __init__(
         self,
@@ -40,6 +44,10 @@ class Principal:
         owner: str | None = None,
         roles: frozenset[str] = frozenset(),
         paths: PathGlobs | None = None,
+        models: ModelNames | None = None,
+        tags: frozenset[str] = frozenset(),
+        allow_tags: frozenset[str] = frozenset(),
+        expires: float = inf,
     ) -> None:
         self.name = name
         self.team = team
@@ -47,6 +55,13 @@ class Principal:
         self.roles = roles
         self.paths = paths
         """The only paths it may call, and those whose lists and unknown ids it may see; None: all, and none."""
+        self.models = models
+        """The only models it may ask for; None: all."""
+        self.tags = tags
+        self.allow_tags = allow_tags
+        """Tags that its requests may add."""
+        self.expires = expires
+        """Unix seconds from which it is nobody any more."""
 
     def __repr__(self) -> str:
         return f"<Principal {self.name}>"
@@ -194,6 +209,16 @@ class Exchange:
         """Nobody else may answer from now on."""
         self.pinned = provider
         self._candidates = None
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """The key's own, and those of `x-headgate-tags` that it may add."""
+        principal = self.principal
+        wished = self.head.header(TAGS) if principal.allow_tags else None
+        if wished is None:
+            return principal.tags
+        added = frozenset(tag.strip() for tag in wished.decode("latin-1").split(","))
+        return principal.tags | (added & principal.allow_tags)
 
     def veto(self, check: Callable[[Target], str | None], *, soft: bool = False) -> None:
         """Object to targets. `check` is asked when the plan is built and again before each attempt."""

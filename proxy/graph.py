@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Route:
     """What matches, and the chain it gets. A field that is None matches everything; `model` may end in `*`."""
 
-    __slots__ = ("catches", "chain", "field", "key", "model", "name", "path", "provider")
+    __slots__ = ("catches", "chain", "field", "key", "model", "name", "path", "provider", "tags")
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class Route:
         model: str | None = None,
         key: str | None = None,
         provider: str | None = None,
+        tags: frozenset[str] = frozenset(),
     ) -> None:
         self.name = name
         self.field = (b"x-headgate-route", name.encode())
@@ -44,6 +45,7 @@ class Route:
         self.model = model
         self.key = key
         self.provider = provider
+        self.tags = tags
         self.catches = path is not None and path.endswith("*") and model is None and provider is not None
         """A wildcard path with a provider and no model: it takes only what names no model, such as files and
         whatever the endpoint table has no row for."""
@@ -55,6 +57,7 @@ class Route:
             and _fits(self.path, ex.head.path)
             and (self.key is None or self.key == ex.principal.name)
             and _fits(self.model, ex.model)
+            and (not self.tags or self.tags <= ex.tags)
         )
 
 

@@ -36,10 +36,16 @@ _encode = msgspec.json.encode
 
 
 def list_models(ex: Exchange) -> Reply:
-    """Every model with an exact name, in config order, then those that were found at providers."""
-    graph = ex.graph
-    entries = [_encode(describe(graph, name)) for name in graph.models.names()]
-    entries += graph.found_models.values()
+    """Every model with an exact name, in config order, then those that were found at providers; of these, those that
+    the key may use."""
+    graph, allowed = ex.graph, ex.principal.models
+    entries = [
+        _encode(describe(graph, name)) for name in graph.models.names() if allowed is None or allowed.allow(name)
+    ]
+    if allowed is None:
+        entries += graph.found_models.values()
+    else:
+        entries += [entry for name, entry in graph.found_models.items() if allowed.allow(name)]
     return Reply(200, b'{"object":"list","data":[%b]}' % b",".join(entries))
 
 
@@ -47,7 +53,8 @@ def retrieve_model(ex: Exchange) -> Reply:
     """One model; any name that would be served is found, wildcards included. Ids may hold `/` and arrive
     percent-encoded."""
     name = unquote(ex.head.target.decode("latin-1").partition(PATH + "/")[2])
-    if not name or not name.isprintable():
+    allowed = ex.principal.models
+    if not name or not name.isprintable() or not (allowed is None or allowed.allow(name)):
         raise ModelNotFoundError("The model does not exist.", param="model")
     return json_reply(describe(ex.graph, name))
 

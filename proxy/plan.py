@@ -151,7 +151,8 @@ def rejection(model: str, vetoed: Sequence[Vetoed], now: float) -> GatewayError:
         return ProviderNotConfiguredError(f"No provider of the model '{model}' has a credential: set {names}.")
     reasons = {one.reason for one in meant} - {UNCONFIGURED}
     if reasons == {POLICY}:
-        return ModelNotAllowedError(f"This key may not use the model '{model}'.", param="model")
+        what = f"use the model '{model[:128]}'" if model else "do what names no model: its paths do not say so"
+        return ModelNotAllowedError(f"This key may not {what}.", param="model")
     resting = (one.target for one in meant if one.soft)
     soonest = min((target.cluster.rests_for(target.model, now) for target in resting), default=0.0)
     if reasons == {COOLING}:

@@ -392,6 +392,8 @@ class Run:
         """Undo the circles of references, so that an exchange is freed by counting: left to the collector, its thirty
         objects and its bodies cost a tenth of the request."""
         self.downstream.listener = NOBODY
+        if self.ex.vetoes:
+            self.ex.vetoes = []  # they may know the exchange
         upload, self.upload = self.upload, None
         if upload is not None:
             upload.watcher = None

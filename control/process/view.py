@@ -88,7 +88,7 @@ class View(ABC):
             return ANONYMOUS
         if self._auth is None or self._auth[0] is not settings:
             self._auth = (settings, Auth(settings))
-        return self._auth[1].identify(header)
+        return self._auth[1].identify(header, self.clock.wall())
 
     @abstractmethod
     def snapshot(self) -> Snapshot:

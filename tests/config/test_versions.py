@@ -57,7 +57,6 @@ routing: {mode: direct}
 REFUSED = [
     ("providers.anthropic.dialect", "anthropic"),
     ("models.fast.strategy", "strategy"),
-    ("routes[0].match.tags", "tags"),
     ("routes[0].filters.rate_limit", "rate_limit"),
     ("routes[0].strategy", "strategy"),
     ("filters[1]", "rate_limit"),
@@ -104,7 +103,6 @@ KEY = "sk-Zk3v9QmT2xLw7RbN"
         ("filters: [{cache: {}}]", "filters[0]", "cache"),
         ("filters: [{auth: {jwt: {issuer: x}}}]", "filters[0].auth.jwt", "jwt"),
         ("filters: [{auth: {keys_file: x, pepper: y}}]", "filters[0].auth.keys_file", "keys_file"),
-        (f"filters: [{{auth: {{keys: [{{name: a, key: {KEY}, tags: x}}]}}}}]", "filters[0].auth.keys[0].tags", "tags"),
     ],
 )  # fmt: skip
 def test_what_comes_later_is_refused_by_name(text: str, path: str, name: str) -> None:

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from headgate.config import ConfigError, parse_config
 from headgate.filters.auth import Auth
 from headgate.proxy.edge.downstream import RequestHead
-from headgate.proxy.errors import PathNotAllowedError, UnauthorizedError
+from headgate.proxy.errors import ExpiredKeyError, PathNotAllowedError, UnauthorizedError
 from headgate.proxy.exchange import ANONYMOUS
 
 if TYPE_CHECKING:
     from headgate.proxy.exchange import Exchange
 
 KEY = "hg-4f1c9a7be2d05863"
+NOW = 1_800_000_000.0
+"""2027-01-15."""
 
 
 def _auth(text: str) -> Auth:
@@ -30,7 +32,7 @@ def _auth(text: str) -> Auth:
 
 def _exchange(*headers: tuple[bytes, bytes]) -> Exchange:
     head = RequestHead("POST", "/v1/chat/completions", list(headers))
-    return cast("Exchange", SimpleNamespace(head=head, principal=ANONYMOUS))
+    return cast("Exchange", SimpleNamespace(head=head, principal=ANONYMOUS, wall=NOW))
 
 
 @pytest.fixture
@@ -133,3 +135,49 @@ def test_two_teams_are_two_teams_only_if_both_have_a_key(keys: str, divided: boo
 def test_paths_that_say_nothing_are_refused(paths: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         _auth(f"{{keys: [{{name: app, key: {KEY}, paths: {paths}}}]}}")
+
+
+@pytest.mark.parametrize(
+    ("expires", "expired"),
+    [
+        ("2027-01-14", True),
+        ("2027-01-15", False),
+        ("'2027-01-15T08:00:00Z'", True),
+        ("'2027-01-15T08:00:01Z'", False),
+        ("'2027-01-15T09:00:00+01:00'", True),
+    ],
+)
+def test_a_key_is_refused_from_the_moment_it_expires_and_is_told_so(expires: str, expired: bool) -> None:
+    auth = _auth(f"{{keys: [{{name: app, key: {KEY}, expires: {expires}}}]}}")
+    ex = _exchange((b"authorization", KEY.encode()))
+    if expired:
+        with pytest.raises(ExpiredKeyError, match="has expired") as caught:
+            auth.on_request(ex)
+        assert (caught.value.status, caught.value.code) == (401, "expired_api_key")
+        assert (auth.admitted, auth.refused) == (0, 1)
+    else:
+        auth.on_request(ex)
+        assert ex.principal.name == "app"
+
+
+def test_an_expired_key_still_closes_the_gateway() -> None:
+    assert not _auth(f"{{keys: [{{name: app, key: {KEY}, expires: 2001-01-01}}]}}").is_open
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("expires: tomorrow", "must be a date like 2026-12-31"),
+        ("expires: 2026-02-30", "must be a date like"),
+        ("expires: '2026-12-31T10:00:00'", "with time and zone"),
+        ("expires: 7", "must be a date like"),
+        ("models: []", "must name a model"),
+        ("models: ['a*b']", r"with \* only at the end"),
+        ("models: gpt-4o", "must be a list"),
+        ("tags: ['a,b']", "letters, digits"),
+        ("allow_tags: [' ']", "letters, digits"),
+    ],
+)
+def test_scopes_that_say_nothing_are_refused(settings: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _auth(f"{{keys: [{{name: app, key: {KEY}, {settings}}}]}}")

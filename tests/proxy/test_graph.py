@@ -47,8 +47,33 @@ def exchange(*, passes: bool = False) -> Exchange:
         ({"path": "/v1/**", "model": "gpt-*", "key": "other"}, False),
     ],
 )
-def test_all_that_is_written_must_hold(match: dict[str, str], matches: bool) -> None:
+def test_all_that_is_written_must_hold(match: dict[str, Any], matches: bool) -> None:
     assert Route("r", CHAIN, **match).matches(exchange()) is matches
+
+
+@pytest.mark.parametrize(
+    ("wanted", "header", "matches"),
+    [
+        ("batch", None, True),
+        ("batch night", None, False),
+        ("night", b"night", True),
+        ("batch night", b"other, night ,\xff", True),
+        ("other", b"night,other", False),
+        ("Night", b"Night", False),
+    ],
+)
+def test_tags_are_those_of_the_key_and_those_it_may_add(wanted: str, header: bytes | None, matches: bool) -> None:
+    ex = exchange()
+    ex.principal = Principal("app", tags=frozenset({"batch"}), allow_tags=frozenset({"night"}))
+    if header is not None:
+        ex.head.headers.append((b"x-headgate-tags", header))
+    assert Route("r", CHAIN, tags=frozenset(wanted.split())).matches(ex) is matches
+
+
+def test_whoever_has_no_key_adds_no_tags() -> None:
+    ex = exchange()
+    ex.head.headers.append((b"x-headgate-tags", b"batch"))
+    assert ex.tags == frozenset()
 
 
 def test_a_catch_all_with_a_provider_takes_only_what_names_no_model() -> None:
