@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Coroutine, Sequence
 
-    from .config import ConfigError, GatewayConfig
+    from .config import ConfigError, GatewayConfig, Listener
     from .control.process.source import ConfigSource, Loaded
 
 OK, FAILED, USAGE = 0, 1, 2
@@ -164,6 +164,10 @@ def _run(work: Coroutine[object, object, int]) -> int:
         return _fail(error)
 
 
+def _scheme(listener: Listener) -> str:
+    return "http" if listener.tls is None else "https"
+
+
 def _announce(config: GatewayConfig, data_port: int, admin_port: int) -> None:
     """The one human line, once everything answers."""
     data, admin = config.listeners.data, config.listeners.admin
@@ -172,8 +176,8 @@ def _announce(config: GatewayConfig, data_port: int, admin_port: int) -> None:
     )
     guard = "open to every process of this machine" if config.auth_is_open else "keys required"
     _say(
-        f"headgate {_version_text()} serves http://{_host(data.address)}:{data_port}/v1 ({guard}); "
-        f"providers: {providers}; admin http://{_host(admin.address)}:{admin_port}/"
+        f"headgate {_version_text()} serves {_scheme(data)}://{_host(data.address)}:{data_port}/v1 ({guard}); "
+        f"providers: {providers}; admin {_scheme(admin)}://{_host(admin.address)}:{admin_port}/"
     )
 
 

@@ -22,6 +22,7 @@ from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, refused, users_filter
 from .control.found_models import FoundModels, find_models
 from .control.process.errors import BootError
+from .control.process.front import Front
 from .dialects.openai import OpenAI
 from .filters.auth import Auth
 from .filters.retry import Retry
@@ -247,6 +248,8 @@ def check_startable(config: GatewayConfig, clock: Clock) -> None:
     Raises ConfigError, BootError.
     """
     check_buildable(config)
+    for name, listener in (("data", config.listeners.data), ("admin", config.listeners.admin)):
+        Front(listener, f"listeners.{name}")
     _prices(config, clock)
     with _spool_errors(config), TemporaryFile(dir=_made(config.events.spool.path)) as file:
         file.write(b"\n")

@@ -92,6 +92,10 @@ def _listeners(data: Mapping[str, Any]) -> Found:
 
 
 def _files(data: Mapping[str, Any]) -> Found:
+    for name, listener in _mapping(data.get("listeners")).items():
+        for key, path in _mapping(_mapping(listener).get("tls")).items():
+            if isinstance(path, str) and not isfile(path):
+                yield ("listeners", name, "tls", key), "no such file"
     file = _mapping(data.get("prices")).get("file")
     if isinstance(file, str) and not isfile(file):
         yield ("prices", "file"), "no such file"

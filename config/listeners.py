@@ -2,7 +2,8 @@
 
 import re
 from datetime import timedelta
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
+from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
@@ -13,6 +14,8 @@ DATA_PORT: Final = 8070
 ADMIN_PORT: Final = 9901
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9-]{1,63})*")
+
+_ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
 def is_loopback(address: str) -> bool:
@@ -45,6 +48,39 @@ def _address(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 
 
+def _origin(value: str) -> str:
+    if not _ORIGIN.fullmatch(value):
+        raise ValueError("must be an origin as browsers send it, like https://chat.example, without a path")
+    return value.lower()
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ip_network(value))
+    except ValueError:
+        raise ValueError("must be an IP address or a network, like 10.0.0.0/8") from None
+
+
+class ListenerTls(Section):
+    """Certificates, as PEM files. They are watched: a renewed one is used from the next handshake on."""
+
+    cert: Path
+    """The certificate and its chain. Required."""
+
+    key: Path
+    """Its private key. Required."""
+
+    client_ca: Path | None = None
+    """Authority that must have signed a client's certificate. Default: clients show none."""
+
+
+class Cors(Section):
+    """Pages of other origins that may use the listener."""
+
+    origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
+    """Like https://chat.example. Default: none."""
+
+
 class Listener(Section):
     """One address and port."""
 
@@ -53,6 +89,15 @@ class Listener(Section):
 
     port: int = Field(default=DATA_PORT, strict=True, ge=0, le=65535)
     """TCP port; 0 lets the system choose. Default 8070 for data, 9901 for admin."""
+
+    tls: ListenerTls | None = None
+    """Serve HTTPS. Default: plain HTTP."""
+
+    cors: Cors = Cors()
+    """Web pages that may call. Default: those of the listener's own origin alone."""
+
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    """Reverse proxies whose `x-forwarded-for` names the client. Default: none, the connection's address counts."""
 
 
 def _admin(value: object) -> object:

@@ -70,6 +70,9 @@ def _load(text: str, name: str, files: tuple[Path, ...], env: Mapping[str, str] 
 
     if config.prices.file is not None:
         files = (*files, config.prices.file)
+    for listener in (config.listeners.data, config.listeners.admin):
+        if listener.tls is not None:
+            files = (*files, *(path for path in (listener.tls.cert, listener.tls.key, listener.tls.client_ca) if path))
     warnings = (*report.warnings, *warnings_of(config, dropped_keys(data), env))
     return config.model_copy(update={"warnings": warnings, "files": (*files, *expander.files)})
 

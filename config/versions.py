@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from .chain import AuthConfig
 from .events import Events
 from .gateway import GatewayConfig, Routing
-from .listeners import Listener, Listeners
+from .listeners import Listeners
 from .models import Model
 from .providers import Provider
 from .routes import Route
@@ -22,7 +22,6 @@ LATER_FILTERS: Final = frozenset({"rate_limit", "budget", "cache", "circuit_brea
 LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     GatewayConfig: frozenset({"stores", "agents", "policies", "telemetry"}),
     Listeners: frozenset({"grpc"}),
-    Listener: frozenset({"tls", "cors", "trusted_proxies"}),
     Provider: frozenset({"tls"}),
     Model: frozenset({"strategy"}),
     Route: frozenset({"strategy"}),

@@ -20,6 +20,7 @@ from ..admin.view import ControlStats
 from ..events.lookups import Lookups
 from ..events.tailer import Tailer
 from .file_watch import FileWatch, marks
+from .front import Front
 
 if TYPE_CHECKING:
     import socket
@@ -96,13 +97,15 @@ class ControlHalf:
             guard=Guard(open_to_all=config.auth_is_open),
             limits=EdgeLimits(connections=ADMIN_CONNECTIONS),
         )
+        self._front = Front(config.listeners.admin, "listeners.admin")
+        self._front.adopt(self._context, open_to_all=config.auth_is_open)
         self._crashes = 0
         self._crashed_at = 0.0
 
     @asynccontextmanager
     async def running(self, admin: socket.socket, view: AdminView) -> AsyncIterator[None]:
         """Serve admin and tail the ledger."""
-        server = await serve(admin_app(view), self._context, [admin])
+        server = await serve(admin_app(view), self._context, [admin], self._front.tls)
         try:
             async with self.working():
                 yield
@@ -186,7 +189,9 @@ class ControlHalf:
             return False
         config = loaded.config
         self.loaded, self.config = loaded, config
-        self._context.guard = Guard(open_to_all=config.auth_is_open)
+        self._front.adopt(self._context, open_to_all=config.auth_is_open)
+        if (flaw := self._front.renew()) is not None:
+            log.error("certificate_not_renewed", problem=flaw)
         self._follow(config)
         self.stats.reloads += 1
         self._warn()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
+
 from ...proxy.edge.body import BodyBudget
 from ...proxy.edge.context import EdgeContext, EdgeLimits, connection_bound
 from ...proxy.edge.data_app import data_app
@@ -12,6 +14,7 @@ from ...proxy.edge.guard import Guard
 from ...proxy.edge.listen import EdgeServer, serve
 from ...proxy.observe import Observer
 from ...proxy.upstream.shedding import Shedding, SheddingSettings, Trigger
+from .front import Front
 from .memory import Memory
 from .overload import Overload
 from .signals import unless
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from ...proxy.snapshot import Snapshot
     from ...proxy.upstream.call import Endpoint
     from ...proxy.upstream.health import Verdict
+
+log = structlog.get_logger("headgate")
 
 FLUSH_SECONDS = 5.0
 """How long a slow client may take, within the grace, for the end of an answer that is complete."""
@@ -89,6 +94,8 @@ class DataServer:
             budget=BodyBudget(config.limits.buffered),
             new_id=half.engine.next_id,
         )
+        self._front = Front(config.listeners.data, "listeners.data")
+        self._front.adopt(self.context, open_to_all=config.auth_is_open)
         self._edge: EdgeServer | None = None
         self._retiring = False
         self._overload = Overload(
@@ -98,7 +105,7 @@ class DataServer:
 
     async def open(self, sockets: Sequence[socket.socket]) -> None:
         """Accept connections, and look after this worker's health: its loop is ours alone."""
-        self._edge = await serve(data_app(self.not_ready, self._version), self.context, sockets)
+        self._edge = await serve(data_app(self.not_ready, self._version), self.context, sockets, self._front.tls)
         self._overload.start()
 
     def not_ready(self) -> list[str]:
@@ -130,7 +137,9 @@ class DataServer:
     async def reload(self, config: GatewayConfig) -> None:
         """Raises ConfigError and leaves everything as it was."""
         await self.half.reload(config)
-        self.context.guard = Guard(open_to_all=config.auth_is_open)
+        self._front.adopt(self.context, open_to_all=config.auth_is_open)
+        if (problem := self._front.renew()) is not None:
+            log.error("certificate_not_renewed", problem=problem)
         self.context.limits = _limits(config)
         self.context.budget.limit = config.limits.buffered
         self._overload.adopt(_thresholds(config), _memory(config).fraction)

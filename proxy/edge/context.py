@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..clock import Clock, Deadlines
+    from .cors import Cors
     from .downstream import Acceptor
     from .guard import Guard
     from .http_protocol import HttpProtocol
+    from .proxies import TrustedProxies
 
 MAX_CONNECTIONS = 10_000
 RESERVED_FILES = 64
@@ -86,8 +88,9 @@ class EdgeContext:
     """Handed to every connection. `app` serves the paths that `acceptor` does not accept; `serve` sets it."""
 
     __slots__ = (
-        "acceptor", "app", "budget", "clock", "connections", "deadlines", "draining", "guard", "limits", "new_id",
-        "stats", )  # fmt: skip
+        "acceptor", "app", "budget", "clock", "connections", "cors", "deadlines", "draining", "guard",
+        "limits", "new_id", "proxies", "stats",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -99,6 +102,8 @@ class EdgeContext:
         limits: EdgeLimits | None = None,
         budget: BodyBudget | None = None,
         new_id: Callable[[], str] | None = None,
+        cors: Cors | None = None,
+        proxies: TrustedProxies | None = None,
     ) -> None:
         self.acceptor = acceptor
         self.app: Acceptor
@@ -108,6 +113,10 @@ class EdgeContext:
         self.limits = limits or EdgeLimits(connections=connection_bound())
         self.budget = budget or BodyBudget(512 * 1024 * 1024)
         self.new_id = new_id or _random_id
+        self.cors = cors
+        """None: no page of another origin."""
+        self.proxies = proxies
+        """None: the address of the connection is the client's."""
         self.stats = EdgeStats()
         self.connections: set[HttpProtocol] = set()
         self.draining = False

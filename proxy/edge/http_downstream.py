@@ -113,6 +113,8 @@ class HttpDownstream(Downstream):
         keep = head.keep_alive and self.framed and not self._body_failed and not connection.draining
         self.keep_alive = keep and (self._body.complete or self._can_skip_body(connection))
         field = (b"" if modern else _KEEP_ALIVE) if self.keep_alive else _CLOSE
+        if connection.cors is not None and (origin := head.fields.get(b"origin")) is not None:
+            headers = [*headers, *connection.cors.fields(origin)]
         self._unsent = response_head(
             status, headers, None if without_body else length, chunked=self._chunked, connection=field
         )

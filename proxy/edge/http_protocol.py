@@ -37,6 +37,7 @@ from .write_progress import WriteProgress
 
 if TYPE_CHECKING:
     from .context import EdgeContext
+    from .cors import Cors
     from .request_head import HttpRequestHead
 
 _CLOSE = b"connection: close\r\n"
@@ -218,6 +219,11 @@ class HttpProtocol(asyncio.Protocol):
     # What the request being served calls
 
     @property
+    def cors(self) -> Cors | None:
+        """What pages of other origins are told."""
+        return self._context.cors
+
+    @property
     def draining(self) -> bool:
         """Whether connections are not kept any more."""
         return self._context.draining
@@ -327,6 +333,10 @@ class HttpProtocol(asyncio.Protocol):
         if objection is not None:
             self._refuse(objection, without_body=head.method == "HEAD")
             return False
+        if context.proxies is not None:
+            head.client = context.proxies.client(self._client, head.fields.get(b"x-forwarded-for"))
+        if context.cors is not None and self._is_preflight(head):
+            return True
         acceptor = context.acceptor if context.acceptor.accepts(head.path) else context.app
         if head.websocket and (objection := _objection_to_websocket(head, acceptor is context.app)) is not None:
             self._refuse(objection, without_body=head.method == "HEAD")
@@ -346,6 +356,17 @@ class HttpProtocol(asyncio.Protocol):
                 self._exchange = None
                 exchange.abandon()
                 self._refuse(internal_error(), request_id=request_id)
+        return True
+
+    def _is_preflight(self, head: HttpRequestHead) -> bool:
+        """Whether it was one, and is answered."""
+        cors = self._context.cors
+        headers = cors.preflight(head.fields) if cors is not None and head.method == "OPTIONS" else None
+        if headers is None:
+            return False
+        self._phase = ANSWER
+        exchange = self._exchange = HttpDownstream(self, head, RequestBody(head.length, self._context.budget))
+        exchange.reply(204, headers, b"")
         return True
 
     def _refuse(self, error: GatewayError, *, without_body: bool = False, request_id: str | None = None) -> None:

@@ -13,6 +13,7 @@ from .asgi_app import AsgiApp
 from .http_protocol import HttpProtocol
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Sequence
 
     from .context import EdgeContext
@@ -129,8 +130,12 @@ class EdgeServer:
             await context.clock.sleep(0)
 
 
-async def serve(app: Any, context: EdgeContext, sockets: Sequence[socket.socket]) -> EdgeServer:
-    """Serve on `sockets`: to `context.acceptor` what it accepts, all else to the ASGI app. Ready on return."""
+async def serve(
+    app: Any, context: EdgeContext, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None
+) -> EdgeServer:
+    """Serve on `sockets`: to `context.acceptor` what it accepts, all else to the ASGI app. Ready on return.
+
+    `tls`: every connection begins with its handshake."""
     config = uvicorn.Config(
         app,
         http=functools.partial(HttpProtocol, context),  # type: ignore[arg-type]  # called, never inspected
@@ -145,6 +150,7 @@ async def serve(app: Any, context: EdgeContext, sockets: Sequence[socket.socket]
         backlog=BACKLOG,
     )
     config.load()
+    config.ssl = tls
     context.app = AsgiApp(config.loaded_app, new_id=context.new_id)
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)

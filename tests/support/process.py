@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
 READY_WITHIN = 20.0
-_ANNOUNCED = re.compile(rb"serves http://[^ ]*:(\d+)/v1 .* admin http://[^ ]*:(\d+)/")
+_ANNOUNCED = re.compile(rb"serves https?://[^ ]*:(\d+)/v1 .* admin https?://[^ ]*:(\d+)/")
 
 
 class GatewayProcess(Asking):
