@@ -16,7 +16,7 @@ from random import Random
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from .config import AuthConfig, GatewayConfig, RetryConfig, UseConfig, load_config
+from .config import AuthConfig, CircuitBreakerConfig, GatewayConfig, RetryConfig, UseConfig, load_config
 from .control.clusters import ClusterSet, open_endpoint
 from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, refused, users_filter
@@ -25,6 +25,7 @@ from .control.process.errors import BootError
 from .control.process.front import Front
 from .dialects.openai import OpenAI
 from .filters.auth import Auth
+from .filters.circuit_breaker import CircuitBreaker
 from .filters.retry import Retry
 from .proxy.accounting.estimate import Estimator
 from .proxy.accounting.ledger import Ledger
@@ -32,7 +33,7 @@ from .proxy.accounting.price_file import PriceFileError, read_price_file
 from .proxy.accounting.price_table import PriceTableError, load_price_table
 from .proxy.accounting.prices import own_price
 from .proxy.accounting.spool import Spool
-from .proxy.clock import Clock, Deadlines, LoopClock
+from .proxy.clock import Clock, Deadlines, LoopClock, monotonic_time
 from .proxy.engine import Engine
 from .proxy.graph import Graph
 from .proxy.models import Exhaustion, ModelTable, ModelTarget
@@ -40,7 +41,7 @@ from .proxy.models import Exhaustion, ModelTable, ModelTarget
 if TYPE_CHECKING:
     import asyncio
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .config import Price, Provider
     from .config import Target as TargetConfig
@@ -64,6 +65,7 @@ class Resources:
 
     def __init__(self, clock: Clock, deadlines: Deadlines, rng: Random) -> None:
         self.dialects: dict[str, Dialect] = {name: kind() for name, kind in DIALECTS.items()}
+        self._clock = clock
         self._clusters = ClusterSet(self.dialects, clock, deadlines, rng)
         self._filters: dict[str, Kept] = {}
 
@@ -78,7 +80,8 @@ class Resources:
 
     def filters(self, config: GatewayConfig) -> FilterSet:
         """The filters of a config that may yet be refused. Raises ConfigError."""
-        return FilterSet(config, partial(make_filter, workers=config.workers), self._filters)
+        make = partial(make_filter, workers=config.workers, now=self._clock.monotonic)
+        return FilterSet(config, make, self._filters)
 
     def apply(self, config: GatewayConfig, filters: FilterSet) -> list[Host]:
         """Take `config` over. Returns the hosts that are no longer in it, for their last user to close."""
@@ -92,11 +95,14 @@ def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tup
     return open_endpoint(provider, dialect, clock, deadlines), dialect
 
 
-def make_filter(settings: object, workers: int = 1) -> Filter:
-    """A filter from its settings, for one of `workers`. Raises ConfigError when a user's class cannot be had."""
+def make_filter(settings: object, workers: int = 1, now: Callable[[], float] = monotonic_time) -> Filter:
+    """A filter from its settings, for one of `workers`; `now` is the monotonic time. Raises ConfigError when a user's
+    class cannot be had."""
     match settings:
         case AuthConfig():
             return Auth(settings)
+        case CircuitBreakerConfig():
+            return CircuitBreaker(settings, now=now)
         case RetryConfig():
             return Retry(settings, workers=workers)
         case UseConfig():

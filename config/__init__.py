@@ -3,7 +3,17 @@
 Imports nothing else of Headgate. After a load nobody checks again.
 """
 
-from .chain import AuthConfig, FilterConfig, FilterEntry, HedgeConfig, Key, RetryBudget, RetryConfig, UseConfig
+from .chain import (
+    AuthConfig,
+    CircuitBreakerConfig,
+    FilterConfig,
+    FilterEntry,
+    HedgeConfig,
+    Key,
+    RetryBudget,
+    RetryConfig,
+    UseConfig,
+)
 from .effective import dump
 from .endpoints import MOCK_URL, EndpointConfig
 from .errors import ConfigError, Problem
@@ -21,6 +31,7 @@ from .secret import Secret
 __all__ = [
     "MOCK_URL",
     "AuthConfig",
+    "CircuitBreakerConfig",
     "ConfigError",
     "EndpointConfig",
     "Events",

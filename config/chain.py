@@ -6,6 +6,7 @@ written.py turns each into the one form that stands here.
 
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -18,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text
+from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text, Wait
 from .secret import MASK, ExpandedText, Secret
 
 MIN_KEY: Final = 16
@@ -176,6 +177,27 @@ class RetryConfig(Section):
     """Keeps retries from multiplying an outage. Default percent 20, min_per_second 10."""
 
 
+class CircuitBreakerConfig(Section):
+    """When a target (a provider and a model there) that fails is no longer asked, and for how long."""
+
+    kind: Filled[Literal["circuit_breaker"]] = "circuit_breaker"
+
+    failures: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 5
+    """Failures within `window` that open it, in each worker. Default 5."""
+
+    percent: Annotated[int, Field(strict=True, ge=1, le=100)] = 50
+    """At least this part of what ended within `window` must have failed. Default 50."""
+
+    window: Wait = timedelta(seconds=60)
+    """How far back failures count. Default 60s."""
+
+    open_for: Wait = timedelta(seconds=30)
+    """How long the target rests; then one attempt at a time tries whether it has recovered. Default 30s."""
+
+    on_all_open: Literal["reject", "least_bad"] = "reject"
+    """When every target of a model rests: what its `on_exhausted` says, or ask the first of them. Default reject."""
+
+
 class UseConfig(Section):
     """A filter of the operator's own."""
 
@@ -204,7 +226,7 @@ def _masked(key: str, value: Any) -> Any:
     return MASK if hidden and value else value
 
 
-FilterConfig = AuthConfig | RetryConfig | UseConfig
+FilterConfig = AuthConfig | CircuitBreakerConfig | RetryConfig | UseConfig
 
 
 def kind_of(value: object) -> str | None:
@@ -215,14 +237,17 @@ def kind_of(value: object) -> str | None:
 class FilterEntry(Section):
     """One place in the chain."""
 
-    kind: Literal["auth", "retry", "use"]
+    kind: Literal["auth", "circuit_breaker", "retry", "use"]
     """Which filter."""
 
     name: Name
     """How routes, metrics and logs call it. Default: its kind, or the class of a `use`."""
 
     config: Annotated[
-        Annotated[AuthConfig, Tag("auth")] | Annotated[RetryConfig, Tag("retry")] | Annotated[UseConfig, Tag("use")],
+        Annotated[AuthConfig, Tag("auth")]
+        | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
+        | Annotated[RetryConfig, Tag("retry")]
+        | Annotated[UseConfig, Tag("use")],
         Discriminator(kind_of),
     ]
     """Its settings."""

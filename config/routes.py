@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from .chain import AuthConfig, RetryConfig, UseConfig, kind_of
+from .chain import AuthConfig, CircuitBreakerConfig, RetryConfig, UseConfig, kind_of
 from .fields import ModelName, Name, Named, Section
 
 OFF = "off"
@@ -25,6 +25,7 @@ def _switch(value: object) -> str | None:
 Override = Annotated[
     Annotated[Literal["off"], Tag("off")]
     | Annotated[AuthConfig, Tag("auth")]
+    | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
     | Annotated[RetryConfig, Tag("retry")]
     | Annotated[UseConfig, Tag("use")],
     Discriminator(_switch),

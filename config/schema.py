@@ -27,7 +27,7 @@ def json_schema() -> dict[str, Any]:
     """A JSON Schema (2020-12) for the whole file."""
     schema = GatewayConfig.model_json_schema(schema_generator=_Written)
     parts = schema["$defs"]
-    for kind in ("AuthConfig", "RetryConfig"):
+    for kind in ("AuthConfig", "CircuitBreakerConfig", "RetryConfig"):
         parts[kind]["properties"]["name"] = _NAME
     parts["FilterEntry"] = _filter_entry(parts.pop("UseConfig"))
     # Which settings may stand depends on the filter that is named so; load_config knows.
@@ -62,8 +62,9 @@ def _filter_entry(use: dict[str, Any]) -> dict[str, Any]:
     return {
         "description": "One place in the chain: a built-in filter, or one of your own.",
         "anyOf": [
-            {"enum": ["auth", "retry"]},
+            {"enum": ["auth", "circuit_breaker", "retry"]},
             one("auth", {"anyOf": [{"$ref": "#/$defs/AuthConfig"}, {"type": "null"}]}),
+            one("circuit_breaker", {"anyOf": [{"$ref": "#/$defs/CircuitBreakerConfig"}, {"type": "null"}]}),
             one("retry", {"anyOf": [{"$ref": "#/$defs/RetryConfig"}, {"type": "null"}]}),
             one("use", own["target"], name=_NAME, config=own["config"]),
         ],

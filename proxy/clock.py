@@ -70,6 +70,11 @@ def wall_time() -> float:
     return time.time()
 
 
+def monotonic_time() -> float:
+    """Seconds from an arbitrary start, for what is built without a loop."""
+    return time.monotonic()
+
+
 class DeadlineHolder(Protocol):
     """Something with one moving deadline: `deadline` is in monotonic seconds, `inf` for none."""
 

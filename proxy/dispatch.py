@@ -84,12 +84,12 @@ class Dispatch:
         if not self._begin():
             self._exhausted()
 
-    def _begin(self, *, soft: bool = True) -> bool:
-        """Plan, and ask the first that lets itself be asked. `soft` False overrules who could be asked all the same."""
+    def _begin(self, *, soft: bool = True, yielding: bool = True) -> bool:
+        """Plan, and ask the first that lets itself be asked. `soft` False overrules who could be asked all the same,
+        `yielding` False those filters alone that say so of themselves."""
         ex = self.run.ex
-        plan = self._plan = build_plan(
-            ex.candidates, ex.vetoes, ex.scorer, self.run.engine.clock.monotonic(), soft=soft
-        )
+        vetoes = ex.vetoes if yielding else [veto for veto in ex.vetoes if not veto.yields]
+        plan = self._plan = build_plan(ex.candidates, vetoes, ex.scorer, self.run.engine.clock.monotonic(), soft=soft)
         for target in plan.targets:  # noqa: SIM110 - a generator costs a frame more
             if self._launch(target):
                 return True
@@ -102,6 +102,8 @@ class Dispatch:
         now = engine.clock.monotonic()
         policy = ex.graph.models.exhaustion(ex.model)
         if policy.kind == LEAST_BAD and self._begin(soft=False):
+            return
+        if any(veto.yields for veto in ex.vetoes) and self._begin(yielding=False):
             return
         if policy.kind == QUEUE and any(one.soft for one in vetoed):
             if self._waits_until == 0.0:

@@ -72,13 +72,14 @@ ANONYMOUS = Principal("-")
 
 class Veto:
     """A filter's objection to targets: `check(target)` gives a reason or None. `soft`: may be overruled when all
-    are vetoed."""
+    are vetoed; `yields`: is, whatever the model's `on_exhausted` says."""
 
-    __slots__ = ("check", "soft")
+    __slots__ = ("check", "soft", "yields")
 
-    def __init__(self, check: Callable[[Target], str | None], soft: bool) -> None:
+    def __init__(self, check: Callable[[Target], str | None], soft: bool, yields: bool = False) -> None:
         self.check = check
         self.soft = soft
+        self.yields = yields
 
 
 class Exchange:
@@ -220,9 +221,9 @@ class Exchange:
         added = frozenset(tag.strip() for tag in wished.decode("latin-1").split(","))
         return principal.tags | (added & principal.allow_tags)
 
-    def veto(self, check: Callable[[Target], str | None], *, soft: bool = False) -> None:
+    def veto(self, check: Callable[[Target], str | None], *, soft: bool = False, yields: bool = False) -> None:
         """Object to targets. `check` is asked when the plan is built and again before each attempt."""
-        self.vetoes.append(Veto(check, soft))
+        self.vetoes.append(Veto(check, soft, yields))
 
     def upstream_seconds(self, now: float) -> float:
         """How long attempts have taken in all, up to the monotonic time `now`."""

@@ -60,7 +60,6 @@ REFUSED = [
     ("routes[0].filters.rate_limit", "rate_limit"),
     ("routes[0].strategy", "strategy"),
     ("filters[1]", "rate_limit"),
-    ("filters[2]", "circuit_breaker"),
     ("filters[3]", "classifier"),
     ("filters[4]", "strategy"),
     ("stores", "stores"),

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from headgate.config import AuthConfig, RetryConfig, parse_config
+from headgate.config import AuthConfig, CircuitBreakerConfig, RetryConfig, parse_config
 from headgate.config.fields import Section
 from headgate.filters.auth import Auth
+from headgate.filters.circuit_breaker import CircuitBreaker
 from headgate.filters.retry import Retry
 from headgate.proxy.filter import Filter
 from tests_support.answers import chat_completion, error_response, json_response
@@ -71,7 +72,14 @@ async def test_the_example_works_in_a_real_gateway(tmp_path: Path) -> None:
     assert [row["outcome"] for row in rows] == ["ok", "upstream_error", "ok", "refused"]
 
 
-@pytest.mark.parametrize(("title", "settings", "kind"), [("auth", AuthConfig, Auth), ("retry", RetryConfig, Retry)])
+@pytest.mark.parametrize(
+    ("title", "settings", "kind"),
+    [
+        ("auth", AuthConfig, Auth),
+        ("circuit_breaker", CircuitBreakerConfig, CircuitBreaker),
+        ("retry", RetryConfig, Retry),
+    ],
+)
 def test_every_setting_of_a_built_in_filter_is_explained_with_its_default(
     title: str, settings: type[Section], kind: type[Filter]
 ) -> None:
