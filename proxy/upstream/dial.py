@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 HEAD_START_SECONDS = 0.25
 """RFC 8305, "Connection Attempt Delay"."""
 
+TLS_GOODBYE_SECONDS = 1.0
+"""How long a connection that we close in order waits for the provider's goodbye before it is cut."""
+
 UNREACHABLE = "The provider could not be reached."
 UNVERIFIED = "The provider's certificate could not be verified; nothing was sent."
 
@@ -57,7 +60,13 @@ class Dialer:
             if self._tls is None:
                 await loop.create_connection(protocol_factory, sock=sock)
             else:
-                await loop.create_connection(protocol_factory, sock=sock, ssl=self._tls, server_hostname=self._host)
+                await loop.create_connection(
+                    protocol_factory,
+                    sock=sock,
+                    ssl=self._tls,
+                    server_hostname=self._host,
+                    ssl_shutdown_timeout=TLS_GOODBYE_SECONDS,
+                )
         except OSError as error:
             sock.close()
             message = UNVERIFIED if isinstance(error, ssl.CertificateError) else UNREACHABLE

@@ -11,6 +11,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import SettingsFrame
 
+from headgate.proxy.upstream.dial import TLS_GOODBYE_SECONDS
 from headgate.proxy.upstream.h2_connection import H2Connection
 from headgate.proxy.upstream.pool import SURPLUS_SECONDS, IdleQuota, PoolLimits
 from headgate.proxy.upstream.tls import client_context
@@ -18,6 +19,7 @@ from tests_support.answers import response
 from tests_support.caller import Caller, Recorder, eventually
 from tests_support.clock import FakeClock
 from tests_support.h2_upstream import H2Upstream, hello
+from tests_support.leaks import open_fds
 from tests_support.upstream import RST, FakeUpstream, Pause
 
 if TYPE_CHECKING:
@@ -429,3 +431,12 @@ async def test_a_call_started_from_the_end_of_another_finds_its_stream_free() ->
         assert await first.over() == "clean"
         assert await started[0].over() == "clean"
         assert len(upstream.peers) == 1
+
+
+async def test_a_provider_that_does_not_return_our_goodbye_is_cut_off(authority: trustme.CA, ca: str) -> None:
+    async with H2Upstream(tls=serving(authority)) as upstream:
+        fds = len(open_fds())
+        async with Caller(upstream.base_url, tls=client_context(ca, "auto"), http2="auto") as caller:
+            assert await caller.ask().over() == "clean"
+            upstream.peers[0].stop_reading()
+        await eventually(lambda: len(open_fds()) == fds + 1, TLS_GOODBYE_SECONDS + 2)  # the provider's end alone
