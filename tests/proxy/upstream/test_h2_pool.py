@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +13,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import SettingsFrame
 
+from headgate.proxy.upstream import negotiate
 from headgate.proxy.upstream.dial import TLS_GOODBYE_SECONDS
 from headgate.proxy.upstream.h2_connection import H2Connection
 from headgate.proxy.upstream.pool import SURPLUS_SECONDS, IdleQuota, PoolLimits
@@ -19,7 +22,6 @@ from tests_support.answers import response
 from tests_support.caller import Caller, Recorder, eventually
 from tests_support.clock import FakeClock
 from tests_support.h2_upstream import H2Upstream, hello
-from tests_support.leaks import open_fds
 from tests_support.upstream import RST, FakeUpstream, Pause
 
 if TYPE_CHECKING:
@@ -433,10 +435,41 @@ async def test_a_call_started_from_the_end_of_another_finds_its_stream_free() ->
         assert len(upstream.peers) == 1
 
 
-async def test_a_provider_that_does_not_return_our_goodbye_is_cut_off(authority: trustme.CA, ca: str) -> None:
+async def test_a_provider_that_does_not_return_our_goodbye_is_cut_off(
+    authority: trustme.CA, ca: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = asyncio.Event()
     async with H2Upstream(tls=serving(authority)) as upstream:
-        fds = len(open_fds())
         async with Caller(upstream.base_url, tls=client_context(ca, "auto"), http2="auto") as caller:
             assert await caller.ask().over() == "clean"
             upstream.peers[0].stop_reading()
-        await eventually(lambda: len(open_fds()) == fds + 1, TLS_GOODBYE_SECONDS + 2)  # the provider's end alone
+            monkeypatch.setattr(H2Connection, "connection_lost", lambda *_: gone.set())
+        async with asyncio.timeout(TLS_GOODBYE_SECONDS + 10):  # uvloop's own bound is 30 s
+            await gone.wait()
+
+
+async def test_the_code_of_http_2_is_loaded_beside_the_loop_and_who_leaves_meanwhile_leaves_nothing(
+    authority: trustme.CA, ca: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a process that has not spoken it yet."""
+    asked, may_go = threading.Event(), threading.Event()
+
+    def load(name: str) -> None:
+        assert name == "headgate.proxy.upstream.h2_connection"
+        asked.set()
+        may_go.wait(10)
+
+    monkeypatch.setattr(negotiate, "sys", SimpleNamespace(modules={}))
+    monkeypatch.setattr(negotiate, "import_module", load)
+    tls = client_context(ca, "auto")
+    async with H2Upstream(tls=serving(authority)) as upstream:
+        async with Caller(upstream.base_url, tls=tls, http2="auto") as caller:
+            left = caller.ask()
+            await eventually(asked.is_set)
+            left.cancel()
+        asked.clear()
+        async with Caller(upstream.base_url, tls=tls, http2="auto") as caller:
+            heard = caller.ask()
+            await eventually(asked.is_set)
+            may_go.set()
+            assert await heard.over() == "clean"
