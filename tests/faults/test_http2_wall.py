@@ -29,6 +29,7 @@ from tests_support.traffic import error_events, events, without_ours
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from headgate.proxy.accounting.record import Done
     from tests_support.gateway import RunningGateway
     from tests_support.h2_upstream import PeerStream
     from tests_support.raw import Answer
@@ -240,7 +241,7 @@ class Wall:
     def __init__(self, gateway: RunningGateway, *, second: bool) -> None:
         self.gateway = gateway
         self.second = second
-        self.rows = 0
+        self.asked = 0
 
     async def ask(self, fault: str, *, stream: bool) -> Answer:
         """One exchange, and the invariants that can be seen at once."""
@@ -248,14 +249,16 @@ class Wall:
         if stream:
             asked |= {"stream": True, "stream_options": {"include_usage": True}}
         began = time.monotonic()
-        answer = await self.gateway.post(json.dumps(asked).encode())
+        self.asked += 1
+        id_ = [("x-request-id", f"asked-{self.asked}")]
+        answer = await self.gateway.post(json.dumps(asked).encode(), id_)
         assert time.monotonic() - began < ANSWERED_BY
         for secret in SECRETS:
             assert secret not in answer.body
         return answer
 
-    async def settled(self, asked: int) -> list[Any]:
-        """The rows of this many exchanges, once nothing is under way."""
+    async def settled(self) -> Done:
+        """The row of the last exchange, once nothing is under way."""
         stats = [
             host.endpoint.stats
             for cluster in self.gateway.half.resources.clusters.values()
@@ -265,11 +268,11 @@ class Wall:
         engine = self.gateway.half.engine
         await eventually(lambda: not sum(one.rq_active + one.rq_pending_active for one in stats))
         await eventually(lambda: not engine.live and not engine.lingering)
-        self.rows += asked
-        rows = await self.gateway.rows(self.rows)
-        return rows[-asked:]
+        rows = {row.client_request_id: row for row in await self.gateway.rows(self.asked)}
+        assert len(rows) == self.asked
+        return rows[f"asked-{self.asked}"]
 
-    def check(self, fault: str, answer: Answer, row: Any, *, stream: bool) -> None:
+    def check(self, fault: str, answer: Answer, row: Done, *, stream: bool) -> None:
         """Hold one exchange against what it must come to."""
         end = FAULTS[fault][1].split()[stream] if fault in FAULTS else "whole"
         if self.second and end == "bad":
@@ -347,10 +350,10 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_each_fault_keeps_every_invariant(held: Wall, fault: str, stream: bool) -> None:
     answer = await held.ask(fault, stream=stream)
-    [row] = await held.settled(1)
+    row = await held.settled()
     held.check(fault, answer, row, stream=stream)
     after = await held.ask("healthy", stream=stream)
-    [row] = await held.settled(1)
+    row = await held.settled()
     held.check("healthy", after, row, stream=stream)
 
 
@@ -360,9 +363,9 @@ async def test_each_fault_keeps_every_invariant(held: Wall, fault: str, stream: 
 async def test_each_fault_twenty_times_keeps_every_invariant(held: Wall, fault: str, stream: bool) -> None:
     for _ in range(REPEATS):
         answer = await held.ask(fault, stream=stream)
-        [row] = await held.settled(1)
+        row = await held.settled()
         held.check(fault, answer, row, stream=stream)
     for way in (False, True):
         after = await held.ask("healthy", stream=way)
-        [row] = await held.settled(1)
+        row = await held.settled()
         held.check("healthy", after, row, stream=way)
