@@ -16,7 +16,7 @@ from random import Random
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from .config import AuthConfig, CircuitBreakerConfig, GatewayConfig, RetryConfig, UseConfig, load_config
+from .config import AuthConfig, CircuitBreakerConfig, GatewayConfig, HeadersConfig, RetryConfig, UseConfig, load_config
 from .control.clusters import ClusterSet, open_endpoint
 from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, refused, users_filter
@@ -26,6 +26,7 @@ from .control.process.front import Front
 from .dialects.openai import OpenAI
 from .filters.auth import Auth
 from .filters.circuit_breaker import CircuitBreaker
+from .filters.headers import Headers
 from .filters.retry import Retry
 from .proxy.accounting.estimate import Estimator
 from .proxy.accounting.ledger import Ledger
@@ -105,6 +106,8 @@ def make_filter(settings: object, workers: int = 1, now: Callable[[], float] = m
             return CircuitBreaker(settings, now=now)
         case RetryConfig():
             return Retry(settings, workers=workers)
+        case HeadersConfig():
+            return Headers(settings)
         case UseConfig():
             return users_filter(settings)
     raise TypeError(f"no filter for {type(settings).__name__}")

@@ -19,6 +19,7 @@ from .endpoints import MOCK_URL, EndpointConfig
 from .errors import ConfigError, Problem
 from .events import Events, Spool
 from .gateway import GatewayConfig, Prices, Routing
+from .headers import HeaderRules, HeadersConfig
 from .listeners import Limits, Listener, Listeners, is_loopback
 from .load import check, load_config, parse_config
 from .models import Model, Price, Target
@@ -38,6 +39,8 @@ __all__ = [
     "FilterConfig",
     "FilterEntry",
     "GatewayConfig",
+    "HeaderRules",
+    "HeadersConfig",
     "HealthCheck",
     "HedgeConfig",
     "Key",

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text, Wait
+from .headers import HeadersConfig
 from .secret import MASK, ExpandedText, Secret
 
 MIN_KEY: Final = 16
@@ -226,7 +227,7 @@ def _masked(key: str, value: Any) -> Any:
     return MASK if hidden and value else value
 
 
-FilterConfig = AuthConfig | CircuitBreakerConfig | RetryConfig | UseConfig
+FilterConfig = AuthConfig | CircuitBreakerConfig | HeadersConfig | RetryConfig | UseConfig
 
 
 def kind_of(value: object) -> str | None:
@@ -237,7 +238,13 @@ def kind_of(value: object) -> str | None:
 class FilterEntry(Section):
     """One place in the chain."""
 
-    kind: Literal["auth", "circuit_breaker", "retry", "use"]
+    kind: Literal[
+        "auth",
+        "circuit_breaker",
+        "headers",
+        "retry",
+        "use",
+    ]
     """Which filter."""
 
     name: Name
@@ -246,6 +253,7 @@ class FilterEntry(Section):
     config: Annotated[
         Annotated[AuthConfig, Tag("auth")]
         | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
+        | Annotated[HeadersConfig, Tag("headers")]
         | Annotated[RetryConfig, Tag("retry")]
         | Annotated[UseConfig, Tag("use")],
         Discriminator(kind_of),

@@ -59,6 +59,19 @@ def _chain(data: Mapping[str, Any]) -> Found:
         if entry.get("kind") == "auth":
             twice = entries[0].get("kind") == "auth"
             yield ("filters", index), "'auth' may stand once" if twice else "'auth' must stand first"
+    yield from _caller_key(entries)
+
+
+def _caller_key(entries: list[dict[str, Any]]) -> Found:
+    """A rule on the header of `auth` would have no effect: it never goes up."""
+    header = next((_mapping(one.get("config")).get("header") for one in entries if one.get("kind") == "auth"), None)
+    if isinstance(header, str):
+        for index, entry in enumerate(entries):
+            rules = _mapping(_mapping(entry.get("config")).get("request")) if entry.get("kind") == "headers" else {}
+            for where in ("rename", "set"):
+                names = [*_mapping(rules.get(where)), *_mapping(rules.get(where)).values()]
+                if any(isinstance(name, str) and name.lower() == header.lower() for name in names):
+                    yield ("filters", index, "config", "request", where), f"'{shown(header)}' carries the caller's key"
 
 
 def _keys(data: Mapping[str, Any]) -> Found:

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from .chain import AuthConfig, CircuitBreakerConfig, RetryConfig, UseConfig, kind_of
 from .fields import ModelName, Name, Named, Section
+from .headers import HeadersConfig
 
 OFF = "off"
 
@@ -27,6 +28,7 @@ Override = Annotated[
     | Annotated[AuthConfig, Tag("auth")]
     | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
     | Annotated[RetryConfig, Tag("retry")]
+    | Annotated[HeadersConfig, Tag("headers")]
     | Annotated[UseConfig, Tag("use")],
     Discriminator(_switch),
 ]

@@ -21,13 +21,19 @@ from .units import format_duration
 
 _EXPANSION: Final = {"type": "string", "pattern": r"\$\{"}
 _NAME: Final = {"type": "string", "description": "How routes, metrics and logs call it. Default: its kind."}
+_BUILT_IN: Final = {
+    "auth": "AuthConfig",
+    "circuit_breaker": "CircuitBreakerConfig",
+    "headers": "HeadersConfig",
+    "retry": "RetryConfig",
+}
 
 
 def json_schema() -> dict[str, Any]:
     """A JSON Schema (2020-12) for the whole file."""
     schema = GatewayConfig.model_json_schema(schema_generator=_Written)
     parts = schema["$defs"]
-    for kind in ("AuthConfig", "CircuitBreakerConfig", "RetryConfig"):
+    for kind in _BUILT_IN.values():
         parts[kind]["properties"]["name"] = _NAME
     parts["FilterEntry"] = _filter_entry(parts.pop("UseConfig"))
     # Which settings may stand depends on the filter that is named so; load_config knows.
@@ -62,10 +68,11 @@ def _filter_entry(use: dict[str, Any]) -> dict[str, Any]:
     return {
         "description": "One place in the chain: a built-in filter, or one of your own.",
         "anyOf": [
-            {"enum": ["auth", "circuit_breaker", "retry"]},
-            one("auth", {"anyOf": [{"$ref": "#/$defs/AuthConfig"}, {"type": "null"}]}),
-            one("circuit_breaker", {"anyOf": [{"$ref": "#/$defs/CircuitBreakerConfig"}, {"type": "null"}]}),
-            one("retry", {"anyOf": [{"$ref": "#/$defs/RetryConfig"}, {"type": "null"}]}),
+            {"enum": list(_BUILT_IN)},
+            *(
+                one(kind, {"anyOf": [{"$ref": f"#/$defs/{name}"}, {"type": "null"}]})
+                for kind, name in _BUILT_IN.items()
+            ),
             one("use", own["target"], name=_NAME, config=own["config"]),
         ],
     }

@@ -14,7 +14,13 @@ from .suggest import hint, shown
 from .versions import LATER_FILTERS, not_yet
 from .yaml_nodes import MAX_NODES
 
-KINDS: Final = ("auth", "circuit_breaker", "retry", "use")
+KINDS: Final = (
+    "auth",
+    "circuit_breaker",
+    "headers",
+    "retry",
+    "use",
+)
 MAX_FILTERS: Final = 64
 
 

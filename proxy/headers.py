@@ -82,7 +82,7 @@ def to_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes], *, 
     """The client's fields that go to the provider. `own` names further fields of ours, such as a configured key
     header. `verbatim`: the body is described as the client did, and not as JSON."""
     up = _up
-    named = _named_by_connection(head.headers)
+    named = named_by_connection(head.headers)
     fields = [field for field in head.headers if up[field[0]] and field[0] not in own and field[0] not in named]
     if verbatim:
         fields += [field for field in head.headers if field[0] in _CONTENT]
@@ -111,7 +111,7 @@ def without_version(query: bytes) -> bytes:
 def to_downstream(headers: Headers) -> Headers:
     """The provider's fields that go to the client."""
     down = _down
-    named = _named_by_connection(headers)
+    named = named_by_connection(headers)
     return [field for field in headers if down[field[0]] and field[0] not in named]
 
 
@@ -121,7 +121,8 @@ def client_request_id(head: RequestHead) -> bytes | None:
     return value if value is not None and _REQUEST_ID.fullmatch(value) else None
 
 
-def _named_by_connection(headers: Headers) -> frozenset[bytes] | tuple[()]:
+def named_by_connection(headers: Headers) -> frozenset[bytes] | tuple[()]:
+    """The fields that belong to the client's, or the provider's, own connection by their word."""
     for name, value in headers:
         if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
             return frozenset(

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from headgate.config import AuthConfig, CircuitBreakerConfig, RetryConfig, parse_config
+from headgate.config import AuthConfig, CircuitBreakerConfig, HeadersConfig, RetryConfig, parse_config
 from headgate.config.fields import Section
 from headgate.filters.auth import Auth
 from headgate.filters.circuit_breaker import CircuitBreaker
+from headgate.filters.headers import Headers
 from headgate.filters.retry import Retry
 from headgate.proxy.filter import Filter
 from tests_support.answers import chat_completion, error_response, json_response
@@ -77,6 +78,7 @@ async def test_the_example_works_in_a_real_gateway(tmp_path: Path) -> None:
     [
         ("auth", AuthConfig, Auth),
         ("circuit_breaker", CircuitBreakerConfig, CircuitBreaker),
+        ("headers", HeadersConfig, Headers),
         ("retry", RetryConfig, Retry),
     ],
 )

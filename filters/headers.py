@@ -1,0 +1,119 @@
+"""Which header fields pass, beyond what the gateway decides by itself.
+
+Rules are compiled into one verdict a name, remembered, since the same twenty names come with every request: pass, drop,
+or pass under another name. Then come the values that are set. In each direction: forward, deny, rename, set.
+
+What a client names in `connection` is dropped first, as it would be on its way up: a client must not be able to strip
+what is set here by naming it there. Fields that are not the operator's to change (config/headers.py) stay in place, and
+keep the gateway's own rules (proxy/headers.py).
+
+Not here: answers that never were an exchange (an unknown path) and the 500 after a bug of ours; they pass no filter.
+
+Status: stable. Trusts: nothing.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..config.headers import is_kept
+from ..proxy.filter import Filter
+from ..proxy.headers import named_by_connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..config import HeaderRules, HeadersConfig
+    from ..proxy.edge.downstream import Headers as Fields
+    from ..proxy.exchange import Exchange
+    from ..proxy.upstream.call import ResponseHead
+
+_REMEMBERED = 4096
+
+
+class Headers(Filter):
+    """Drops, renames and sets fields on their way up and down; counts the fields it has dropped."""
+
+    reads_body = False
+    after = ("auth",)
+
+    def __init__(self, config: HeadersConfig) -> None:
+        self.name = "headers"
+        self.request_dropped = 0
+        self.response_dropped = 0
+        self._up = _compiled(config.request, partial(is_kept, direction="request"))
+        self._down = _compiled(config.response, partial(is_kept, direction="response"))
+
+    def on_request(self, ex: Exchange) -> None:
+        """Rewrite what will go up."""
+        if self._up is not None:
+            head = ex.head
+            head.headers, dropped = self._up.apply(_without_hop(head.headers))
+            self.request_dropped += dropped
+
+    def on_response(self, ex: Exchange, head: ResponseHead) -> None:
+        """Rewrite what goes down."""
+        if self._down is not None:
+            head.headers[:], dropped = self._down.apply(head.headers)
+            self.response_dropped += dropped
+
+
+class _Rules(dict[bytes, bytes | None]):
+    """name -> the name it passes under; None: it does not pass. Filled on demand and bounded, as names come from
+    outside."""
+
+    def __init__(self, rules: HeaderRules, kept: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._kept = kept
+        self._forward = rules.forward
+        self._deny = rules.deny
+        self._renamed = rules.rename
+        self._made = frozenset((*rules.rename.values(), *rules.set))
+        self._set = [(name.encode(), value.encode()) for name, value in rules.set.items()]
+
+    def apply(self, fields: Fields) -> tuple[Fields, int]:
+        """The fields that pass, and how many did not."""
+        passing = [(name, value) for old, value in fields if (name := self[old]) is not None]
+        return passing + self._set, len(fields) - len(passing)
+
+    def __missing__(self, name: bytes) -> bytes | None:
+        verdict = self._judge(name.decode("latin-1"))
+        passes = verdict.encode("latin-1") if verdict is not None else None
+        if len(self) < _REMEMBERED:
+            self[name] = passes
+        return passes
+
+    def _judge(self, name: str) -> str | None:
+        if self._kept(name):
+            return name
+        if self._forward is not None and not _matches(name, self._forward):
+            return None
+        if _matches(name, self._deny):
+            return None
+        if name in self._renamed:
+            return self._renamed[name]
+        return None if name in self._made else name
+
+
+def _compiled(rules: HeaderRules, kept: Callable[[str], bool]) -> _Rules | None:
+    """None where nothing is to be done."""
+    if rules.forward is None and not (rules.deny or rules.rename or rules.set):
+        return None
+    return _Rules(rules, kept)
+
+
+def _without_hop(fields: Fields) -> Fields:
+    """Without what `connection` names, and then without `connection`, so that it names nothing that is set."""
+    named = named_by_connection(fields)
+    if not named:
+        return fields
+    return [
+        field
+        for field in fields
+        if field[0] != b"connection" and (field[0] not in named or is_kept(field[0].decode("latin-1"), "request"))
+    ]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in patterns)
