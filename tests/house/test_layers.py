@@ -17,6 +17,8 @@ DECIDING = {
     "proxy/upstream/balance.py",
     "proxy/upstream/credentials.py",
     "proxy/upstream/gradient.py",
+    "proxy/upstream/h2_fields.py",
+    "proxy/upstream/h2_frames.py",
     "proxy/upstream/health.py",
     "proxy/upstream/hedge.py",
     "proxy/upstream/limits.py",
