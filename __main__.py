@@ -216,9 +216,10 @@ def _check(arguments: Namespace) -> int:
         return _refuse(error)
     print(f"{source.name}: good (version {config.digest})")
     for provider_name, provider in config.providers.items():
-        origin = provider.api_key.origin if provider.api_key is not None else None
-        state = f"not configured: set {origin or 'its api_key'}" if provider.unconfigured else "configured"
-        print(f"  provider {provider_name}: {provider.base_url} ({state})")
+        origin = provider.credential_origin or "its api_key"
+        state = f"not configured: set {origin}" if provider.unconfigured else "configured"
+        places = ", ".join(place.url for place in provider.places) or provider.base_url
+        print(f"  provider {provider_name}: {places} ({state})")
     for model_name, model in config.models.items():
         print(f"  model {model_name}: {', '.join(target.provider for target in model.targets)}")
     print(f"  chain: {' -> '.join(entry.name for entry in config.filters) or 'empty'}")

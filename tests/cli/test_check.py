@@ -17,6 +17,7 @@ GOOD = """
 providers:
   openai: {base_url: "https://api.openai.com/v1", api_key: "${OPENAI_API_KEY:-}"}
   local: {base_url: "http://127.0.0.1:8000/v1"}
+  pool: {endpoints: [{url: "http://10.0.0.1/v1"}, {url: "http://10.0.0.2/v1"}], api_keys: [{name: a, key: "${A:-}"}]}
 models: {fast: {targets: [{provider: openai, model: gpt-4o-mini}, {provider: local, model: qwen}]}}
 filters: [retry]
 """
@@ -37,10 +38,12 @@ def test_a_good_file_is_shown_as_it_will_work(file: Path, headgate: InProcess) -
     assert lines == [
         "  provider openai: https://api.openai.com/v1 (not configured: set OPENAI_API_KEY)",
         "  provider local: http://127.0.0.1:8000/v1 (configured)",
+        "  provider pool: http://10.0.0.1/v1, http://10.0.0.2/v1 (not configured: set A)",
         "  model fast: openai, local",
         "  chain: retry",
         "  warning: auth is open: every process of this machine may call; set HEADGATE_KEY to close it",
         "  warning: providers.openai: OPENAI_API_KEY is empty, so nothing is sent there",
+        "  warning: providers.pool: A is empty, so nothing is sent there",
     ]
 
 
