@@ -75,8 +75,8 @@ def test_every_problem_is_a_line_with_its_place(file: Path, headgate: InProcess)
     said = headgate("check", str(file))
     assert (said.code, said.out) == (2, "")
     assert said.err.splitlines() == [
-        f"{file}:5:78: models.fast.targets[1].provider: no provider is named 'locl', did you mean 'local'?",
-        f"{file}:6:1: filtres: unknown key, did you mean 'filters'?",
+        f"{file}:6:78: models.fast.targets[1].provider: no provider is named 'locl', did you mean 'local'?",
+        f"{file}:7:1: filtres: unknown key, did you mean 'filters'?",
         "headgate: the config is refused: 2 problems",
     ]
 
