@@ -76,6 +76,7 @@ SCRIPTS = {
     "error later": framed(ROLE, TEXT, ERROR, DONE),
     "huge": framed(b'data: {"choices":[{"delta":{"content":"' + b"x" * 300_000, b'"}}]}\n\n', FINISH, DONE),
     "after done": framed(TEXT, FINISH, DONE, TEXT),
+    "runes": framed(ROLE, event(chat_chunk({"content": "\u6f22\u5b57 \U0001f680"})), FINISH, DONE),
     "typed": framed(
         b'event: response.created\ndata: {"type":"response.created"}\n\n',
         b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"hm"}\n\n',
@@ -241,6 +242,25 @@ class Exchanges(RuleBasedStateMachine):
                 piece = piece[: len(piece) // 2]
             played.sent += piece
             played.call.feed(piece)
+
+    @precondition(lambda self: self.open_calls())
+    @rule(
+        data=st.data(),
+        script=st.sampled_from(sorted(SCRIPTS)),
+        sizes=st.lists(st.integers(1, 40) | st.integers(1, 4000), min_size=1, max_size=8),
+    )
+    def a_provider_says_more_in_segments(self, data: st.DataObject, script: str, sizes: list[int]) -> None:
+        """So many bytes at a time, wherever that cuts heads, chunks, lines and runes."""
+        played = data.draw(st.sampled_from(self.open_calls()))
+        if not played.sent:
+            played.script = list(SCRIPTS[script])
+        for size in sizes:
+            whole = b"".join(played.script)
+            if not whole or played.call.over:
+                return
+            played.script = [whole[size:]] if whole[size:] else []
+            played.sent += whole[:size]
+            played.call.feed(whole[:size])
 
     @precondition(lambda self: self.open_calls())
     @rule(data=st.data(), how=st.sampled_from(["rst", "fin"]))
