@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.dialects.mock import MAX_CHOICES, MAX_ECHO, MockEndpoint, answer
+from headgate.dialects.mock import CREATED, MAX_CHOICES, MAX_ECHO, MockEndpoint, answer
 from headgate.proxy.upstream.call import UpstreamRequest
 from tests_support.traffic import data_of, events, has_done
 
@@ -78,6 +78,18 @@ def test_a_limit_cuts_the_text(field: str) -> None:
     choice = said(**{field: 3})["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("This is Headgate's", "length")
     assert said(**{field: 1000})["choices"][0]["finish_reason"] == "stop"
+
+
+def test_its_bounds_and_its_date_are_those_that_tests_of_users_may_stand_on() -> None:
+    assert (CREATED, MAX_CHOICES, MAX_ECHO) == (1_700_000_000, 8, 2000)
+    assert said()["created"] == 1_700_000_000
+
+
+def test_what_it_says_is_labelled_as_what_it_is() -> None:
+    assert answer(body()).headers == [(b"content-type", b"application/json")]
+    assert answer(b"{").headers == [(b"content-type", b"application/json")]
+    streamed = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+    assert answer(body(stream=True)).headers == streamed
 
 
 @pytest.mark.parametrize(("n", "count"), [(2, 2), (1000, MAX_CHOICES), (0, 1), (-1, 1), ("x", 1), (None, 1)])
