@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,6 +84,24 @@ def test_a_limit_cuts_the_text(field: str) -> None:
 def test_its_bounds_and_its_date_are_those_that_tests_of_users_may_stand_on() -> None:
     assert (CREATED, MAX_CHOICES, MAX_ECHO) == (1_700_000_000, 8, 2000)
     assert said()["created"] == 1_700_000_000
+
+
+def test_an_answer_names_itself_and_counts_its_tokens() -> None:
+    whole = said()
+    assert re.fullmatch(r"chatcmpl-mock[0-9a-f]{16}", whole["id"])
+    assert whole["system_fingerprint"] == "fp_mock"
+    prompt = len(json.dumps([USER], separators=(",", ":"))) // 4
+    words = len(ASKED.split(" "))
+    assert whole["usage"] == {"prompt_tokens": prompt, "completion_tokens": words, "total_tokens": prompt + words}
+
+
+@pytest.mark.parametrize(
+    ("limit", "words", "finish"), [(0, 9, "stop"), (1, 1, "length"), (8, 8, "length"), (9, 9, "stop"), (10, 9, "stop")]
+)
+def test_a_limit_cuts_what_is_longer_and_nothing_else(limit: int, words: int, finish: str) -> None:
+    [choice] = said(max_tokens=limit)["choices"]
+    assert choice["message"]["content"] == " ".join(ASKED.split(" ")[:words])
+    assert choice["finish_reason"] == finish
 
 
 def test_what_it_says_is_labelled_as_what_it_is() -> None:
