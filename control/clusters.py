@@ -43,8 +43,9 @@ class Identity(NamedTuple):
 
     dialect: str
     base_url: str | None
-    keys: tuple[tuple[str, str], ...]
+    keys: tuple[tuple[str, str, int], ...]
     policy: str
+    balancing: Balancing
     http2: Http2
 
 
@@ -211,8 +212,10 @@ def _starts_healthy(provider: Provider, before: Host | None, kept: _Kept | None)
 
 
 def _identity(provider: Provider) -> Identity:
-    keys = tuple((one.name, one.key.reveal()) for one in provider.credentials)
-    return Identity(provider.dialect, provider.base_url, keys, provider.load_balancing, provider.http2)
+    keys = tuple((one.name, one.key.reveal(), one.weight) for one in provider.credentials)
+    return Identity(
+        provider.dialect, provider.base_url, keys, provider.load_balancing, _balancing(provider), provider.http2
+    )
 
 
 def _balancing(provider: Provider) -> Balancing:

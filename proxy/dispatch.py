@@ -21,6 +21,8 @@ from .errors import (
     BadStatusError,
     BusyStatusError,
     ErrorEventError,
+    NoTargetError,
+    OverloadError,
     UpstreamAuthError,
     UpstreamTimeoutError,
 )
@@ -32,7 +34,7 @@ from .models import LEAST_BAD, QUEUE
 from .own_fields import stream_comment, wants_comment
 from .plan import Plan, Step, Target, Vetoed, build_plan, next_step, rejection
 from .upstream.call import UpstreamRequest
-from .upstream.cluster import PLAIN, Needs
+from .upstream.cluster import OVERLOADED, PLAIN, UNHEALTHY, Needs
 from .websocket.opening import Opening
 
 if TYPE_CHECKING:
@@ -239,11 +241,8 @@ class Dispatch:
         attempt.cancelled = cancelled
         self._current = self._hedging.other(attempt) if self._hedging is not None else None
         attempt.target.cluster.end(attempt, attempt.ended_at, error, status=attempt.status, cancelled=cancelled)
-        for on_attempt_end in run.chain.attempt_ends:
-            try:
-                on_attempt_end(run.ex, attempt)
-            except Exception as crash:
-                run.bug(crash, moment="on_attempt_end")
+        if run.chain.attempt_ends:
+            self._tell_end(attempt)
 
     # -- from the hedge
 
@@ -264,6 +263,7 @@ class Dispatch:
         """A second attempt beside the first; None where a filter skips it."""
         first = self._current
         if not self._launch(target):
+            self._current = first
             return None
         rival, self._current = self._current, first
         target.cluster.rq_hedged += 1
@@ -297,10 +297,34 @@ class Dispatch:
         ex.attempts.append(attempt)
         ex.attempt = self._current = attempt
         self._tried.append(attempt)
-        attempt.start(request, self._needs(target) if len(self._tried) > 1 or target.cluster.asks else PLAIN)
+        try:
+            attempt.start(request, self._needs(target) if len(self._tried) > 1 or target.cluster.asks else PLAIN)
+        except OverloadError as error:
+            self._undo(attempt, UNHEALTHY if isinstance(error, NoTargetError) else OVERLOADED)
+            return False
         if ex.retry is not None and ex.retry.hedge is not None and len(self._tried) == 1 and self._is_stream():
             self._hedging = Hedging(self, attempt, target.cluster.hedge(target.model, ex.retry.hedge))
         return True
+
+    def _tell_end(self, attempt: Attempt) -> None:
+        run = self.run
+        for on_attempt_end in run.chain.attempt_ends:
+            try:
+                on_attempt_end(run.ex, attempt)
+            except Exception as crash:
+                run.bug(crash, moment="on_attempt_end")
+
+    def _undo(self, attempt: Attempt, reason: str) -> None:
+        """The cluster had no room for a request of its size: no attempt was made, and the filters hear of its end."""
+        ex = self.run.ex
+        ex.attempts.remove(attempt)
+        self._tried.remove(attempt)
+        ex.attempt = ex.attempts[-1] if ex.attempts else None
+        self._current = None
+        self._skipped.append(Vetoed(attempt.target, reason, soft=True))
+        attempt.ended_at = self.run.engine.clock.monotonic()
+        attempt.cancelled = True
+        self._tell_end(attempt)
 
     def _is_stream(self) -> bool:
         """A stream whose request can be sent twice."""

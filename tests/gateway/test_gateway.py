@@ -91,6 +91,21 @@ async def test_another_address_key_or_version_of_http_makes_another_cluster(text
         assert gateway.resources.clusters["up"] not in old.values()
 
 
+async def test_a_change_of_how_calls_are_shared_out_takes_effect_and_keeps_the_hosts() -> None:
+    both = "endpoints: [{url: 'http://127.0.0.1:9/v1'}, {url: 'http://127.0.0.1:10/v1'}]"
+    async with started(config(f"providers: {{up: {{{both}}}}}")) as gateway:
+        old = gateway.resources.clusters["up"]
+        await gateway.reload(config(f"providers: {{up: {{{both}, panic_threshold: 0}}}}"))
+        new = gateway.resources.clusters["up"]
+        assert new is not old
+        assert new.hosts == old.hosts
+        await gateway.reload(
+            config("providers: {up: {endpoints: [{url: 'http://127.0.0.1:10/v1', weight: 3}], panic_threshold: 0}}")
+        )
+        assert gateway.resources.clusters["up"] is new
+        assert [(host.name, host.weight) for host in new.hosts] == [("http://127.0.0.1:10", 3)]
+
+
 async def test_limits_of_a_provider_are_shared_out_over_the_workers() -> None:
     text = f"workers: 3\nproviders: {{up: {{base_url: '{UP}', limits: {{connections: 10, pending: 2}}}}}}"
     async with started(config(text)) as gateway:

@@ -20,6 +20,7 @@ from headgate.proxy.errors import (
 from headgate.proxy.filter import Filter, SkipTarget
 from headgate.proxy.plan import CROWD, CROWD_SECONDS
 from headgate.proxy.upstream.cluster import Timeouts
+from headgate.proxy.upstream.limits import LimitSettings
 from tests_support.answers import chat_completion, error_response, json_response, response_head
 from tests_support.downstream import FakeDownstream
 from tests_support.relay import BACKOFF, EVERY_FAILURE, Relay
@@ -569,6 +570,32 @@ async def test_other_answers_pass_unchanged(status: int) -> None:
     assert exchange.downstream.header(b"x-any") == b"y"
     assert asked(relay) == [1, 0]
     assert exchange.row.outcome == ("ok" if status < 400 else "upstream_error")
+
+
+# -- a provider without room
+
+
+async def test_a_request_too_large_for_one_provider_goes_to_the_next() -> None:
+    watch = Watch()
+    relay = Relay(providers=2, filters=[watch])
+    relay.clusters[0].set_limits(LimitSettings(tokens=10), 0.0, relay.clock.monotonic())
+    exchange = relay.ask(BODY)
+    assert asked(relay) == [0, 1]
+    relay.providers[1].last.feed(GOOD)
+    row = exchange.row
+    assert (row.outcome, row.attempts, row.provider) == ("ok", 1, "up1")
+    assert len(watch.begun) == len(watch.ended) == 2
+    assert [cluster.rq_active for cluster in relay.clusters] == [0, 0]
+
+
+async def test_where_nobody_has_room_the_answer_says_so() -> None:
+    watch = Watch()
+    relay = Relay(filters=[watch])
+    relay.clusters[0].set_limits(LimitSettings(tokens=10), 0.0, relay.clock.monotonic())
+    exchange = relay.ask(BODY)
+    assert (exchange.downstream.status, exchange.error["code"]) == (503, "overloaded")
+    assert (exchange.row.attempts, len(watch.begun), len(watch.ended)) == (0, 1, 1)
+    assert relay.at_rest()
 
 
 # -- leaving and closing
