@@ -16,7 +16,16 @@ from random import Random
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from .config import AuthConfig, CircuitBreakerConfig, GatewayConfig, HeadersConfig, RetryConfig, UseConfig, load_config
+from .config import (
+    AccessLogConfig,
+    AuthConfig,
+    CircuitBreakerConfig,
+    GatewayConfig,
+    HeadersConfig,
+    RetryConfig,
+    UseConfig,
+    load_config,
+)
 from .control.clusters import ClusterSet, open_endpoint
 from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, refused, users_filter
@@ -24,6 +33,7 @@ from .control.found_models import FoundModels, find_models
 from .control.process.errors import BootError
 from .control.process.front import Front
 from .dialects.openai import OpenAI
+from .filters.access_log import AccessLog
 from .filters.auth import Auth
 from .filters.circuit_breaker import CircuitBreaker
 from .filters.headers import Headers
@@ -106,6 +116,8 @@ def make_filter(settings: object, workers: int = 1, now: Callable[[], float] = m
             return CircuitBreaker(settings, now=now)
         case RetryConfig():
             return Retry(settings, workers=workers)
+        case AccessLogConfig():
+            return AccessLog(settings, now=now)
         case HeadersConfig():
             return Headers(settings)
         case UseConfig():

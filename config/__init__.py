@@ -3,6 +3,7 @@
 Imports nothing else of Headgate. After a load nobody checks again.
 """
 
+from .access_log import AccessLogConfig
 from .chain import (
     AuthConfig,
     CircuitBreakerConfig,
@@ -31,6 +32,7 @@ from .secret import Secret
 
 __all__ = [
     "MOCK_URL",
+    "AccessLogConfig",
     "AuthConfig",
     "CircuitBreakerConfig",
     "ConfigError",

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from .access_log import AccessLogConfig
 from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text, Wait
 from .headers import HeadersConfig
 from .secret import MASK, ExpandedText, Secret
@@ -227,7 +228,7 @@ def _masked(key: str, value: Any) -> Any:
     return MASK if hidden and value else value
 
 
-FilterConfig = AuthConfig | CircuitBreakerConfig | HeadersConfig | RetryConfig | UseConfig
+FilterConfig = AuthConfig | CircuitBreakerConfig | AccessLogConfig | HeadersConfig | RetryConfig | UseConfig
 
 
 def kind_of(value: object) -> str | None:
@@ -241,6 +242,7 @@ class FilterEntry(Section):
     kind: Literal[
         "auth",
         "circuit_breaker",
+        "access_log",
         "headers",
         "retry",
         "use",
@@ -253,6 +255,7 @@ class FilterEntry(Section):
     config: Annotated[
         Annotated[AuthConfig, Tag("auth")]
         | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
+        | Annotated[AccessLogConfig, Tag("access_log")]
         | Annotated[HeadersConfig, Tag("headers")]
         | Annotated[RetryConfig, Tag("retry")]
         | Annotated[UseConfig, Tag("use")],

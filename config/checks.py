@@ -6,7 +6,7 @@ reported together with a mistyped one. Each check yields the place within the da
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from os.path import isfile
+from os.path import dirname, isdir, isfile
 from typing import Any, TypeAlias
 
 from .listeners import ADMIN_PORT, DATA_PORT, is_address, is_loopback
@@ -112,6 +112,12 @@ def _files(data: Mapping[str, Any]) -> Found:
     file = _mapping(data.get("prices")).get("file")
     if isinstance(file, str) and not isfile(file):
         yield ("prices", "file"), "no such file"
+    for index, entry in enumerate(_listing(data.get("filters"))):
+        log = (
+            _mapping(_mapping(entry).get("config")).get("path") if _mapping(entry).get("kind") == "access_log" else None
+        )
+        if isinstance(log, str) and (not isdir(dirname(log) or ".") or isdir(log)):
+            yield ("filters", index, "config", "path"), "must be a file in a folder that exists"
 
 
 def _is_open(data: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
+from .access_log import AccessLogConfig
 from .chain import AuthConfig, CircuitBreakerConfig, RetryConfig, UseConfig, kind_of
 from .fields import ModelName, Name, Named, Section
 from .headers import HeadersConfig
@@ -28,6 +29,7 @@ Override = Annotated[
     | Annotated[AuthConfig, Tag("auth")]
     | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
     | Annotated[RetryConfig, Tag("retry")]
+    | Annotated[AccessLogConfig, Tag("access_log")]
     | Annotated[HeadersConfig, Tag("headers")]
     | Annotated[UseConfig, Tag("use")],
     Discriminator(_switch),

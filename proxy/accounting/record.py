@@ -15,11 +15,14 @@ Not here: where the line goes (spool.py, control/events/).
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
 from .usage import NO_USAGE, Source, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Outcome = Literal["ok", "upstream_error", "truncated", "failed", "refused", "cancelled", "lost"]
 
@@ -152,6 +155,17 @@ def encode(record: Record) -> bytes:
     return _encode_hostile(record)
 
 
+def encode_fields(fields: Mapping[str, Any]) -> bytes:
+    """The same for a line of another shape: flat, its values strings, numbers and None."""
+    try:
+        line = _encoder.encode(fields)
+    except UnicodeEncodeError:
+        line = b""
+    if line and len(line) <= FIELD_BYTES and line.isascii() and b"\\u00" not in line and b"\x7f" not in line:
+        return line + b"\n"
+    return _one_line({name: _fit(value) if isinstance(value, str) else value for name, value in fields.items()})
+
+
 def decode(line: bytes) -> Record:
     """The record of one line. Raises msgspec.MsgspecError or UnicodeDecodeError when it is none."""
     return _decoder.decode(line)
@@ -162,7 +176,11 @@ def _encode_hostile(record: Record) -> bytes:
     for name in record.__struct_fields__:
         value = getattr(record, name)
         fields[name] = _fit(value) if isinstance(value, str) else value
-    line = _encoder.encode(type(record)(**fields))
+    return _one_line(type(record)(**fields))
+
+
+def _one_line(value: object) -> bytes:
+    line = _encoder.encode(value)
     for raw, escaped in _LINE_ENDS:
         line = line.replace(raw, escaped)
     return line + b"\n"

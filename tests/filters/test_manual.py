@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from headgate.config import AuthConfig, CircuitBreakerConfig, HeadersConfig, RetryConfig, parse_config
+from headgate.config import AccessLogConfig, AuthConfig, CircuitBreakerConfig, HeadersConfig, RetryConfig, parse_config
 from headgate.config.fields import Section
+from headgate.filters.access_log import AccessLog
 from headgate.filters.auth import Auth
 from headgate.filters.circuit_breaker import CircuitBreaker
 from headgate.filters.headers import Headers
@@ -79,6 +80,7 @@ async def test_the_example_works_in_a_real_gateway(tmp_path: Path) -> None:
         ("auth", AuthConfig, Auth),
         ("circuit_breaker", CircuitBreakerConfig, CircuitBreaker),
         ("headers", HeadersConfig, Headers),
+        ("access_log", AccessLogConfig, AccessLog),
         ("retry", RetryConfig, Retry),
     ],
 )
