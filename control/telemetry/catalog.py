@@ -76,6 +76,7 @@ ENDPOINT: Final = _counters(
         "cx_idle_timeout": "Idle connections closed for their age.",
         "cx_close_notify": "Goodbyes on connections of HTTP/2, which then take no more requests.",
         "cx_keepalive_timeout": "Connections of HTTP/2 given up because a PING was not answered.",
+        "cx_moved": "Connections left because the provider's name leads elsewhere.",
         "cx_protocol_error": "Connections closed because what came back was not HTTP.",
         "rq_rx_reset": "Streams of HTTP/2 that the provider reset.",
         "rq_tx_reset": "Streams of HTTP/2 that were reset towards the provider.",

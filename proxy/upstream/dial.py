@@ -1,10 +1,10 @@
-"""From a host name to a connection: resolve, connect, shake hands.
+"""From addresses to a connection: connect, shake hands.
 
-The name is resolved anew for each connection, so a provider that moves is followed as soon as connections are
-renewed; while the resolver fails, the addresses that answered last are used again. Several addresses are raced as RFC
-8305 says: the next one starts when the one before failed, or after a quarter of a second.
+Several addresses are raced as RFC 8305 says: the next one starts when the one before failed, or after a quarter of a
+second.
 
-Not here: how long it may take. Whoever dials cancels the task (pool.py), and a cancelled dial leaves no socket behind.
+Not here: where a name leads (names.py); how long it may take. Whoever dials cancels the task (pool.py), and a cancelled
+dial leaves no socket behind.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import ConnectError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+
+    from .names import Name
+    from .resolver import Address
 
 HEAD_START_SECONDS = 0.25
 """RFC 8305, "Connection Attempt Delay"."""
@@ -29,30 +33,25 @@ UNREACHABLE = "The provider could not be reached."
 UNVERIFIED = "The provider's certificate could not be verified; nothing was sent."
 
 
-class Address(NamedTuple):
-    """One result of the resolver, as the socket module takes it."""
-
-    family: int
-    sockaddr: tuple[Any, ...]
-
-
 class Dialer:
-    """Opens connections to one host and port."""
+    """Opens connections to one host and port, which needs a resolver where it is a `Name`."""
 
-    __slots__ = ("_host", "_last_good", "_port", "_tls")
+    __slots__ = ("_host", "_port", "_tls", "_where", "name")
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, where: Name | Sequence[Address]) -> None:
         self._host = host
         self._port = port
         self._tls = tls
-        self._last_good: list[Address] = []
+        self._where = where
+        self.name = None if isinstance(where, Sequence) else where
 
-    async def open(self, protocol_factory: Callable[[], asyncio.Protocol]) -> None:
-        """Connect a protocol; it has heard `connection_made` when this returns. Raises ConnectError."""
+    async def open(self, protocol_factory: Callable[[], asyncio.Protocol]) -> Address:
+        """Connect a protocol; it has heard `connection_made` when this returns. Returns where it led. Raises
+        ConnectError."""
         loop = asyncio.get_running_loop()
         try:
-            sock = await _first_to_connect(await self._resolve(loop), loop)
-        except (OSError, UnicodeError) as error:
+            address, sock = await self._connect(loop)
+        except OSError as error:
             raise ConnectError(UNREACHABLE, detail=f"connect {self._host}:{self._port}: {error}") from error
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -74,26 +73,17 @@ class Dialer:
         except BaseException:
             sock.close()
             raise
+        return address
 
-    async def _resolve(self, loop: asyncio.AbstractEventLoop) -> list[Address]:
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> tuple[Address, socket.socket]:
+        if isinstance(self._where, Sequence):
+            return await _first_to_connect(self._where, loop)
+        addresses = await self._where.addresses()
         try:
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        except OSError:
-            if not self._last_good:
-                raise
-            return self._last_good
-        self._last_good = _alternate([Address(family, sockaddr) for family, _, _, _, sockaddr in found])
-        return self._last_good
-
-
-def _alternate(addresses: list[Address]) -> list[Address]:
-    """One of each family in turn, beginning with the resolver's favourite: a dead family costs one head start."""
-    first = [one for one in addresses if one.family == addresses[0].family]
-    other = [one for one in addresses if one.family != addresses[0].family]
-    mixed: list[Address] = []
-    for at in range(max(len(first), len(other))):
-        mixed += first[at : at + 1] + other[at : at + 1]
-    return mixed
+            return await _first_to_connect(addresses, loop)
+        except BaseException:  # refused, or taking too long
+            self._where.doubt()
+            raise
 
 
 async def _connect(address: Address, loop: asyncio.AbstractEventLoop) -> socket.socket:
@@ -107,15 +97,18 @@ async def _connect(address: Address, loop: asyncio.AbstractEventLoop) -> socket.
     return sock
 
 
-async def _first_to_connect(addresses: Sequence[Address], loop: asyncio.AbstractEventLoop) -> socket.socket:
-    """The first socket that connects; the others are closed. Raises the last OSError when all fail."""
+async def _first_to_connect(
+    addresses: Sequence[Address], loop: asyncio.AbstractEventLoop
+) -> tuple[Address, socket.socket]:
+    """The first address that connects, and its socket; the others are closed. Raises the last OSError when all
+    fail."""
     if len(addresses) == 1:
-        return await _connect(addresses[0], loop)
+        return addresses[0], await _connect(addresses[0], loop)
     left = list(addresses)
     started: list[asyncio.Task[socket.socket]] = []
     racing: set[asyncio.Task[socket.socket]] = set()
     winner: asyncio.Task[socket.socket] | None = None
-    failure: BaseException = OSError("the name has no address")
+    failure: BaseException = OSError("no address is known")
     try:
         while winner is None and (left or racing):
             if left:
@@ -131,7 +124,7 @@ async def _first_to_connect(addresses: Sequence[Address], loop: asyncio.Abstract
                     failure = error
         if winner is None:
             raise failure
-        return winner.result()
+        return addresses[started.index(winner)], winner.result()
     finally:
         for task in started:
             if task is not winner:

@@ -24,6 +24,7 @@ from .h1_answer import AnswerReader
 if TYPE_CHECKING:
     from ..clock import Clock
     from .call import BodySource, CallReceiver, UpstreamRequest
+    from .resolver import Address
 
 HEAD_SECONDS = 10.0
 """A head that has begun must be whole in this time."""
@@ -101,15 +102,16 @@ class H1Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answer", "_call", "_closed", "_connected", "_loop", "_monotonic", "_owner", "_paused", "_source",
-        "_transport", "_unsent", "_write_paused", "deadline", "reused", "sent_at",
+        "_transport", "_unsent", "_write_paused", "address", "deadline", "retired", "reused", "sent_at",
     )  # fmt: skip
 
     _transport: asyncio.Transport
     _loop: asyncio.AbstractEventLoop
 
+    address: Address
+    """Where it leads; set once it is open."""
     multiplexed = False
     refused = False
-    retired = False
 
     def __init__(self, owner: ConnectionOwner, clock: Clock) -> None:
         self._owner = owner
@@ -124,6 +126,8 @@ class H1Connection(asyncio.Protocol):
         self._write_paused = False
         self.reused = False
         """It has carried a call before."""
+        self.retired = False
+        """It is closed after the call that it carries."""
         self.sent_at = 0.0
         self.deadline = NEVER
 
@@ -180,6 +184,12 @@ class H1Connection(asyncio.Protocol):
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
+
+    def retire(self) -> None:
+        """Take no more calls, and close after the one it carries."""
+        self.retired = True
+        if self._call is None:
+            self.close()
 
     def close(self) -> None:
         """Close at once; a call that it carries is forgotten, not told. Idempotent."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .h2_sending import Sending
     from .negotiate import Destination
     from .pool import PoolLimits
+    from .resolver import Address
     from .stats import UpstreamStats
 
 TURN: Final = 256 * 1024
@@ -75,12 +76,14 @@ class H2Connection(asyncio.Protocol):
     __slots__ = (
         "_announce", "_closed", "_common", "_connected", "_flushing", "_heard_at", "_idle_until", "_loop", "_monotonic",
         "_owner", "_pong_by", "_quiet_since", "_reading_head_since", "_reused", "_transport",
-        "_write_paused", "deadline", "retired", "session",
+        "_write_paused", "address", "deadline", "retired", "session",
     )  # fmt: skip
 
     _transport: asyncio.Transport
     _loop: asyncio.AbstractEventLoop
 
+    address: Address
+    """Where it leads; set once it is open."""
     multiplexed = True
 
     def __init__(self, owner: H2Owner, clock: Clock, to: Destination) -> None:

@@ -24,8 +24,10 @@ from .call import Endpoint
 from .dial import Dialer
 from .h1 import H1Call, H1Connection
 from .h1_request import encode_head
+from .names import Name
 from .negotiate import Connector, Destination
 from .pool import DEFAULT_LIMITS, IdleQuota, Pool, PoolLimits
+from .resolver import SYSTEM, literal
 from .stats import UpstreamStats
 from .tls import client_context
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from ..clock import Clock, Deadlines
     from .call import Call, CallReceiver, UpstreamRequest
     from .h1 import Carrier
+    from .names import LooksUp
     from .negotiate import Connection
     from .tls import Http2
 
@@ -64,6 +67,7 @@ class HttpEndpoint(Endpoint):
         tls: ssl.SSLContext | None = None,
         quota: IdleQuota | None = None,
         http2: Http2 = False,
+        resolver: LooksUp = SYSTEM,
     ) -> None:
         """`http2` "auto" is False without TLS. A `tls` of one's own says itself what it offers by ALPN."""
         url = urlsplit(base_url)
@@ -92,11 +96,13 @@ class HttpEndpoint(Endpoint):
             quota=quota or IdleQuota(),
         )
         to = Destination(url.scheme.encode(), authority.encode(), self._base, tuple(credential))
-        self._pool = pool(Connector(Dialer(url.hostname, port, tls), clock, to, http2), limits)
+        name = url.hostname
+        where = literal(name, port) or Name(name, port, resolver, clock, deadlines)
+        self._pool = pool(Connector(Dialer(name, port, tls, where), clock, to, http2), limits)
 
         def make_upgrades() -> Pool:
             plain = tls and (own_tls or client_context())
-            return pool(Connector(Dialer(str(url.hostname), port, plain), clock, to), self.limits)
+            return pool(Connector(Dialer(name, port, plain, where), clock, to), self.limits)
 
         self._make_upgrades = make_upgrades
         self._upgrades: Pool | None = self._pool if http2 is False else None

@@ -39,10 +39,12 @@ class Destination(NamedTuple):
 class Connector:
     """Opens connections for a pool."""
 
-    __slots__ = ("_clock", "_dialer", "_to", "http2")
+    __slots__ = ("_clock", "_dialer", "_to", "http2", "name")
 
     def __init__(self, dialer: Dialer, clock: Clock, to: Destination, http2: Http2 = False) -> None:
         self._dialer = dialer
+        self.name = dialer.name
+        """Of the host, where it has one; None for an address."""
         self._clock = clock
         self._to = to
         self.http2 = http2
@@ -55,7 +57,7 @@ class Connector:
             await _load()
         connection = self._h2(pool) if self.http2 else H1Connection(pool, self._clock)
         try:
-            await self._dialer.open(lambda: connection)
+            connection.address = await self._dialer.open(lambda: connection)
         except BaseException:
             connection.abort()
             raise
@@ -63,14 +65,16 @@ class Connector:
 
     async def _negotiate(self, pool: Pool) -> Connection:
         waiting = Waiting()
-        await self._dialer.open(lambda: waiting)
+        address = await self._dialer.open(lambda: waiting)
         try:
             if waiting.speaks_h2:
                 await _load()
         except BaseException:
             waiting.transport.abort()
             raise
-        return waiting.give(self._h2(pool) if waiting.speaks_h2 else H1Connection(pool, self._clock))
+        connection = self._h2(pool) if waiting.speaks_h2 else H1Connection(pool, self._clock)
+        connection.address = address
+        return waiting.give(connection)
 
     def _h2(self, pool: Pool) -> H2Connection:
         from .h2_connection import H2Connection

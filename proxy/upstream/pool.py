@@ -15,7 +15,7 @@ The sizes are kept by four rules, and nothing else moves a connection:
 A refused connection is told to the call that waits longest. A connection that does not come in time is told to
 nobody: each waiting call has a deadline of its own.
 
-Not here: bytes (h1.py, h2_connection.py), names and sockets (dial.py).
+Not here: bytes (h1.py, h2_connection.py), sockets (dial.py), where a provider stands (names.py).
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ from .dial import UNREACHABLE
 from .h1 import H1Connection
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ..clock import Clock, Deadlines
     from .h2_connection import H2Connection
     from .negotiate import Connection, Connector
+    from .resolver import Address
     from .stats import UpstreamStats
 
 UNKNOWN = 1 << 30
@@ -206,7 +209,7 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """It is ready for another call, and carries none."""
-        if len(self._open) > self.limits.max_connections and self._is_above_bounds():
+        if connection.retired or (len(self._open) > self.limits.max_connections and self._is_above_bounds()):
             connection.close()
         elif self._queue:
             self._first().on_connection(connection)
@@ -257,6 +260,8 @@ class Pool:
         if connection not in self._open:
             return
         self._open.discard(connection)
+        if not self._open and self._connector.name is not None:
+            self._connector.name.part(self)
         self.stats.cx_active -= 1
         self._deadlines.discard(connection)
         if connection in self._idle:
@@ -265,6 +270,15 @@ class Pool:
             self._shared.remove(connection)
         self._per_attempt = self._per_attempt or 1
         self._replenish()
+
+    # For the name it was opened under.
+
+    def leave_all_but(self, good: Collection[Address]) -> None:
+        """The provider has moved: connections to addresses that are not `good` take no more calls, and close when they
+        carry none."""
+        for connection in [one for one in self._open if one.address not in good and not one.retired]:
+            self.stats.cx_moved += 1
+            connection.retire()
 
     # For the endpoint.
 
@@ -354,6 +368,8 @@ class Pool:
 
     def _admit(self, connection: Connection) -> None:
         self._open.add(connection)
+        if self._connector.name is not None:
+            self._connector.name.join(self)
         self._deadlines.add(connection)
         self.stats.cx_active += 1
         self.stats.cx_total += 1

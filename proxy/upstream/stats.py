@@ -15,6 +15,7 @@ class UpstreamStats:
         "cx_http2_total",
         "cx_idle_timeout",
         "cx_keepalive_timeout",
+        "cx_moved",
         "cx_protocol_error",
         "cx_total",
         "rq_active",
@@ -42,6 +43,8 @@ class UpstreamStats:
         """GOAWAYs: HTTP/2 connections that take no more calls."""
         self.cx_keepalive_timeout = 0
         """HTTP/2 connections given up because a PING was not answered."""
+        self.cx_moved = 0
+        """Connections that take no more calls because their provider's name leads elsewhere."""
         self.rq_active = 0
         self.rq_total = 0
         self.rq_cancelled = 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from headgate.proxy.upstream.names import Name
 from headgate.proxy.upstream.pool import SURPLUS_SECONDS, IdleQuota, PoolLimits
 from tests_support.answers import LAST_CHUNK, chunk, response
 from tests_support.caller import Caller, Recorder, eventually
@@ -182,7 +183,7 @@ async def test_a_connect_that_fails_in_no_known_way_is_reported_and_is_a_connect
     async def broken(*_: object, **__: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(loop, "getaddrinfo", broken)
+    monkeypatch.setattr(Name, "addresses", broken)
     async with Caller("http://a.example") as caller:
         assert await caller.ask().over() == "ConnectError"
     assert isinstance(reported[0]["exception"], KeyError)
