@@ -4,6 +4,7 @@ that may be new."""
 from __future__ import annotations
 
 import json
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,18 @@ import structlog
 from structlog.testing import capture_logs
 
 from headgate.control import health_watch
+from headgate.control.clusters import open_check
 from headgate.control.health_watch import MOST_BYTES, HealthWatch
+from headgate.proxy.clock import Deadlines, LoopClock
 from headgate.proxy.errors import ConnectError
 from headgate.proxy.upstream.fetch import fetch as real_fetch
 from headgate.proxy.upstream.health import Verdict
-from tests_support.answers import json_response
+from tests_support.answers import json_response, response
 from tests_support.calls import FakeCall, FakeEndpoint
 from tests_support.clock import FakeClock
 from tests_support.gateway import load
+from tests_support.h2_upstream import H2Upstream
+from tests_support.upstream import FakeUpstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -283,3 +288,28 @@ async def test_a_check_under_way_is_left_when_it_closes(watched: Watched) -> Non
     await watched.watch.aclose()
     assert watched.call("a").cancelled
     assert watched.opened["a"][0].closed
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_checks_go_to_the_root_of_the_server_over_one_connection(http2: bool, no_leaks: None) -> None:
+    """Over real sockets."""
+    clock = LoopClock()
+    told: list[Verdict] = []
+    async with H2Upstream() if http2 else FakeUpstream(response(200, b"well")) as upstream:
+        check = {"path": "/health?deep", "interval": "5ms", "no_traffic_interval": "5ms"}
+        provider = {"base_url": upstream.base_url, "http2": http2, "api_key": "secret", "health_check": check}
+        opened = partial(open_check, clock, Deadlines(clock))
+        watch = HealthWatch(clock, Random(1), opened, told.append, lambda _: 0)
+        watch.follow(load(json.dumps({"providers": {"p": provider}})))
+        if isinstance(upstream, H2Upstream):
+            seen = await upstream.request(3)
+            assert (seen.header(":path"), seen.header(":authority")) == ("/health?deep", upstream.base_url[7:-3])
+            assert seen.header("authorization") is None
+            assert len(upstream.peers) == 1
+        else:
+            request = await upstream.wait_request(3)
+            assert (request.target, request.header("host")) == ("/health?deep", f"127.0.0.1:{upstream.port}")
+            assert request.header("authorization") is None
+            assert len(upstream.connections) == 1
+        await watch.aclose()
+        assert told == [Verdict("p", f"http://127.0.0.1:{upstream.port}", True)]
