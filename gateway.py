@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .config import (
     AccessLogConfig,
@@ -22,6 +22,7 @@ from .config import (
     CircuitBreakerConfig,
     GatewayConfig,
     HeadersConfig,
+    RateLimitConfig,
     RetryConfig,
     UseConfig,
     load_config,
@@ -37,7 +38,9 @@ from .filters.access_log import AccessLog
 from .filters.auth import Auth
 from .filters.circuit_breaker import CircuitBreaker
 from .filters.headers import Headers
+from .filters.rate_limit import RateLimit
 from .filters.retry import Retry
+from .filters.stores.memory import MemoryStore
 from .proxy.accounting.estimate import Estimator
 from .proxy.accounting.ledger import Ledger
 from .proxy.accounting.price_file import PriceFileError, read_price_file
@@ -56,10 +59,12 @@ if TYPE_CHECKING:
 
     from .config import Price, Provider
     from .config import Target as TargetConfig
+    from .filters.stores.rules import Store
     from .proxy.accounting.price_file import PriceFile
     from .proxy.accounting.price_lookup import PriceTable
     from .proxy.catalog import Listing
     from .proxy.dialect import Dialect
+    from .proxy.exchange import Exchange
     from .proxy.filter import Filter
     from .proxy.upstream.call import Endpoint
     from .proxy.upstream.cluster import Cluster
@@ -74,7 +79,8 @@ RETIRE_SECONDS = 1.0
 class Resources:
     """What graphs share and reloads keep. A failed compile leaves it as it was."""
 
-    def __init__(self, clock: Clock, deadlines: Deadlines, rng: Random) -> None:
+    def __init__(self, clock: Clock, deadlines: Deadlines, rng: Random, estimate: Callable[[Exchange], int]) -> None:
+        self._means = Means(estimate, MemoryStore())
         self.dialects: dict[str, Dialect] = {name: kind() for name, kind in DIALECTS.items()}
         self._clock = clock
         self._clusters = ClusterSet(self.dialects, clock, deadlines, rng)
@@ -91,7 +97,7 @@ class Resources:
 
     def filters(self, config: GatewayConfig) -> FilterSet:
         """The filters of a config that may yet be refused. Raises ConfigError."""
-        make = partial(make_filter, workers=config.workers, now=self._clock.monotonic)
+        make = partial(make_filter, workers=config.workers, now=self._clock.monotonic, means=self._means)
         return FilterSet(config, make, self._filters)
 
     def apply(self, config: GatewayConfig, filters: FilterSet) -> list[Host]:
@@ -106,9 +112,23 @@ def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tup
     return open_endpoint(provider, dialect, clock, deadlines), dialect
 
 
-def make_filter(settings: object, workers: int = 1, now: Callable[[], float] = monotonic_time) -> Filter:
-    """A filter from its settings, for one of `workers`; `now` is the monotonic time. Raises ConfigError when a user's
-    class cannot be had."""
+class Means(NamedTuple):
+    """What filters work with besides the time: what a call may use in tokens, and where limits are counted."""
+
+    estimate: Callable[[Exchange], int]
+    store: Store
+
+
+def make_filter(
+    settings: object,
+    place: str = "",
+    *,
+    workers: int = 1,
+    now: Callable[[], float] = monotonic_time,
+    means: Means | None = None,
+) -> Filter:
+    """A filter from its settings, for one of `workers`; what it counts is kept under its `place`, `now` is the
+    monotonic time. Without `means` it is only looked at. Raises ConfigError when a user's class cannot be had."""
     match settings:
         case AuthConfig():
             return Auth(settings)
@@ -120,6 +140,13 @@ def make_filter(settings: object, workers: int = 1, now: Callable[[], float] = m
             return AccessLog(settings, now=now)
         case HeadersConfig():
             return Headers(settings)
+        case RateLimitConfig():
+            if workers > 1:
+                raise refused(
+                    "filters: rate_limit: counts in the memory of one process in this version; set workers: 1"
+                )
+            estimate, store = means or Means(lambda ex: 0, MemoryStore())
+            return RateLimit(settings, place=place, store=store, monotonic=now, estimate=estimate)
         case UseConfig():
             return users_filter(settings)
     raise TypeError(f"no filter for {type(settings).__name__}")
@@ -161,7 +188,7 @@ class Gateway:
         """Build everything. Raises ConfigError, or BootError with what the operator must mend."""
         self.clock = self._clock or LoopClock()
         self.deadlines = Deadlines(self.clock)
-        self.resources = Resources(self.clock, self.deadlines, self._rng)
+        self.resources = Resources(self.clock, self.deadlines, self._rng, self._estimate)
         graph, _ = self._compile(self.config)
         if self._keeps_records:
             self.spool = _spool(self.config, self.worker, self.clock)
@@ -191,6 +218,9 @@ class Gateway:
             task = self.engine.spawn(self._retire(retired))
             self._retiring[task] = retired
             task.add_done_callback(self._retiring.pop)
+
+    def _estimate(self, ex: Exchange) -> int:
+        return self.engine.ledger.estimate_tokens(ex)
 
     def open_provider(self, provider: Provider) -> tuple[Endpoint, Dialect]:
         """See the function of this name."""
@@ -259,7 +289,7 @@ class Gateway:
 
 def check_buildable(config: GatewayConfig) -> None:
     """What the file alone cannot tell: whether its filters can be had, and its prices read. Raises ConfigError."""
-    FilterSet(config, make_filter)
+    FilterSet(config, partial(make_filter, workers=config.workers))
     _price_file(config)
 
 

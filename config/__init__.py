@@ -25,6 +25,7 @@ from .listeners import Limits, Listener, Listeners, is_loopback
 from .load import check, load_config, parse_config
 from .models import Model, Price, Target
 from .providers import Provider, Timeouts
+from .rate_limit import Limit, RateLimitConfig
 from .resilience import HealthCheck, OutlierDetection, ProviderLimits
 from .routes import Match, Route
 from .schema import json_schema
@@ -46,6 +47,7 @@ __all__ = [
     "HealthCheck",
     "HedgeConfig",
     "Key",
+    "Limit",
     "Limits",
     "Listener",
     "Listeners",
@@ -57,6 +59,7 @@ __all__ = [
     "Problem",
     "Provider",
     "ProviderLimits",
+    "RateLimitConfig",
     "RetryBudget",
     "RetryConfig",
     "Route",

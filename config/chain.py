@@ -22,6 +22,7 @@ from pydantic import (
 from .access_log import AccessLogConfig
 from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text, Wait
 from .headers import HeadersConfig
+from .rate_limit import RateLimitConfig
 from .secret import MASK, ExpandedText, Secret
 
 MIN_KEY: Final = 16
@@ -228,7 +229,9 @@ def _masked(key: str, value: Any) -> Any:
     return MASK if hidden and value else value
 
 
-FilterConfig = AuthConfig | CircuitBreakerConfig | AccessLogConfig | HeadersConfig | RetryConfig | UseConfig
+FilterConfig = (
+    AuthConfig | CircuitBreakerConfig | AccessLogConfig | HeadersConfig | RateLimitConfig | RetryConfig | UseConfig
+)
 
 
 def kind_of(value: object) -> str | None:
@@ -244,6 +247,7 @@ class FilterEntry(Section):
         "circuit_breaker",
         "access_log",
         "headers",
+        "rate_limit",
         "retry",
         "use",
     ]
@@ -257,6 +261,7 @@ class FilterEntry(Section):
         | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
         | Annotated[AccessLogConfig, Tag("access_log")]
         | Annotated[HeadersConfig, Tag("headers")]
+        | Annotated[RateLimitConfig, Tag("rate_limit")]
         | Annotated[RetryConfig, Tag("retry")]
         | Annotated[UseConfig, Tag("use")],
         Discriminator(kind_of),

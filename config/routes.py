@@ -8,6 +8,7 @@ from .access_log import AccessLogConfig
 from .chain import AuthConfig, CircuitBreakerConfig, RetryConfig, UseConfig, kind_of
 from .fields import ModelName, Name, Named, Section
 from .headers import HeadersConfig
+from .rate_limit import RateLimitConfig
 
 OFF = "off"
 
@@ -31,6 +32,7 @@ Override = Annotated[
     | Annotated[RetryConfig, Tag("retry")]
     | Annotated[AccessLogConfig, Tag("access_log")]
     | Annotated[HeadersConfig, Tag("headers")]
+    | Annotated[RateLimitConfig, Tag("rate_limit")]
     | Annotated[UseConfig, Tag("use")],
     Discriminator(_switch),
 ]

@@ -26,6 +26,7 @@ _BUILT_IN: Final = {
     "circuit_breaker": "CircuitBreakerConfig",
     "access_log": "AccessLogConfig",
     "headers": "HeadersConfig",
+    "rate_limit": "RateLimitConfig",
     "retry": "RetryConfig",
 }
 
@@ -44,11 +45,14 @@ def json_schema() -> dict[str, Any]:
 
 def field_docs(model: type[BaseModel]) -> dict[str, str]:
     """The docstring under each field of a model, by field name."""
-    tree = ast.parse(dedent(inspect.getsource(model))).body[0]
     docs: dict[str, str] = {}
-    for field, doc in zip(body := getattr(tree, "body", []), body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and _is_text(doc):
-            docs[field.target.id] = " ".join(doc.value.value.split())
+    for part in reversed(model.__mro__):
+        if not issubclass(part, BaseModel) or part is BaseModel:
+            continue
+        tree = ast.parse(dedent(inspect.getsource(part))).body[0]
+        for field, doc in zip(body := getattr(tree, "body", []), body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and _is_text(doc):
+                docs[field.target.id] = " ".join(doc.value.value.split())
     return docs
 
 

@@ -17,7 +17,7 @@ from .models import Model
 from .providers import Provider
 from .routes import Route
 
-LATER_FILTERS: Final = frozenset({"rate_limit", "budget", "cache", "classifier", "strategy"})
+LATER_FILTERS: Final = frozenset({"budget", "cache", "classifier", "strategy"})
 
 LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     GatewayConfig: frozenset({"stores", "agents", "policies", "telemetry"}),

@@ -19,6 +19,7 @@ KINDS: Final = (
     "circuit_breaker",
     "access_log",
     "headers",
+    "rate_limit",
     "retry",
     "use",
 )

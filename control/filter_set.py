@@ -40,13 +40,14 @@ class Chains(NamedTuple):
 
 
 class FilterSet:
-    """The filters of `config`. `make` builds one from its settings; what it raises leaves the set before it as it was.
+    """The filters of `config`. `make` builds one from its settings and its place (its name in the chain, or the route's
+    and its own); what it raises leaves the set before it as it was.
 
     `kept` is for the next set.
     """
 
     def __init__(
-        self, config: GatewayConfig, make: Callable[[object], Filter], before: Mapping[str, Kept] | None = None
+        self, config: GatewayConfig, make: Callable[[object, str], Filter], before: Mapping[str, Kept] | None = None
     ) -> None:
         self.kept: dict[str, Kept] = {}
         self._make = make
@@ -89,7 +90,7 @@ class FilterSet:
         """The filter for `entry`; `place` is its own in the chain or in a route."""
         kept = self._before.get(place)
         if kept is None or kept[0] != settings:
-            kept = (settings, self._make(settings))
+            kept = (settings, self._make(settings, place))
             kept[1].name = entry.name
         self.kept[place] = kept
         return kept[1]

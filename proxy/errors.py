@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .accounting.record import Outcome
 
 
@@ -221,11 +223,23 @@ class UnsupportedMediaTypeError(DownstreamError):
 
 
 class RateLimitError(DownstreamError):
-    """A limit of ours was reached."""
+    """A limit of ours was reached. `fields` say in the answer's head how it stands with it."""
 
     status = 429
     code = "rate_limit_exceeded"
     type = "rate_limit_error"
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, fields: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.fields = fields
+
+
+class OverLimitError(RateLimitError):
+    """One call that is more than the whole limit: no waiting helps."""
+
+    hopeless = True
 
 
 class HeadersTooLargeError(DownstreamError):

@@ -46,7 +46,7 @@ class Filter:
 
     after: ClassVar[tuple[str, ...]] = ()
     """Kinds of filters this one must come after; a violating order is a config error."""
-    reads_body: ClassVar[bool] = True
+    reads_body: bool = True
     """False: may run before the body has been read, when nothing before it reads the body and no route overrides it."""
     admits: ClassVar[bool] = False
     """True: what this filter refuses never became an exchange, so it leaves no record (auth)."""

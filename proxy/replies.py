@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import GatewayError, MethodNotAllowedError, UpgradeRequiredError
+from .errors import GatewayError, MethodNotAllowedError, OverLimitError, RateLimitError, UpgradeRequiredError
 
 if TYPE_CHECKING:
     from .edge.downstream import Headers
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 JSON = (b"content-type", b"application/json")
 NO_RETRY = (b"x-should-retry", b"false")
 """Tells an SDK not to multiply our attempts by its own (openai-python and -node obey it above any status)."""
+MOST_WAIT = 60
+"""Seconds; SDKs take a longer `retry-after` for a mistake."""
 _encode = msgspec.json.encode
 
 
@@ -54,14 +56,23 @@ def error_body(error: GatewayError, request_id: str | None = None) -> bytes:
 def error_reply(error: GatewayError, request_id: str | None = None, *, attempts: int = 0) -> Reply:
     """The answer to an exchange that cannot go on, after `attempts` at providers.
 
-    429 and 503 carry `retry-after` (whole seconds, at least 1, at most 60: SDKs ignore more). `x-should-retry:
-    false` tells an SDK not to multiply our own attempts where they were made and spent.
+    429 and 503 carry `retry-after` in whole seconds, at least 1. It is at most 60, for SDKs ignore more and come back
+    at once; a limit of ours says how long it really is. `x-should-retry: false` tells an SDK not to come back by
+    itself: where that would be too soon, and where our own attempts were made and spent.
     """
     headers: Headers = [JSON]
-    if error.status in (429, 503):
-        headers.append((b"retry-after", b"%d" % min(60, max(1, ceil(error.retry_after or 1)))))
-    if attempts > 1 or error.hopeless:
+    final = attempts > 1 or error.hopeless
+    if error.status in (429, 503) and not isinstance(error, OverLimitError):
+        wait = max(1, ceil(error.retry_after or 1))
+        if isinstance(error, RateLimitError):
+            final = final or wait > MOST_WAIT
+        else:
+            wait = min(MOST_WAIT, wait)
+        headers.append((b"retry-after", b"%d" % wait))
+    if final:
         headers.append(NO_RETRY)
+    if isinstance(error, RateLimitError):
+        headers += error.fields
     if isinstance(error, UpgradeRequiredError):
         headers += ((b"upgrade", b"websocket"), (b"sec-websocket-version", b"13"))
     if isinstance(error, MethodNotAllowedError) and error.allow:

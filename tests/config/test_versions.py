@@ -57,9 +57,7 @@ routing: {mode: direct}
 REFUSED = [
     ("providers.anthropic.dialect", "anthropic"),
     ("models.fast.strategy", "strategy"),
-    ("routes[0].filters.rate_limit", "rate_limit"),
     ("routes[0].strategy", "strategy"),
-    ("filters[1]", "rate_limit"),
     ("filters[3]", "classifier"),
     ("filters[4]", "strategy"),
     ("stores", "stores"),

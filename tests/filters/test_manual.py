@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from headgate.config import AccessLogConfig, AuthConfig, CircuitBreakerConfig, HeadersConfig, RetryConfig, parse_config
+from headgate.config import (
+    AccessLogConfig,
+    AuthConfig,
+    CircuitBreakerConfig,
+    HeadersConfig,
+    RateLimitConfig,
+    RetryConfig,
+    parse_config,
+)
 from headgate.config.fields import Section
 from headgate.filters.access_log import AccessLog
 from headgate.filters.auth import Auth
 from headgate.filters.circuit_breaker import CircuitBreaker
 from headgate.filters.headers import Headers
+from headgate.filters.rate_limit import RateLimit
 from headgate.filters.retry import Retry
 from headgate.proxy.filter import Filter
 from tests_support.answers import chat_completion, error_response, json_response
@@ -81,6 +90,7 @@ async def test_the_example_works_in_a_real_gateway(tmp_path: Path) -> None:
         ("circuit_breaker", CircuitBreakerConfig, CircuitBreaker),
         ("headers", HeadersConfig, Headers),
         ("access_log", AccessLogConfig, AccessLog),
+        ("rate_limit", RateLimitConfig, RateLimit),
         ("retry", RetryConfig, Retry),
     ],
 )

@@ -13,6 +13,7 @@ from headgate.proxy.errors import (
     BadStatusError,
     GatewayError,
     MethodNotAllowedError,
+    OverLimitError,
     OverloadError,
     ProviderNotConfiguredError,
     RateLimitError,
@@ -31,15 +32,26 @@ def test_every_error_has_openais_shape_and_its_class_says_all(kind: type[Gateway
     assert body == {"message": "what to do", "type": kind.type, "param": None, "code": kind.code, "request_id": "hg_1"}
     assert kind.outcome in ("refused", "failed")
     assert (kind.outcome == "refused") is issubclass(kind, errors.DownstreamError | OverloadError)
-    assert (b"retry-after" in dict(reply.headers)) is (reply.status in (429, 503))
+    assert (b"retry-after" in dict(reply.headers)) is (reply.status in (429, 503) and kind is not OverLimitError)
 
 
 @pytest.mark.parametrize(
     ("wait", "sent"), [(None, b"1"), (0.0, b"1"), (0.2, b"1"), (7.1, b"8"), (60.0, b"60"), (3600.0, b"60")]
 )
 def test_a_wait_is_in_whole_seconds_that_an_sdk_obeys(wait: float | None, sent: bytes) -> None:
-    for kind in (RateLimitError, OverloadError):
-        assert dict(error_reply(kind("x", retry_after=wait)).headers)[b"retry-after"] == sent
+    assert dict(error_reply(OverloadError("x", retry_after=wait)).headers)[b"retry-after"] == sent
+
+
+@pytest.mark.parametrize(("wait", "sent", "later"), [(7.1, b"8", False), (60.0, b"60", False), (60.1, b"61", True)])
+def test_a_limit_of_ours_says_how_long_it_lasts_even_where_no_sdk_waits(wait: float, sent: bytes, later: bool) -> None:
+    headers = dict(error_reply(RateLimitError("x", retry_after=wait, fields=[(b"x-left", b"0")])).headers)
+    assert (headers[b"retry-after"], headers[b"x-left"]) == (sent, b"0")
+    assert (headers.get(b"x-should-retry") == b"false") is later
+
+
+def test_nobody_is_told_to_wait_for_what_will_never_fit() -> None:
+    headers = dict(error_reply(OverLimitError("x", retry_after=5)).headers)
+    assert (headers.get(b"retry-after"), headers[b"x-should-retry"]) == (None, b"false")
 
 
 @pytest.mark.parametrize(

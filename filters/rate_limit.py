@@ -1,0 +1,210 @@
+"""How much each caller may: requests and tokens in a time, and requests at once.
+
+A call is counted when it comes. Its tokens are not known then, so an estimate is set aside, and corrected when the call
+is over, by whatever way, with what it really used: a client that left pays for what was delivered to it, or for its
+prompt where nothing was yet. So callers that send at the same time cannot spend the same tokens twice; what answers
+overshoot their estimate by is made up for before the next call is let in.
+
+Who a caller is comes from its key or its connection, never from a field of the request. A model is the first target
+that its name leads to, so two names of one model are one; names that lead nowhere count as one, too.
+
+Not here: the arithmetic (stores/meters.py), where it is kept (stores/memory.py), limits that protect a provider or this
+gateway (`providers.*.limits`).
+
+Status: stable. Trusts: nothing for requests; upstream for the tokens it reports.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING, Any, cast
+
+from ..proxy.errors import ModelNotFoundError, OverLimitError, RateLimitError
+from ..proxy.exchange import ANONYMOUS
+from ..proxy.filter import Filter
+from .rate_limit_fields import PREFIX, limit_fields
+from .stores.rules import Kind, Refused, Rule, tightest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ..config import RateLimitConfig
+    from ..proxy.edge.downstream import Headers
+    from ..proxy.exchange import Exchange
+    from ..proxy.upstream.call import ResponseHead
+    from .stores.rules import Granted, Limits, Report, Store, What
+
+_NO_MODEL = "-"
+_UNKNOWN_MODEL = "?"
+
+
+class RateLimit(Filter):
+    """Admits what its limits have room for, and answers 429 to what is more.
+
+    `store` keeps the counts under `place`, this filter's name; `monotonic` gives seconds, `estimate` the tokens that a
+    call may use.
+    """
+
+    after = ("auth",)
+
+    def __init__(
+        self,
+        config: RateLimitConfig,
+        *,
+        place: str,
+        store: Store,
+        monotonic: Callable[[], float],
+        estimate: Callable[[Exchange], int],
+    ) -> None:
+        self.name = "rate_limit"
+        self.admitted = 0
+        self.refused = 0
+        self.crowded = 0  # calls that were counted together with those of strangers, for want of room
+        rules = rules_of(config)
+        self._limits: Limits = store.open(place, rules)
+        self._monotonic = monotonic
+        self._estimate = estimate
+        self._token_rules = [rule for rule in rules if rule.kind.what == "tokens"]
+        self._most_tokens = min((rule.limit for rule in self._token_rules), default=0)
+        scopes = list(dict.fromkeys(rule.kind.per for rule in rules))
+        self._scopes = [tuple(SCOPES[name] for name in per) for per in scopes]
+        self._scope_of_rule = [scopes.index(rule.kind.per) for rule in rules]
+        self.reads_body = bool(self._token_rules) or any("model" in per for per in scopes)
+
+    def on_request(self, ex: Exchange) -> None:
+        """Count it under every limit, or under none and raise RateLimitError."""
+        tokens = 0
+        if self._token_rules:
+            tokens = self._estimate(ex)
+            if tokens > self._most_tokens:
+                self.refused += 1
+                raise self._too_large(tokens)
+        callers = ["\0".join([scope(ex) for scope in scopes]) for scopes in self._scopes]
+        now = int(self._monotonic() * 1e6)
+        result = self._limits.take([callers[at] for at in self._scope_of_rule], tokens, now)
+        if isinstance(result, Refused):
+            self.refused += 1
+            raise _refusal(result, now)
+        self.admitted += 1
+        self.crowded = self._limits.crowded
+        ex.state.setdefault(RateLimit, {})[self.name] = result
+
+    def on_response(self, ex: Exchange, head: ResponseHead) -> None:
+        """Say how it stands, instead of what the provider says of our account there. With several such filters, the
+        least that is left in any."""
+        taken: Mapping[str, Granted[Any]] | None = ex.state.get(RateLimit)
+        if taken is None or (isinstance(ex.error, RateLimitError) and ex.error.fields):
+            return
+        requests: Report | None = None
+        tokens: Report | None = None
+        for granted in taken.values():
+            requests = tightest(requests, granted.requests)
+            tokens = tightest(tokens, granted.tokens)
+        fields = _fields(requests, tokens, int(self._monotonic() * 1e6))
+        if fields:
+            head.headers[:] = [field for field in head.headers if not field[0].startswith(PREFIX)]
+            head.headers += fields
+
+    def on_done(self, ex: Exchange) -> None:
+        """Give slots back, and correct the tokens."""
+        taken: Mapping[str, Granted[Any]] | None = ex.state.get(RateLimit)
+        granted = taken.get(self.name) if taken is not None else None
+        if granted is not None and granted.holds:
+            self._limits.settle(granted, _used(ex), int(self._monotonic() * 1e6))
+
+    def _too_large(self, tokens: int) -> OverLimitError:
+        rule = min(self._token_rules, key=lambda rule: rule.limit)
+        return OverLimitError(
+            f"This request may use {tokens} tokens, and the limit is {rule}. Shorten it, or lower max_tokens."
+        )
+
+
+def rules_of(config: RateLimitConfig) -> list[Rule]:
+    """Each number of the config, as a rule."""
+    rules: list[Rule] = []
+    for limit in config.written:
+        for name, number in limit.numbers.items():
+            what, _, unit = name.partition("_per_")
+            kind = Kind(cast("What", what), limit.per, unit, limit.refill == "continuous" and what != "concurrent")
+            rules.append(Rule(kind, number))
+    return rules
+
+
+def _used(ex: Exchange) -> int:
+    """Tokens of a call that is over."""
+    usage = ex.usage
+    if usage is not None and usage.source != "none":
+        return usage.prompt_tokens + usage.completion_tokens
+    if ex.outcome == "cancelled" and ex.attempts and ex.rough_prompt is not None:
+        return ex.rough_prompt.tokens
+    return 0
+
+
+def _refusal(refused: Refused, now: int) -> RateLimitError:
+    rule, wait = refused.rule, refused.wait / 1e6
+    if rule.kind.what == "concurrent":
+        return RateLimitError(f"Rate limit reached: {rule}. Try again when one of them is over.", retry_after=wait)
+    report = refused.report
+    fields = limit_fields(rule.kind.what.encode(), report, now)
+    return RateLimitError(
+        f"Rate limit reached: {rule}, {report.left} left. Try again in {-(-refused.wait // 1_000_000)} s.",
+        retry_after=wait,
+        fields=fields,
+    )
+
+
+def _fields(requests: Report | None, tokens: Report | None, now: int) -> Headers:
+    fields: Headers = []
+    if requests is not None:
+        fields += limit_fields(b"requests", requests, now)
+    if tokens is not None:
+        fields += limit_fields(b"tokens", tokens, now)
+    return fields
+
+
+# -- whose call it is. Each kind of name has a letter of its own: a key named like an owner is not that owner.
+
+
+def _key(ex: Exchange) -> str:
+    return _address(ex) if ex.principal is ANONYMOUS else f"k{ex.principal.name}"
+
+
+def _user(ex: Exchange) -> str:
+    principal = ex.principal
+    if principal is ANONYMOUS:
+        return _address(ex)
+    return f"u{principal.owner}" if principal.owner is not None else f"k{principal.name}"
+
+
+def _team(ex: Exchange) -> str:
+    return f"t{ex.principal.team or ''}"
+
+
+def _address(ex: Exchange) -> str:
+    """Of IPv6 the first half: whoever has one address of a network has them all."""
+    client = ex.head.client
+    if ":" in client:
+        try:
+            return f"a{IPv6Address(client.partition('%')[0]).packed[:8].hex()}"
+        except ValueError:
+            return f"a{client}"
+    return f"a{client}"
+
+
+def _model(ex: Exchange) -> str:
+    if not ex.model or ex.face.handler is not None:
+        return _NO_MODEL
+    try:
+        targets = ex.graph.models.resolve(ex.model)  # not ex.candidates: a caller may choose among those
+    except ModelNotFoundError:
+        return _UNKNOWN_MODEL
+    return f"{targets[0].cluster.name}/{targets[0].model}" if targets else _UNKNOWN_MODEL
+
+
+SCOPES: Mapping[str, Callable[[Exchange], str]] = {
+    "key": _key,
+    "user": _user,
+    "team": _team,
+    "model": _model,
+    "address": _address,
+}

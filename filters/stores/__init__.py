@@ -1,0 +1,1 @@
+"""What filters count in, over exchanges: per process (memory.py)."""

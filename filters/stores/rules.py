@@ -1,0 +1,104 @@
+"""One number of a limit, as a value: what is counted, for whom, and how much of it in how long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+from .meters import Debt, Slots, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .meters import Meter
+
+What = Literal["requests", "tokens", "concurrent"]
+SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+
+
+class Kind(NamedTuple):
+    """What stays while an operator changes the number: meters of one kind are carried over to the next config."""
+
+    what: What
+    per: tuple[str, ...]
+    """Whose: each combination of these has a meter."""
+    unit: str
+    """`minute` …, empty for `concurrent`."""
+    continuous: bool = False
+
+    def meter(self) -> Meter:
+        """A new one."""
+        if self.what == "concurrent":
+            return Slots()
+        length = SECONDS[self.unit] * 1_000_000
+        return Debt(length) if self.continuous else Window(length)
+
+
+class Rule(NamedTuple):
+    """A kind and its number."""
+
+    kind: Kind
+    limit: int
+
+    def __str__(self) -> str:
+        kind = self.kind
+        many = "requests at once" if kind.what == "concurrent" else f"{kind.what} per {kind.unit}"
+        return f"{self.limit} {many} for each {' and '.join(kind.per)}"
+
+
+class Report(NamedTuple):
+    """How it stands with a rule that a call was counted under. `resets_at` in microseconds of the store's clock."""
+
+    limit: int
+    left: int
+    resets_at: int
+
+
+class Refused(NamedTuple):
+    """Nothing was taken. `wait` in microseconds."""
+
+    rule: Rule
+    wait: int
+    report: Report
+
+
+H = TypeVar("H")
+
+
+class Granted(Generic[H]):
+    """A call was admitted under every rule. `holds` is the store's; `reports` of requests and tokens, the least that is
+    left of each."""
+
+    __slots__ = ("holds", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.holds: list[H] = []
+        self.requests: Report | None = None
+        self.tokens: Report | None = None
+
+
+class Limits(Protocol):
+    """The rules of one filter, and what is counted under them."""
+
+    crowded: int
+    """Calls that were counted on a meter that strangers share, for want of room."""
+
+    def take(self, keys: Sequence[str], tokens: int, now: int) -> Granted[Any] | Refused:
+        """Count a call of `tokens` under every rule, each for the caller at its place in `keys`; or under none, and say
+        which of those that refuse it keeps it waiting longest. `now` in microseconds."""
+
+    def settle(self, granted: Granted[Any], tokens: int, now: int) -> None:
+        """The call is over and has used `tokens`. Once for each that was granted and holds something."""
+
+
+class Store(Protocol):
+    """Where limits are counted."""
+
+    def open(self, name: str, rules: Sequence[Rule]) -> Limits:
+        """The limits of the filter `name`, with what is already counted under that name. At most one rule of a kind."""
+
+
+def tightest(one: Report | None, other: Report | None) -> Report | None:
+    """The one with less left; of two alike, the one that lasts longer."""
+    if one is None or other is None:
+        return one or other
+    return other if (other.left, -other.resets_at) < (one.left, -one.resets_at) else one
