@@ -174,7 +174,7 @@ class _Stream:
         self._fields = fields
         self._body = bytearray()
         self._too_large = False
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         self._ending = False
         self._player: Player | None = None
 
@@ -206,7 +206,7 @@ class _Stream:
 
     def over(self) -> None:
         """Nothing more is said on it."""
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         if self._player is not None:
             self._player.stop()
         self._connection.forget(self._id)
@@ -228,7 +228,7 @@ class _Stream:
                 case Head():
                     self._head(step.status, step.fields, step.length)
                 case Data():
-                    self._unsent += step.data
+                    self._unsent = memoryview(bytes(self._unsent) + step.data)
                     return self._send_on()
                 case Frame():
                     self._connection.flush()
@@ -272,7 +272,7 @@ class _Stream:
         try:
             while self._unsent and (room := connection.window(self._id)) > 0:
                 piece, self._unsent = self._unsent[:room], self._unsent[room:]
-                self._h2.send_data(self._id, piece)
+                self._h2.send_data(self._id, bytes(piece))
                 connection.flush()
             if self._ending and not self._unsent:
                 self._h2.end_stream(self._id)
