@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .catalog import Metric
     from .sheet import Family, Labels
 
-# Lines for each place: 39 for both histograms, 6 for tokens and cost, 30 for a provider, 2 for auth, 5 for a worker.
-# 20*39 + 60*6 + 70 + 20*30 + 8*2 + 24 + 16*5 = 1930, and some 60 more have no labels.
+# Lines for each place: 39 for both histograms, 6 for tokens and cost, 31 for a provider, 2 for auth, 5 for a worker.
+# 20*39 + 60*6 + 70 + 20*31 + 8*2 + 24 + 16*5 = 1950, and some 40 more have no labels.
 HISTOGRAM_PLACES: Final = 20
 MODEL_PLACES: Final = 60
 EXCHANGE_PLACES: Final = 70
