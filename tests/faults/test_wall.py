@@ -35,7 +35,7 @@ WALLS = {
 SLOW = [WALLS["http2-with-another"]]
 SAMPLES = [answer(b'{"stream":%b,"messages":[{"role":"user","content":"a b c"}]}' % way) for way in (b"false", b"true")]
 SAMPLE = SAMPLES[True]
-LARGE = {"huge-json", "big-event", "big-event-cut", "split-bytes"}
+LARGE = {"huge-json", "big-event", "big-event-cut", "split-bytes", "gzip-bomb"}
 """So large, or in so many pieces, that twenty at once would keep each other waiting."""
 
 # What a fault comes to for a plain answer and for a stream, when nobody else can be asked:
