@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "check": _check,
             "schema": _schema,
             "usage": _usage,
+            "keys": _keys,
             "mock": _mock,
             "version": _version,
             "_worker": _worker,
@@ -258,6 +259,17 @@ def _usage(arguments: Namespace) -> int:
         return _fail(f"the ledger at {path} cannot be read: {error}")
     print(as_json(rows, arguments.by).decode() if arguments.json else as_table(rows, arguments.by))
     return OK
+
+
+def _keys(arguments: Namespace) -> int:
+    from .config import ConfigError
+    from .control.keys_command import keys
+    from .proxy.clock import wall_time
+
+    try:
+        return keys(arguments, _file(arguments.config), wall_time)
+    except ConfigError as error:
+        return _refuse(error)
 
 
 def _mock(arguments: Namespace) -> int:

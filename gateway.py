@@ -16,6 +16,8 @@ from random import Random
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, NamedTuple
 
+from anyio import Lock, to_thread
+
 from .config import (
     AccessLogConfig,
     AuthConfig,
@@ -29,13 +31,13 @@ from .config import (
 )
 from .control.clusters import ClusterSet, open_endpoint
 from .control.endpoints import endpoint_table
-from .control.filter_set import FilterSet, Kept, refused, users_filter
+from .control.filter_set import FilterSet, Kept, read_keys, refused, users_filter
 from .control.found_models import FoundModels, find_models
 from .control.process.errors import BootError
 from .control.process.front import Front
 from .dialects.openai import OpenAI
 from .filters.access_log import AccessLog
-from .filters.auth import Auth
+from .filters.auth import Auth, find_auth
 from .filters.circuit_breaker import CircuitBreaker
 from .filters.headers import Headers
 from .filters.rate_limit import RateLimit
@@ -183,6 +185,7 @@ class Gateway:
         self.ready = False
         self._retiring: dict[asyncio.Task[None], list[Host]] = {}
         self._found: FoundModels
+        self._reading_keys = Lock()
 
     async def start(self) -> None:
         """Build everything. Raises ConfigError, or BootError with what the operator must mend."""
@@ -190,6 +193,7 @@ class Gateway:
         self.deadlines = Deadlines(self.clock)
         self.resources = Resources(self.clock, self.deadlines, self._rng, self._estimate)
         graph, _ = self._compile(self.config)
+        await self._read_keys(graph)
         if self._keeps_records:
             self.spool = _spool(self.config, self.worker, self.clock)
         self.engine = Engine(
@@ -211,6 +215,7 @@ class Gateway:
             graph, retired = self._compile(config)
         except BootError as error:
             raise refused(str(error)) from error
+        await self._read_keys(graph)
         await find_models(graph, self.clock)
         self.engine.graph = graph
         self.config = config
@@ -221,6 +226,16 @@ class Gateway:
 
     def _estimate(self, ex: Exchange) -> int:
         return self.engine.ledger.estimate_tokens(ex)
+
+    async def read_keys(self) -> None:
+        """The `keys_file` has changed: take over what stands there now. Raises ConfigError and leaves all as it was."""
+        await self._read_keys(self.engine.graph)
+
+    async def _read_keys(self, graph: Graph) -> None:
+        auth = find_auth(graph.prefix.filters)
+        if auth is not None and auth.settings.keys_file is not None:
+            async with self._reading_keys:  # what is read last is what counts
+                auth.adopt(await to_thread.run_sync(read_keys, auth))
 
     def open_provider(self, provider: Provider) -> tuple[Endpoint, Dialect]:
         """See the function of this name."""
@@ -290,6 +305,8 @@ class Gateway:
 def check_buildable(config: GatewayConfig) -> None:
     """What the file alone cannot tell: whether its filters can be had, and its prices read. Raises ConfigError."""
     FilterSet(config, partial(make_filter, workers=config.workers))
+    if config.auth is not None:
+        read_keys(Auth(config.auth))
     _price_file(config)
 
 

@@ -17,6 +17,7 @@ from ..control.admin.app import admin_app
 from ..control.model_watch import ModelWatch
 from ..control.process.control_half import ControlHalf
 from ..control.process.data_server import DataServer
+from ..control.process.key_watch import KeyWatch
 from ..control.process.single import health_watch
 from ..control.process.view import SingleView
 from ..gateway import Gateway
@@ -115,8 +116,9 @@ class Embedded:
         await gateway.start()
         server = DataServer(gateway, self._version)
         models = ModelWatch(gateway.clock, gateway.open_provider, gateway.take_listing)
+        keys = KeyWatch(gateway.clock, gateway.read_keys)
         self._control = control = ControlHalf(
-            gateway.clock, gateway.deadlines, gateway.config, self._version, models, health_watch(gateway)
+            gateway.clock, gateway.deadlines, gateway.config, self._version, models, health_watch(gateway), keys
         )
         control.answer(gateway.engine.issuers)
         self._health = data_app(server.not_ready, self._version)

@@ -7,6 +7,7 @@ written.py turns each into the one form that stands here.
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -124,13 +125,32 @@ class AuthConfig(Section):
     keys: tuple[Key, ...] = ()
     """The keys that are let in. Default: none."""
 
+    keys_file: Path | None = None
+    """File with the keys that `headgate keys create` makes, relative to the working directory. It is watched.
+    Default: none."""
+
+    pepper: Annotated[Secret, AfterValidator(_key)] | None = None
+    """Secret under which the keys of `keys_file` are digested, such as "${file:./headgate-pepper}". Default: what
+    stands in headgate-pepper beside the file."""
+
     header: Annotated[str, AfterValidator(_header)] = "authorization"
     """Request header that carries the key, as bearer token where it is authorization. Default authorization."""
 
     @property
+    def is_open(self) -> bool:
+        """Nobody can have a key, so whoever reaches a listener is let in."""
+        return not self.keys and self.keys_file is None
+
+    @property
     def divided(self) -> bool:
-        """There are keys of two teams."""
-        return len({key.team for key in self.keys}) > 1
+        """There are keys of two teams, or there may be."""
+        return self.keys_file is not None or len({key.team for key in self.keys}) > 1
+
+    @model_validator(mode="after")
+    def _needs_a_file(self) -> "AuthConfig":
+        if self.pepper is not None and self.keys_file is None:
+            raise ValueError("pepper: is for the keys of a keys_file, and there is none")
+        return self
 
     @field_validator("keys")
     @classmethod

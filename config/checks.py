@@ -121,7 +121,9 @@ def _files(data: Mapping[str, Any]) -> Found:
 
 
 def _is_open(data: Mapping[str, Any]) -> bool:
-    return not any(key.get("key") for _, key in _all_keys(data))
+    return not any(key.get("key") for _, key in _all_keys(data)) and not any(
+        _mapping(_mapping(entry).get("config")).get("keys_file") for entry in _listing(data.get("filters"))
+    )
 
 
 def _all_keys(data: Mapping[str, Any]) -> Iterator[tuple[Loc, dict[str, Any]]]:

@@ -87,7 +87,7 @@ class GatewayConfig(Section):
     @property
     def auth_is_open(self) -> bool:
         """No key is left, so whoever reaches a listener is let in."""
-        return self.auth is None or not self.auth.keys
+        return self.auth is None or self.auth.is_open
 
     @cached_property
     def digest(self) -> str:

@@ -25,7 +25,7 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     Provider: frozenset({"tls"}),
     Model: frozenset({"strategy"}),
     Route: frozenset({"strategy"}),
-    AuthConfig: frozenset({"jwt", "keys_file", "pepper"}),
+    AuthConfig: frozenset({"jwt"}),
     Routing: frozenset({"plano_embedded", "plano_proxy"}),
 }
 

@@ -1,6 +1,7 @@
 """What an operator should read at boot, although nothing of it is an error."""
 
 from collections.abc import Iterator, Mapping
+from os.path import exists
 from urllib.parse import urlsplit
 
 from .gateway import GatewayConfig
@@ -18,9 +19,12 @@ def warnings_of(config: GatewayConfig, dropped: Mapping[str, str | None], env: M
         yield f"auth is open: every process of this machine may call; {cure}"
     for name, provider in config.providers.items():
         yield from _provider(name, provider)
+    in_a_file = config.auth is not None and config.auth.keys_file
+    if in_a_file and not exists(in_a_file):
+        yield f"auth: there is no {in_a_file} yet, so it holds no keys; make one with: headgate keys create --name NAME"
     names = {key.name for key in config.auth.keys} | dropped.keys() if config.auth else set()
     for route in config.routes:
-        if route.match.key is not None and route.match.key not in names:
+        if route.match.key is not None and route.match.key not in names and not in_a_file:
             yield f"the route '{route.name}' never matches: no key is named '{route.match.key}'"
 
 

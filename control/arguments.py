@@ -66,6 +66,8 @@ def make_parser(run: Mapping[str, Run]) -> tuple[argparse.ArgumentParser, Sequen
         "--config", metavar="FILE", help=f"config that names the ledger (default: ./{DEFAULT_FILE}, if any)"
     )
 
+    _add_keys(commands, run)
+
     mock = _command(
         commands,
         "mock",
@@ -124,6 +126,57 @@ def make_parser(run: Mapping[str, Run]) -> tuple[argparse.ArgumentParser, Sequen
     worker.add_argument("--log-level", required=True)
     worker.set_defaults(run=run["_worker"])
     return parser, tuple(commands.choices)
+
+
+def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser], run: Mapping[str, Run]) -> None:
+    keys = _command(
+        commands,
+        "keys",
+        run,
+        "make, list, replace and revoke the keys in auth.keys_file",
+        "headgate keys create --name app --models 'gpt-*'",
+    )
+    actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    create = _action(actions, "create", "make a key and show it, once")
+    create.add_argument("--name", required=True, help="how usage rows and routes call it")
+    create.add_argument("--owner", help="who answers for it; stands on usage rows")
+    create.add_argument("--team", help="whose files and stored responses it sees")
+    create.add_argument("--roles", type=_list, default=(), metavar="A,B", help="on the admin listener: viewer, admin")
+    create.add_argument("--models", type=_list, metavar="A,B", help="models it may ask for: 'gpt-*' (default: all)")
+    create.add_argument("--paths", type=_list, metavar="A,B", help="paths it may call: '/v1/files/**' (default: all)")
+    create.add_argument("--tags", type=_list, default=(), metavar="A,B", help="for routes that match tags")
+    create.add_argument("--allow-tags", type=_list, default=(), metavar="A,B", help="tags that its requests may add")
+    _add_expires(create)
+
+    rotate = _action(actions, "rotate", "make another key of a name; the old one is good a while longer")
+    rotate.add_argument("name", help="of the key")
+    rotate.add_argument(
+        "--overlap", type=_age, default=3600.0, metavar="AGE", help="how long: 30m, 12h, 7d, 0m (default: 1h)"
+    )
+    _add_expires(rotate)
+
+    listing = _action(actions, "list", "say what keys there are, and never the keys themselves")
+    listing.add_argument("--json", action="store_true", help="JSON instead of a table")
+
+    revoke = _action(actions, "revoke", "refuse every key of a name from now on")
+    revoke.add_argument("name", help="of the key")
+
+
+def _action(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
+) -> argparse.ArgumentParser:
+    action = actions.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+    action.add_argument(
+        "--config", metavar="FILE", help=f"config with auth.keys_file (default: ./{DEFAULT_FILE}, if any)"
+    )
+    return action
+
+
+def _add_expires(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--expires", type=_end, metavar="WHEN", help="90d, 12h, a date like 2030-06-30, or with time and zone"
+    )
 
 
 def worker_command(source: ConfigSource, log_level: str) -> Command:
@@ -205,6 +258,25 @@ def _age(text: str) -> float:
     if unit not in units or not (number.isascii() and number.isdigit()) or len(number) > 6:
         raise argparse.ArgumentTypeError("must be a number and m, h or d, like 90m, 12h or 7d")
     return float(number) * units[unit]
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def _end(text: str) -> Callable[[float], float]:
+    """From now to then, in Unix seconds."""
+    from ..config.units import parse_moment
+
+    try:
+        age = _age(text)
+    except argparse.ArgumentTypeError:
+        try:
+            moment = parse_moment(text).timestamp()
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be like 90d, or {str(error).removeprefix('must be ')}") from None
+        return lambda _: moment
+    return lambda now: now + age
 
 
 def nearest(name: str, commands: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import ConfigError, Problem
+from ..filters.keys_file import KeysFileError
 from ..proxy.chain import Chain, misplaced, prefix_length
 from ..proxy.filter import Filter
 from ..proxy.graph import Route
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..config import FilterEntry, GatewayConfig, UseConfig
+    from ..filters.auth import Auth
+    from ..filters.keys_file import KeyTable
 
 ENTRY_POINTS = "headgate.filters"
 """The group in which an installed package offers its filters by name."""
@@ -124,6 +127,14 @@ def _make_importable(folder: Path) -> None:
     """A user's filter lies beside the file that names it."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+
+
+def read_keys(auth: Auth) -> KeyTable | None:
+    """All keys, those of a `keys_file` included, for `auth.adopt`. Blocking. Raises ConfigError."""
+    try:
+        return auth.read()
+    except KeysFileError as error:
+        raise refused(f"auth.keys_file: {error}") from error
 
 
 def refused(message: str) -> ConfigError:

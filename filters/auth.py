@@ -1,8 +1,9 @@
 """Who calls: API keys.
 
-A key is known here only as its HMAC-SHA-256 under a secret of this process. What a caller presents is digested the same
-way and looked up by digest, so the time it takes says nothing about any key, and neither a dump of memory structures
-nor a repr shows one. Any bytes may be presented; all but a known key are 401.
+A key is known here only as its HMAC-SHA-256 under a secret of this process, or under the pepper of the `keys_file`.
+What a caller presents is digested the same way and looked up by digest, so the time it takes says nothing about any
+key, and neither a dump of memory structures nor a repr shows one. Any bytes may be presented; all but a known key are
+401.
 
 While no key is configured at all, everybody is let in as anonymous: the config refuses to combine that with an address
 that others can reach.
@@ -19,7 +20,6 @@ Status: stable. Trusts: nothing.
 
 from __future__ import annotations
 
-import hmac
 import secrets
 from functools import partial
 from math import inf
@@ -33,12 +33,16 @@ from ..proxy.model_names import ModelNames
 from ..proxy.path_globs import PathGlobs
 from ..proxy.plan import POLICY
 from ..proxy.websocket.handshake import key_of
+from .keys_file import digest, read_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from ..config import AuthConfig
     from ..config.chain import Key
     from ..proxy.exchange import Exchange
     from ..proxy.plan import Target
+    from .keys_file import KeyTable
 
 _BEARER = b"bearer "
 _AZURE_HEADER = b"api-key"
@@ -59,23 +63,42 @@ class Auth(Filter):
         self.header = config.header.lower().encode()
         self.admitted = 0
         self.refused = 0
+        self.settings = config
+        self._closed = not config.is_open
         self._pepper = secrets.token_bytes(32)
-        self._principals = {self._digest(key.key.reveal().encode()): _principal(key) for key in config.keys}
+        self._principals: Mapping[bytes, Principal] = self._own(self._pepper)
 
     @property
     def is_open(self) -> bool:
         """No key is configured: everybody passes."""
-        return not self._principals
+        return not self._closed
+
+    def read(self) -> KeyTable | None:
+        """All keys, those of the `keys_file` included, for `adopt`. Blocking. Raises KeysFileError."""
+        table = read_table(self.settings)
+        return table._replace(principals={**table.principals, **self._own(table.pepper)}) if table is not None else None
+
+    def adopt(self, table: KeyTable | None) -> None:
+        """From now on these are the keys; None: those of the config alone."""
+        self._pepper = table.pepper if table is not None else secrets.token_bytes(32)
+        self._principals = table.principals if table is not None else self._own(self._pepper)
+
+    def _own(self, pepper: bytes) -> dict[bytes, Principal]:
+        return {digest(pepper, key.key.reveal().encode()): _principal(key) for key in self.settings.keys}
 
     def on_request(self, ex: Exchange) -> None:
         """Find the principal; raises UnauthorizedError, ExpiredKeyError, PathNotAllowedError."""
-        if self._principals:
+        if self._closed:
             presented = ex.head.header(self.header)
             if presented is None and ex.head.websocket:
                 presented = key_of(ex.head)  # a browser can set no header there
             if presented is None and ex.head.path.startswith(AZURE):
                 presented = ex.head.header(_AZURE_HEADER)
-            ex.principal = principal = self.identify(presented, ex.wall)
+            try:
+                ex.principal = principal = self.identify(presented, ex.wall)
+            except UnauthorizedError:
+                self.refused += 1
+                raise
             if principal.paths is not None and not principal.paths.names(ex.head.path):
                 self.refused += 1
                 raise PathNotAllowedError(f"This key may not call '{ex.head.path[:128]}': its paths do not name it.")
@@ -88,15 +111,12 @@ class Auth(Filter):
 
         Raises UnauthorizedError, ExpiredKeyError."""
         if presented is None:
-            self.refused += 1
             raise UnauthorizedError(f"No API key. Send yours in the header '{self._usage()}'.")
         token = presented[7:] if presented[:7].lower() == _BEARER else presented
-        principal = self._principals.get(self._digest(token.strip())) if len(token) <= _MAX_KEY else None
+        principal = self._principals.get(digest(self._pepper, token.strip())) if len(token) <= _MAX_KEY else None
         if principal is None:
-            self.refused += 1
             raise UnauthorizedError("Incorrect API key. Check it against the gateway's auth.keys.")
         if now >= principal.expires:
-            self.refused += 1
             raise ExpiredKeyError("This API key has expired. Ask for a new one.")
         return principal
 
@@ -104,8 +124,10 @@ class Auth(Filter):
         name = self.header.decode()
         return "Authorization: Bearer YOUR_KEY" if name == "authorization" else f"{name}: YOUR_KEY"
 
-    def _digest(self, key: bytes) -> bytes:
-        return hmac.digest(self._pepper, key, "sha256")
+
+def find_auth(filters: Iterable[Filter]) -> Auth | None:
+    """The one of a chain, if it has one."""
+    return next((link for link in filters if isinstance(link, Auth)), None)
 
 
 def _principal(key: Key) -> Principal:

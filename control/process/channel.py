@@ -47,6 +47,10 @@ class Mark(msgspec.Struct, tag=True, frozen=True):
     verdict: Verdict
 
 
+class ReadKeys(msgspec.Struct, tag=True, frozen=True):
+    """The `keys_file` has changed: take over what stands there now."""
+
+
 class Refuse(msgspec.Struct, tag=True, frozen=True):
     """Take no new work, and stay."""
 
@@ -93,7 +97,7 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     rows: list[Issued] | None
 
 
-FromSupervisor = Configure | Show | Mark | Refuse | Retire | Leave | Answer
+FromSupervisor = Configure | Show | Mark | ReadKeys | Refuse | Retire | Leave | Answer
 FromWorker = Ready | Refused | Told | Ask
 Message = TypeVar("Message", FromSupervisor, FromWorker)
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..admin.view import AdminView
     from ..health_watch import HealthWatch
     from ..model_watch import ModelWatch
+    from .key_watch import KeyWatch
     from .source import ConfigSource, Loaded
 
 ADMIN_CONNECTIONS = 256
@@ -71,6 +72,7 @@ class ControlHalf:
         version: str,
         models: ModelWatch | None = None,
         health: HealthWatch | None = None,
+        keys: KeyWatch | None = None,
     ) -> None:
         events = config.events
         self.clock = clock
@@ -82,6 +84,7 @@ class ControlHalf:
         self.stats = ControlStats()
         self.models = models
         self.health = health
+        self.keys = keys
         self.tailer = Tailer(
             events.path,
             events.spool.path,
@@ -118,7 +121,10 @@ class ControlHalf:
         ledger holds what was written by then."""
         self._warn()
         loop = asyncio.get_running_loop()
-        tasks = (loop.create_task(self._tail()), loop.create_task(self.lookups.run()))
+        tasks = [loop.create_task(self._tail()), loop.create_task(self.lookups.run())]
+        if self.keys is not None:
+            self.keys.follow(self.config)
+            tasks.append(loop.create_task(self.keys.run()))
         self._follow(self.config)
         try:
             yield
@@ -203,6 +209,8 @@ class ControlHalf:
             self.models.follow(config)
         if self.health is not None:
             self.health.follow(config)
+        if self.keys is not None:
+            self.keys.follow(config)
 
     def _warn(self) -> None:
         for warning in self.config.warnings:

@@ -62,6 +62,9 @@ class DataHalf(Protocol):
     async def reload(self, config: GatewayConfig) -> None:
         """Serve new exchanges under another config. Raises ConfigError, and then nothing has changed."""
 
+    async def read_keys(self) -> None:
+        """Take over what stands in the `keys_file`. Raises ConfigError, and then nothing has changed."""
+
     def open_provider(self, provider: Provider) -> tuple[Endpoint, Dialect]:
         """A connection to a provider for the control half."""
 

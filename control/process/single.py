@@ -13,6 +13,7 @@ from ..health_watch import HealthWatch
 from ..model_watch import ModelWatch
 from .control_half import ControlHalf
 from .data_server import DataHalf, DataServer
+from .key_watch import KeyWatch
 from .signals import Signals
 from .sockets import listening
 from .view import SingleView
@@ -45,7 +46,8 @@ async def run_single(
     await half.start()
     server = DataServer(half, version)
     models = ModelWatch(half.clock, half.open_provider, half.take_listing)
-    control = ControlHalf(half.clock, half.deadlines, config, version, models, health_watch(half))
+    keys = KeyWatch(half.clock, half.read_keys)
+    control = ControlHalf(half.clock, half.deadlines, config, version, models, health_watch(half), keys)
     control.answer(half.engine.issuers)
 
     async def apply(loaded: Loaded) -> None:

@@ -15,15 +15,19 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import structlog
+from anyio import to_thread
 
 from ...config import ConfigError
+from ...filters.auth import Auth
 from ...proxy.edge.listen import BACKLOG
 from ..clusters import open_check
+from ..filter_set import read_keys
 from ..health_watch import HealthWatch
 from ..model_watch import ModelWatch
-from .channel import Configure, Mark, Refuse, Show
+from .channel import Configure, Mark, ReadKeys, Refuse, Show
 from .control_half import ControlHalf
 from .crew import Crew
+from .key_watch import KeyWatch
 from .signals import Signals, unless
 from .sockets import listening
 from .view import SupervisorView
@@ -67,10 +71,22 @@ class Supervisor:
         self._models = ModelWatch(clock, open_provider, self._show)
         checks = partial(open_check, clock, deadlines)
         self._health = HealthWatch(clock, Random(), checks, self._mark, self._calls)  # noqa: S311 - jitter
-        self._control = ControlHalf(clock, deadlines, loaded.config, version, self._models, self._health)
+        keys = KeyWatch(clock, self._read_keys)
+        self._control = ControlHalf(clock, deadlines, loaded.config, version, self._models, self._health, keys)
+        self._auth: Auth | None = None
         self.crew = Crew(command, self._briefing, clock, self._control.stats, self._control.lookups)
         self._all_ready = asyncio.Event()
         self._data: socket.socket
+
+    @property
+    def auth(self) -> Auth | None:
+        """Knows the keys of the config that is served."""
+        settings = self._control.config.auth
+        if settings is None:
+            return None
+        if self._auth is None or self._auth.settings is not settings:
+            self._auth = Auth(settings)
+        return self._auth
 
     def not_ready(self) -> list[str]:
         """Why no new traffic should come; empty when it may."""
@@ -136,6 +152,13 @@ class Supervisor:
 
     def _calls(self, provider: str) -> int:
         return self.crew.totals.calls(provider)
+
+    async def _read_keys(self) -> None:
+        """Each worker reads the keys for itself: they may be more than a message holds."""
+        if (auth := self.auth) is not None:
+            auth.adopt(await to_thread.run_sync(read_keys, auth))
+        for worker in self.crew.lives:
+            worker.channel.send(ReadKeys())
 
     def _on_ready(self) -> None:
         if len(self.crew.serving()) == self._served.config.workers:

@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from ...config.listeners import is_loopback
-from ...filters.auth import Auth
+from ...filters.auth import find_auth
 from ...proxy.exchange import ANONYMOUS, Principal
 from ..admin.chains import describe_chains
 from ..admin.clusters import NO_CHECKS
 
 if TYPE_CHECKING:
-    from ...config import AuthConfig, GatewayConfig
+    from ...config import GatewayConfig
+    from ...filters.auth import Auth
     from ...proxy.clock import Clock
     from ...proxy.snapshot import Snapshot
     from ..admin.clusters import Checks
@@ -31,7 +32,6 @@ class View(ABC):
 
     def __init__(self, control: ControlHalf) -> None:
         self._control = control
-        self._auth: tuple[AuthConfig, Auth] | None = None
 
     @property
     def config(self) -> GatewayConfig:
@@ -83,12 +83,13 @@ class View(ABC):
 
     def identify(self, header: bytes | None) -> Principal:
         """Whose key the value of a header holds; raises UnauthorizedError."""
-        settings = self.config.auth
-        if settings is None:
-            return ANONYMOUS
-        if self._auth is None or self._auth[0] is not settings:
-            self._auth = (settings, Auth(settings))
-        return self._auth[1].identify(header, self.clock.wall())
+        auth = self.auth
+        return auth.identify(header, self.clock.wall()) if auth is not None else ANONYMOUS
+
+    @property
+    @abstractmethod
+    def auth(self) -> Auth | None:
+        """The filter that knows the keys."""
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
@@ -118,6 +119,11 @@ class SingleView(View):
         super().__init__(control)
         self._server = server
 
+    @property
+    def auth(self) -> Auth | None:
+        """Of the graph in force."""
+        return find_auth(self._server.half.engine.graph.prefix.filters)
+
     def snapshot(self) -> Snapshot:
         """Taken now."""
         return self._server.snapshot()
@@ -145,6 +151,11 @@ class SupervisorView(View):
     def __init__(self, control: ControlHalf, supervisor: Supervisor) -> None:
         super().__init__(control)
         self._supervisor = supervisor
+
+    @property
+    def auth(self) -> Auth | None:
+        """The supervisor's own: no worker is asked."""
+        return self._supervisor.auth
 
     def snapshot(self) -> Snapshot:
         """The living and the dead as one, at most a second old."""

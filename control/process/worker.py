@@ -18,6 +18,7 @@ from .channel import (
     Configure,
     Leave,
     Mark,
+    ReadKeys,
     Ready,
     Refuse,
     Refused,
@@ -107,6 +108,8 @@ class _Worker:
                         self._server.half.take_listing(listing)
                     case Mark(verdict=verdict):
                         self._server.half.take_verdict(verdict)
+                    case ReadKeys():
+                        await self._read_keys()
                     case Refuse():
                         self._server.refuse_new_work()
                     case Retire():
@@ -138,6 +141,13 @@ class _Worker:
             self._channel.send(Refused(order.digest, [self._problem(f"a bug, see the log: {error!r}")]))
         else:
             self._say_ready(order.digest)
+
+    async def _read_keys(self) -> None:
+        try:
+            await self._server.half.read_keys()
+        except ConfigError as error:  # the supervisor has read them, and tells of the next change
+            for problem in error.problems:
+                log.error("keys_refused", worker=self._server.half.worker, problem=str(problem))
 
     def _problem(self, message: str) -> Problem:
         return Problem(self._source.name, 0, 0, "", message)

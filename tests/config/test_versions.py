@@ -96,7 +96,6 @@ KEY = "sk-Zk3v9QmT2xLw7RbN"
         ("filters: [budget]", "filters[0]", "budget"),
         ("filters: [{cache: {}}]", "filters[0]", "cache"),
         ("filters: [{auth: {jwt: {issuer: x}}}]", "filters[0].auth.jwt", "jwt"),
-        ("filters: [{auth: {keys_file: x, pepper: y}}]", "filters[0].auth.keys_file", "keys_file"),
     ],
 )  # fmt: skip
 def test_what_comes_later_is_refused_by_name(text: str, path: str, name: str) -> None:

@@ -63,7 +63,8 @@ async def test_keys_are_known_and_those_of_a_reload_replace_them() -> None:
         with pytest.raises(UnauthorizedError):
             admin.view.identify(None)
         fewer = {"auth": {"keys": AUTH["auth"]["keys"][:1]}}
-        admin.control.config = load(written({"providers": MOCK, "filters": [fewer]}, admin.gateway.folder))
+        config = {**config_with(), "filters": [fewer]}
+        await admin.gateway.half.reload(load(written(config, admin.gateway.folder)))
         with pytest.raises(UnauthorizedError):
             admin.view.identify(KEYS["admin"].encode())
         assert admin.view.identify(KEYS["app"].encode()).name == "app"

@@ -1,0 +1,80 @@
+"""Keys that are made, replaced and revoked while workers serve: every one of them knows within five seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+from anyio import sleep, to_thread
+from openai import AsyncOpenAI
+
+from tests_support.answers import chat_completion, json_response
+from tests_support.gateway import config_for
+from tests_support.process import gateway_process
+from tests_support.upstream import FakeUpstream
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests_support.process import GatewayProcess
+
+WITHIN = 5.0
+ROUNDS = 6
+MESSAGES: Any = [{"role": "user", "content": "hello"}]
+
+
+async def command(gateway: GatewayProcess, *arguments: str) -> str:
+    line = [sys.executable, "-m", "headgate", "keys", *arguments, "--config", str(gateway.config_file)]
+    done = await to_thread.run_sync(
+        lambda: subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
+    )
+    return done.stdout.strip()
+
+
+async def answers(gateway: GatewayProcess, key: str) -> set[int]:
+    """What the SDK gets on connections of their own, so that every worker is likely to be asked."""
+    seen = set()
+    for _ in range(ROUNDS):
+        async with AsyncOpenAI(base_url=gateway.base_url, api_key=key, max_retries=0) as sdk:
+            try:
+                await sdk.chat.completions.create(model="m", messages=MESSAGES)
+            except openai.APIStatusError as error:
+                seen.add(error.status_code)
+            else:
+                seen.add(200)
+    return seen
+
+
+async def within(gateway: GatewayProcess, key: str, status: int) -> None:
+    deadline = time.monotonic() + WITHIN
+    while await answers(gateway, key) != {status}:
+        assert time.monotonic() < deadline, gateway.log
+        await sleep(0.1)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+async def test_a_key_comes_and_goes_while_workers_serve(workers: int, tmp_path: Path) -> None:
+    async with FakeUpstream(json_response(chat_completion())) as up:
+        config = config_for(up)
+        config["filters"][0]["auth"]["keys_file"] = str(tmp_path / "keys.db")
+        async with gateway_process(config, workers=workers) as gateway:
+            key = await command(gateway, "create", "--name", "made", "--roles", "viewer")
+            await within(gateway, key, 200)
+            assert (await gateway.admin.send("GET", "/config_dump", key=key)).status == 200
+            new = await command(gateway, "rotate", "made", "--overlap", "1h")
+            await within(gateway, new, 200)
+            assert await answers(gateway, key) == {200}
+            await command(gateway, "revoke", "made")
+            await within(gateway, new, 401)
+            assert await answers(gateway, key) == {401}
+            assert (await gateway.admin.send("GET", "/config_dump", key=key)).status == 401
+            assert await answers(gateway, config["filters"][0]["auth"]["keys"][0]["key"]) == {200}
+            (tmp_path / "keys.db").write_text("nonsense")
+            await sleep(2.5)
+            assert "keys_refused" in gateway.log
+            for secret in (key, new, (tmp_path / "headgate-pepper").read_text().strip()):
+                assert secret not in gateway.log
