@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from ...proxy.accounting.record import Forgotten, Issued, Opened, decode
+from ...proxy.accounting.record import OPENED_PREFIX, Done, Forgotten, Issued, Opened, Record, decode
 from ...proxy.accounting.spool import LOCK_SUFFIX, SEGMENT_SUFFIX
 from .store import Batch
 
@@ -23,6 +23,10 @@ from .store import Batch
 BITE_BYTES: Final = 1024 * 1024
 # The year 9999: beyond it is no date, and no day for the sums.
 LAST_SECOND: Final = 253_402_300_800
+
+# How `encode` begins an `opened`, up to its id.
+_OPENED: Final = OPENED_PREFIX + b',"id":"'
+_ID_AT: Final = len(_OPENED)
 
 _FILE: Final = re.compile(
     rf"(?P<spool>\w+-[0-9a-f]{{12}})(?:{re.escape(LOCK_SUFFIX)}|\.(?P<number>\d{{8,}}){re.escape(SEGMENT_SUFFIX)})",
@@ -97,26 +101,40 @@ def read_batch(spool: str, segment: Path, position: int, *, final: bool) -> Batc
     if not whole:
         return None
     batch = Batch(spool, segment.name, position + whole, [], {}, [], [])
+    # Most exchanges open and end within a bite, and never reach the table of open ones: such an `opened` is not read.
+    unread: dict[bytes, bytes] = {}
     for line in data[:whole].split(b"\n"):
-        if line:
-            _sort(line, batch)
+        if line.startswith(_OPENED):
+            unread[line[_ID_AT : line.find(b'"', _ID_AT)]] = line
+        elif line and (record := _read(line, batch)) is not None:
+            if record.__class__ is Done:
+                batch.done.append(record)
+                if unread.pop(record.id.encode(), None) is None and batch.opened.pop(record.id, None) is None:
+                    batch.closed.append(record.id)
+            else:
+                _sort(record, line, batch)
+    for line in unread.values():
+        record = _read(line, batch)
+        if record is not None:
+            _sort(record, line, batch)
     return batch
 
 
-def _sort(line: bytes, batch: Batch) -> None:
+def _read(line: bytes, batch: Batch) -> Record | None:
+    """The record of a line; None where it is none, which makes it a dead letter."""
     try:
         record = decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         batch.dead.append((str(error), line))
-        return
+        return None
     if not record.id or not 0 <= record.at < LAST_SECOND:
         batch.dead.append(("no id" if not record.id else "no date", line))
-    elif isinstance(record, Opened):
+        return None
+    return record
+
+
+def _sort(record: Record, line: bytes, batch: Batch) -> None:
+    if isinstance(record, Opened):
         batch.opened[record.id] = line
     elif isinstance(record, Issued | Forgotten):
         batch.issued.append(record)
-    else:
-        batch.done.append(record)
-        # Most exchanges open and end within a bite, and never reach the table of open ones.
-        if batch.opened.pop(record.id, None) is None:
-            batch.closed.append(record.id)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,10 +37,14 @@ VACUUM_PAGES: Final = 4096
 # Below the bound after a trim, so that not every batch trims.
 TRIM_TO: Final = 0.9
 
+# A statement for each row would let go of the interpreter's lock for each, and the loop's thread fight for it. SQLite
+# takes 32 766 values in a statement.
+ROWS_AT_ONCE: Final = 100
+
 _COLUMNS: Final = Done.__struct_fields__
-_INSERT: Final = (
-    f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own field names
-)
+_ROW: Final = f"({', '.join('?' * len(_COLUMNS))})"
+_INSERT: Final = f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES {_ROW} ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own field names
+_INSERT_MANY: Final = _INSERT.replace(_ROW, ", ".join([_ROW] * ROWS_AT_ONCE))
 _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM usage WHERE id = ?"  # noqa: S608 - our own field names
 
 
@@ -182,7 +187,7 @@ class Store:
             return []
         self._db.execute("SAVEPOINT rows")
         try:
-            inserted = self._db.executemany(_INSERT, map(msgspec.structs.astuple, rows)).rowcount
+            inserted = self._insert_all(rows)
             if inserted == len(rows):
                 self._totals.add(rows)
                 return []
@@ -191,6 +196,17 @@ class Store:
         self._db.execute("ROLLBACK TO rows")
         self._totals.forget()
         return [refused for row in rows if (refused := self._insert_one(row)) is not None]
+
+    def _insert_all(self, rows: list[Done]) -> int:
+        """How many of them were new."""
+        inserted = 0
+        for at in range(0, len(rows) - ROWS_AT_ONCE + 1, ROWS_AT_ONCE):
+            values = list(chain.from_iterable(map(msgspec.structs.astuple, rows[at : at + ROWS_AT_ONCE])))
+            inserted += self._db.execute(_INSERT_MANY, values).rowcount
+        rest = rows[len(rows) // ROWS_AT_ONCE * ROWS_AT_ONCE :]
+        if rest:
+            inserted += self._db.executemany(_INSERT, map(msgspec.structs.astuple, rest)).rowcount
+        return inserted
 
     def _insert_one(self, row: Done) -> tuple[str, bytes] | None:
         """One row by itself: known ids and values that do not fit are told apart here."""

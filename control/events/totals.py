@@ -19,7 +19,6 @@ MOST_GROUPS: Final = 2000
 OTHER: Final = "other"
 
 Group = tuple[int, str, str, str, str, str, str]
-Sums = tuple[int, int, int, int, int, float, int, int]
 
 _ADD: Final = """
 INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -51,9 +50,17 @@ class Totals:
         for row in rows:
             group = (int(row.at // DAY), row.key, row.team, row.owner, row.endpoint, row.model, row.provider)
             if (found := sums.get(group)) is None:
-                found = sums[group] = [0] * 8
-            for place, value in enumerate(counts(row)):
-                found[place] += value
+                found = sums[group] = [0] * 8  # in the order of the columns
+            found[0] += 1
+            found[1] += row.outcome == "ok"
+            found[2] += row.prompt_tokens
+            found[3] += row.completion_tokens
+            found[4] += row.cached_tokens
+            if row.cost_usd is not None:
+                found[5] += row.cost_usd
+            elif row.usage_source != "none" or row.outcome == "lost":
+                found[6] += 1
+            found[7] += row.usage_source == "estimated"
         self._db.executemany(
             _ADD,
             # By day, then by label: around midnight the labels of a day are looked up once, not at every turn.
@@ -76,18 +83,3 @@ class Totals:
                 return (*group[:5], OTHER, group[6])
             self._known.add(group)
         return group
-
-
-def counts(row: Done) -> Sums:
-    """What one row adds to the sums, in the order of the columns."""
-    unknown = row.cost_usd is None and (row.usage_source != "none" or row.outcome == "lost")
-    return (
-        1,
-        row.outcome == "ok",
-        row.prompt_tokens,
-        row.completion_tokens,
-        row.cached_tokens,
-        row.cost_usd or 0.0,
-        unknown,
-        row.usage_source == "estimated",
-    )
