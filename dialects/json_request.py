@@ -50,6 +50,12 @@ def find_model(body: bytes, model: object) -> tuple[int, int]:
         raise MissingModelError("You must provide a model: a non-empty string.", param="model")
     if not model.isprintable() or len(model) > MAX_MODEL:
         raise MissingModelError(f"The model must be at most {MAX_MODEL} printable characters.", param="model")
+    if body.count(b'"model"') == 1 and b"\\u00" not in body:
+        # So that is the key; and where its value stands as it is read, there is nothing to search.
+        value = b':"%b"' % model.encode()
+        start = body.find(b'"model"') + len(b'"model"')
+        if b"\\" not in value and body.startswith(value, start):
+            return start + 1, start + len(value)
     places = find_members(body, b"model")
     if len(places) != 1:
         raise DuplicateFieldError("The body names 'model' twice.", param="model")

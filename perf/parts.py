@@ -145,9 +145,9 @@ def per_request(folder: str) -> Iterator[Part]:
         return format_usd(found.cost(facts.usage) or 0.0)
 
     yield Part("price it", price)
-    yield Part("choose the client's fields", lambda: to_downstream(answer.headers))
+    yield Part("choose the client's fields", lambda: to_downstream(answer))
 
-    ours = to_downstream(answer.headers) + [(b"x-headgate-%d" % n, b"0123456789abcdef") for n in range(14)]
+    ours = to_downstream(answer) + [(b"x-headgate-%d" % n, b"0123456789abcdef") for n in range(14)]
     yield Part("encode the client's head", lambda: response_head(200, ours, len(content), chunked=False))
 
     done = Done(

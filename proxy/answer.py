@@ -219,7 +219,7 @@ class Answer:
     def _head(self) -> ResponseHead:
         """The provider's head as the client sees it, with our fields."""
         run, upstream = self._run, self._upstream
-        headers = to_downstream(upstream.headers)
+        headers = to_downstream(upstream)
         if not self._attempt.request_id:
             headers.append(request_id(run.ex))
         headers += own_fields(run.ex, run.engine.clock.monotonic())

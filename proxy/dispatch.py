@@ -32,7 +32,7 @@ from .hedging import Hedging
 from .meters import open_meter
 from .models import LEAST_BAD, QUEUE
 from .own_fields import stream_comment, wants_comment
-from .plan import Plan, Step, Target, Vetoed, build_plan, next_step, rejection
+from .plan import NO_PLAN, Step, Target, Vetoed, build_plan, next_step, rejection
 from .upstream.call import UpstreamRequest
 from .upstream.cluster import OVERLOADED, PLAIN, UNHEALTHY, Needs
 from .websocket.opening import Opening
@@ -66,7 +66,7 @@ class Dispatch:
         self.operation = run.engine.operation(run.ex.face)
         self.answer: Answer | None = None
         """The committed answer: from here on nobody else is asked."""
-        self._plan = Plan((), ())
+        self._plan = NO_PLAN
         self._tried: list[Attempt] = []
         self._skipped: list[Vetoed] = []
         self._current: Attempt | None = None

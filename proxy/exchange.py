@@ -88,7 +88,7 @@ class Exchange:
 
     __slots__ = (
         "_candidates",
-        "_model",
+        "_resolved",
         "admitted",
         "attempt",
         "attempts",
@@ -106,6 +106,7 @@ class Exchange:
         "head",
         "id",
         "lost_cost_usd",
+        "model",
         "is_stranger",
         "outcome",
         "pinned",
@@ -175,24 +176,18 @@ class Exchange:
         self.first_token_at: float | None = None
         self.bytes_in = 0
         self.bytes_out = 0
-        self._model = ""
+        self.model = ""
+        """What the exchange asks for: the client's, until a filter sets another."""
         self._candidates: tuple[Target, ...] | None = None
-
-    @property
-    def model(self) -> str:
-        """The model the exchange asks for: the client's, until a filter sets another."""
-        return self._model
-
-    @model.setter
-    def model(self, value: str) -> None:
-        self._model = value
-        self._candidates = None
+        self._resolved = ""
+        """The model that the candidates belong to."""
 
     @property
     def candidates(self) -> tuple[Target, ...]:
         """Every target that the config, the route and the caller allow for the model, in config order. Raises
         ModelNotFoundError when there is none."""
-        if self._candidates is None:
+        if self._candidates is None or self._resolved != self.model:
+            self._resolved = self.model
             only = self.route.provider if self.route is not None else None
             if self.provider is not None:
                 if only not in (None, self.provider):
@@ -203,7 +198,7 @@ class Exchange:
             if self.face.passes:
                 self._candidates = self.graph.models.issuer(only)
                 return self._candidates
-            self._candidates = self.graph.models.resolve(self._model, provider=only)
+            self._candidates = self.graph.models.resolve(self.model, provider=only)
         return self._candidates
 
     def pin(self, provider: str) -> None:
@@ -233,4 +228,4 @@ class Exchange:
         return seconds
 
     def __repr__(self) -> str:
-        return f"<Exchange {self.id} {self.face.name} model={self._model!r}>"
+        return f"<Exchange {self.id} {self.face.name} model={self.model!r}>"

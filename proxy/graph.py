@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .headers import NEVER_UP
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -123,7 +125,7 @@ class Graph:
         self.json_depth = json_depth
         self.auth_open = auth_open
         """No key guards the data listener."""
-        self.own_fields = own_fields
+        self.own_fields = own_fields - NEVER_UP
         """Request fields that carry our own keys: they never go upstream."""
         self.found_models: Mapping[str, bytes] = {}
         """Entries of `/v1/models` that providers' own lists have given, by name; replaced whole."""

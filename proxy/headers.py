@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .edge.downstream import Headers, RequestHead
+    from .upstream.call import ResponseHead
 
 _HOP = frozenset(
     (
@@ -30,7 +31,7 @@ _HOP = frozenset(
         b"content-length",
     )
 )
-_NOT_UP = _HOP | frozenset(
+NEVER_UP = _HOP | frozenset(
     (
         b"host",
         b"expect",
@@ -71,7 +72,7 @@ class _Verdicts(dict[bytes, bool]):
         return passes
 
 
-_up = _Verdicts(_NOT_UP, (_OURS, b"x-forwarded-", b"proxy-", b"sec-websocket-"))
+_up = _Verdicts(NEVER_UP, (_OURS, b"x-forwarded-", b"proxy-", b"sec-websocket-"))
 _down = _Verdicts(_NOT_DOWN, (_OURS, b"proxy-"))
 
 
@@ -82,8 +83,11 @@ def to_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes], *, 
     """The client's fields that go to the provider. `own` names further fields of ours, such as a configured key
     header. `verbatim`: the body is described as the client did, and not as JSON."""
     up = _up
-    named = named_by_connection(head.headers)
-    fields = [field for field in head.headers if up[field[0]] and field[0] not in own and field[0] not in named]
+    fields = [field for field in head.headers if up[field[0]]]
+    if head.names_fields:
+        own = own.union(named_by_connection(head.headers))
+    if own:
+        fields = [field for field in fields if field[0] not in own]
     if verbatim:
         fields += [field for field in head.headers if field[0] in _CONTENT]
     else:
@@ -108,11 +112,13 @@ def without_version(query: bytes) -> bytes:
     return b"&".join([part for part in query.split(b"&") if not part.startswith(b"api-version=")])
 
 
-def to_downstream(headers: Headers) -> Headers:
+def to_downstream(head: ResponseHead) -> Headers:
     """The provider's fields that go to the client."""
     down = _down
-    named = named_by_connection(headers)
-    return [field for field in headers if down[field[0]] and field[0] not in named]
+    fields = [field for field in head.headers if down[field[0]]]
+    if head.header(b"connection") is not None and (named := named_by_connection(head.headers)):
+        fields = [field for field in fields if field[0] not in named]
+    return fields
 
 
 def client_request_id(head: RequestHead) -> bytes | None:

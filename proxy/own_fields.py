@@ -67,14 +67,13 @@ def own_fields(ex: Exchange, now: float) -> Headers:
         )
         if ex.cost_usd is not None:
             fields.append((b"x-headgate-cost-usd", format_usd(ex.cost_usd).encode()))
-    total, upstream = now - ex.started, ex.upstream_seconds(now)
-    own = max(0.0, total - upstream) * 1000
-    upstream *= 1000
+    total, spent = now - ex.started, ex.upstream_seconds(now)
+    upstream, own = b"%.1f" % (spent * 1000), b"%.1f" % (max(0.0, total - spent) * 1000)
     fields += (
         (b"x-headgate-latency-ms", b"%.1f" % (total * 1000)),
-        (b"x-headgate-upstream-ms", b"%.1f" % upstream),
-        (b"x-headgate-overhead-ms", b"%.1f" % own),
-        (b"server-timing", b"upstream;dur=%.1f, gateway;dur=%.1f" % (upstream, own)),
+        (b"x-headgate-upstream-ms", upstream),
+        (b"x-headgate-overhead-ms", own),
+        (b"server-timing", b"upstream;dur=%b, gateway;dur=%b" % (upstream, own)),
     )
     return fields
 

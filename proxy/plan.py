@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import msgspec
+
 from .errors import (
     GatewayError,
     ModelNotAllowedError,
@@ -83,11 +85,14 @@ class Vetoed(NamedTuple):
     soft: bool
 
 
-class Plan(NamedTuple):
+class Plan(msgspec.Struct, frozen=True):
     """Targets in the order they are tried, and why the others are not."""
 
     targets: tuple[Target, ...]
     vetoed: tuple[Vetoed, ...]
+
+
+NO_PLAN = Plan((), ())
 
 
 def build_plan(

@@ -53,13 +53,13 @@ class Ledger:
             self._spool.append(
                 encode(
                     Opened(
-                        id=ex.id,
-                        at=ex.wall,
-                        worker=self._worker,
-                        key=principal.name,
-                        team=principal.team or "",
-                        owner=principal.owner or "",
-                        endpoint=ex.face.name,
+                        ex.id,
+                        ex.wall,
+                        self._worker,
+                        principal.name,
+                        principal.team or "",
+                        principal.owner or "",
+                        ex.face.name,
                         client_request_id=ex.client_request_id.decode("ascii") if ex.client_request_id else "",
                     )
                 )
@@ -184,48 +184,52 @@ class Ledger:
         usage = ex.usage or NO_USAGE
         attempt = ex.attempt
         duration = now - ex.started
-        upstream = ex.upstream_seconds(now) if attempt is not None else None
+        upstream_ms = overhead_ms = None
+        if attempt is not None:
+            upstream = ex.upstream_seconds(now)
+            upstream_ms, overhead_ms = _ms(upstream), _ms(max(0.0, duration - upstream))
+        # By position, in the order of the fields: by name, each is looked for among all, at 2 us a record.
         self._spool.append(
             encode(
                 Done(
-                    id=ex.id,
-                    at=ex.wall,
-                    status=ex.status,
-                    outcome=ex.outcome,
-                    error_code=ex.error.code if ex.error is not None else "",
-                    key=principal.name,
-                    team=principal.team or "",
-                    owner=principal.owner or "",
-                    endpoint=ex.face.name,
-                    route=ex.route.name if ex.route is not None else "",
-                    model=ex.model,
-                    provider=attempt.target.cluster.name if attempt is not None else "",
-                    upstream_model=attempt.target.model if attempt is not None else "",
-                    upstream_request_id=attempt.request_id if attempt is not None else "",
-                    client_request_id=ex.client_request_id.decode("ascii") if ex.client_request_id else "",
-                    stream=ex.facts is not None and ex.facts.stream,
-                    attempts=len(ex.attempts),
-                    prompt_tokens=usage.prompt_tokens,
-                    completion_tokens=usage.completion_tokens,
-                    cached_tokens=usage.cached_tokens,
-                    cache_write_tokens=usage.cache_write_tokens,
-                    reasoning_tokens=usage.reasoning_tokens,
-                    audio_input_tokens=usage.audio_input_tokens,
-                    audio_output_tokens=usage.audio_output_tokens,
-                    audio_seconds=usage.audio_seconds,
-                    characters=usage.characters,
-                    usage_source=usage.source,
-                    service_tier=usage.service_tier or "",
-                    cost_usd=ex.cost_usd,
-                    cost_source=ex.cost_source,
-                    duration_ms=_ms(duration),
-                    ttft_ms=_ms(ex.first_token_at - ex.started) if ex.first_token_at is not None else None,
-                    upstream_ms=_ms(upstream) if upstream is not None else None,
-                    overhead_ms=_ms(max(0.0, duration - upstream)) if upstream is not None else None,
-                    bytes_in=ex.bytes_in,
-                    bytes_out=ex.bytes_out,
-                    config=ex.graph.version,
-                    worker=self._worker,
+                    ex.id,
+                    ex.wall,
+                    ex.status,
+                    ex.outcome,
+                    ex.error.code if ex.error is not None else "",
+                    principal.name,
+                    principal.team or "",
+                    principal.owner or "",
+                    ex.face.name,
+                    ex.route.name if ex.route is not None else "",
+                    ex.model,
+                    attempt.target.cluster.name if attempt is not None else "",
+                    attempt.target.model if attempt is not None else "",
+                    attempt.request_id if attempt is not None else "",
+                    ex.client_request_id.decode("ascii") if ex.client_request_id else "",
+                    ex.facts is not None and ex.facts.stream,
+                    len(ex.attempts),
+                    usage.prompt_tokens,
+                    usage.completion_tokens,
+                    usage.cached_tokens,
+                    usage.cache_write_tokens,
+                    usage.reasoning_tokens,
+                    usage.audio_input_tokens,
+                    usage.audio_output_tokens,
+                    usage.source,
+                    usage.service_tier or "",
+                    ex.cost_usd,
+                    ex.cost_source,
+                    _ms(duration),
+                    _ms(ex.first_token_at - ex.started) if ex.first_token_at is not None else None,
+                    upstream_ms,
+                    overhead_ms,
+                    ex.bytes_in,
+                    ex.bytes_out,
+                    ex.graph.version,
+                    self._worker,
+                    usage.audio_seconds,
+                    usage.characters,
                 )
             )
         )

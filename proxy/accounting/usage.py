@@ -62,11 +62,63 @@ class _Wire(msgspec.Struct, gc=False):
     reasoning_tokens: Any = None  # Databricks, Modal
 
 
+class _PlainDetails(msgspec.Struct, gc=False):
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+
+
+_NO_DETAILS = _PlainDetails()
+
+
+class _PlainWire(msgspec.Struct, gc=False):
+    """OpenAI's own spelling, complete; any other is for `_Wire`."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: _PlainDetails | None = None
+    completion_tokens_details: _PlainDetails | None = None
+    service_tier: msgspec.UnsetType = msgspec.UNSET
+    prompt_cache_hit_tokens: msgspec.UnsetType = msgspec.UNSET
+    cached_tokens: msgspec.UnsetType = msgspec.UNSET
+    cache_read_input_tokens: msgspec.UnsetType = msgspec.UNSET
+    cache_write_tokens: msgspec.UnsetType = msgspec.UNSET
+    cache_creation_input_tokens: msgspec.UnsetType = msgspec.UNSET
+    reasoning_tokens: msgspec.UnsetType = msgspec.UNSET
+
+
 _decode = msgspec.json.Decoder(_Wire).decode
+_decode_plain = msgspec.json.Decoder(_PlainWire).decode
 
 
 def parse_chat_usage(raw: bytes | msgspec.Raw) -> Usage | None:
     """The usage object of a chat answer (the value of its `usage` key); None when it holds no usable count."""
+    return _read_plain(raw) or _read_any(raw)
+
+
+def _read_plain(raw: bytes | msgspec.Raw) -> Usage | None:
+    """A report in OpenAI's own spelling whose parts fit their totals: nothing of it has to be weighed."""
+    try:
+        wire = _decode_plain(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    prompt, completion = wire.prompt_tokens, wire.completion_tokens
+    ins, outs = wire.prompt_tokens_details or _NO_DETAILS, wire.completion_tokens_details or _NO_DETAILS
+    cached, written, reasoning = ins.cached_tokens, ins.cache_write_tokens, outs.reasoning_tokens
+    if (
+        wire.total_tokens == prompt + completion <= MOST_TOKENS
+        and 0 <= cached <= cached + written <= prompt
+        and 0 <= reasoning <= completion
+        and 0 <= ins.audio_tokens <= prompt
+        and 0 <= outs.audio_tokens <= completion
+    ):
+        return Usage(prompt, completion, cached, written, reasoning, ins.audio_tokens, outs.audio_tokens)
+    return None
+
+
+def _read_any(raw: bytes | msgspec.Raw) -> Usage | None:
     try:
         wire = _decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -28,6 +28,8 @@ class RequestHead:
 
     websocket: bool = False
     """It asks for a WebSocket."""
+    names_fields: bool = True
+    """Its `connection` may name fields that are for this hop only."""
 
     def __init__(
         self,

@@ -172,6 +172,19 @@ class HttpDownstream(Downstream):
         self._let_go()
         connection.finished(self, self._body)
 
+    def reply(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        self.start(status, headers, len(body))
+        connection, head = self._connection, self._unsent
+        if connection is None or head is None or self._mute or not body or len(body) > _JOINED_MAX:
+            self.write(body)
+            self.end()
+            return
+        # `write` and `end` of a body that is as long as it says.
+        connection.answer_begins()
+        connection.send(head + body)
+        self._let_go()
+        connection.finished(self, self._body)
+
     def abort(self) -> None:
         connection = self._connection
         if connection is not None:

@@ -115,7 +115,7 @@ _hosts: dict[bytes, bool] = {}
 class HttpRequestHead(RequestHead):
     """A head as it came over HTTP/1, with what its connection must know. `length` is CHUNKED, or the body's bytes."""
 
-    __slots__ = ("expects_continue", "fields", "keep_alive", "length", "websocket")
+    __slots__ = ("expects_continue", "fields", "keep_alive", "length", "names_fields", "websocket")
 
     def __init__(
         self, line: _RequestLine, path: str, headers: Headers, fields: dict[bytes, bytes], client: str
@@ -133,6 +133,7 @@ class HttpRequestHead(RequestHead):
         self.keep_alive = self.http_version == "1.1"
         self.expects_continue = False
         self.websocket = False
+        self.names_fields = False
 
     def header(self, name: bytes) -> bytes | None:
         return self.fields.get(name)
@@ -217,6 +218,7 @@ def _read_framing(head: HttpRequestHead, fields: dict[bytes, bytes]) -> None:
         if connection == b"keep-alive" and len(fields) == len(head.headers):
             head.keep_alive = True
         else:
+            head.names_fields = True
             lists = [value.lower().split(b",") for name, value in head.headers if name == b"connection"]
             tokens = {token.strip() for tokens in lists for token in tokens}
             head.keep_alive = b"close" not in tokens and (head.keep_alive or b"keep-alive" in tokens)

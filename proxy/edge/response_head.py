@@ -31,12 +31,13 @@ def response_head(
     Raises ValueError where a name or value holds CR, LF or NUL, and KeyError for what is neither 101 nor final.
     """
     lines = b"\r\n".join(map(_field, headers))
-    if lines.count(b"\n") != max(len(headers) - 1, 0) or lines.count(b"\r") != lines.count(b"\n") or b"\0" in lines:
+    breaks = lines.count(b"\n")
+    if breaks != max(len(headers) - 1, 0) or lines.count(b"\r") != breaks or b"\0" in lines:
         raise ValueError("a header of an answer holds CR, LF or NUL")
-    if lines:
-        lines += b"\r\n"
     if chunked:
-        return b"%b%b%btransfer-encoding: chunked\r\n\r\n" % (_STATUS_LINES[status], lines, connection)
-    if length is not None:
-        return b"%b%b%bcontent-length: %d\r\n\r\n" % (_STATUS_LINES[status], lines, connection, length)
-    return b"%b%b%b\r\n" % (_STATUS_LINES[status], lines, connection)
+        ending = b"transfer-encoding: chunked\r\n\r\n"
+    elif length is not None:
+        ending = b"content-length: %d\r\n\r\n" % length
+    else:
+        ending = b"\r\n"
+    return b"".join((_STATUS_LINES[status], lines, b"\r\n" if lines else b"", connection, ending))

@@ -85,14 +85,18 @@ class UpstreamRequest:
 class ResponseHead:
     """Status and field lines of an answer; names in lower case, framing fields still in."""
 
-    __slots__ = ("headers", "status")
+    __slots__ = ("_fields", "headers", "status")
 
-    def __init__(self, status: int, headers: Headers) -> None:
+    def __init__(self, status: int, headers: Headers, fields: dict[bytes, bytes] | None = None) -> None:
+        """`fields`: the same once more, where every name is there once and nobody changes `headers`."""
         self.status = status
         self.headers = headers
+        self._fields = fields
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of `name` (lower case), or None."""
+        if self._fields is not None:
+            return self._fields.get(name)
         for key, value in self.headers:
             if key == name:
                 return value
@@ -103,7 +107,8 @@ class ResponseHead:
 
 
 class CallReceiver(Protocol):
-    """Who started the call. Nothing is called from inside `start`, `pause`, `resume` or `cancel`, nor after `cancel`.
+    """Who started the call. From inside `start` nothing is called but `on_sent`; from inside `pause`, `resume` and
+    `cancel`, and after `cancel`, nothing at all.
 
     Order: `on_sent`? `on_head`? `on_data`* and then exactly one of `on_end` and `on_error`.
     """

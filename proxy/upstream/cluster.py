@@ -15,6 +15,8 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
+import msgspec
+
 from ..clock import NEVER
 from ..errors import NoTargetError, PoolOverflowError
 from .balance import Balancer, Balancing
@@ -22,6 +24,7 @@ from .call import CallReceiver
 from .credentials import Credentials
 from .gradient import Gradient, GradientSettings
 from .hedge import Hedge
+from .host import Host
 from .limits import Limits, LimitSettings
 from .outlier import Outlier, OutlierSettings
 from .queued import QueuedCall
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from .call import Call, UpstreamRequest
     from .credentials import Credential
     from .hedge import HedgeSettings
-    from .host import Host
     from .outlier import Result
 
 COOLING = "cooling after a 429"
@@ -65,7 +67,7 @@ class Timeouts(NamedTuple):
     total: float = 600.0
 
 
-class Needs(NamedTuple):
+class Needs(msgspec.Struct, frozen=True, gc=False):
     """What a call asks of its place, beyond its model."""
 
     tokens: int = 0
@@ -443,7 +445,7 @@ class Cluster:
         if member is None:
             self._limits.release(needs.tokens)
             raise NoTargetError(f"The provider '{self.name}' has no endpoint.")
-        return cast("Host", member)
+        return member  # type: ignore[return-value]  # a cluster's members are its hosts; `cast` would be a call
 
     def _serve(self, now: float) -> None:
         """Those who wait, in their order, as far as there is room."""

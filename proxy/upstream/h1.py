@@ -153,7 +153,7 @@ class H1Connection(asyncio.Protocol):
         return self._call is not None
 
     def send(self, call: H1Call) -> H1Connection:
-        """Send its request; from here on its receiver hears of it, first from the next turn of the loop."""
+        """Send its request; from here on its receiver hears of it. `sent` follows, once the call knows its carrier."""
         self._call = call
         self._answer.start(call)
         self.deadline = NEVER
@@ -165,12 +165,16 @@ class H1Connection(asyncio.Protocol):
             self._loop.call_soon(self._start_source, call)
         elif len(body) <= JOINED:
             self._transport.write(call.head + body)
-            self._loop.call_soon(self._announce, call)
         else:
             self._unsent = memoryview(body)[PIECE:]
             self._transport.writelines((call.head, memoryview(body)[:PIECE]))
             self._loop.call_soon(self._send_on, call)
         return self
+
+    def sent(self, call: H1Call) -> None:
+        """Tell its receiver where all of it has gone out; what has not is told later."""
+        if self._unsent is None and self._source is None:
+            self._announce(call)
 
     def pause(self) -> None:
         """Read no more; a head that is not read cannot be late."""

@@ -4,6 +4,8 @@ httptools is strict about most of RFC 9112. Refused here is what it lets pass: a
 chunks in HTTP/1.0, 101 that nobody asked for, interim answers and heads without end, megabytes of chunk extensions or
 trailers. It has no word for the end of the input, so what that means is decided here too.
 
+Most answers are plain and come in one read: those are taken by plain_head.py, without a callback for each field.
+
 Not here: the connection and what becomes of it (h1.py).
 """
 
@@ -15,6 +17,7 @@ import httptools
 
 from ..errors import BrokenAnswerError, ProtocolError, ResetError
 from .call import ResponseHead
+from .plain_head import read_plain_head
 
 if TYPE_CHECKING:
     from ..edge.downstream import Headers
@@ -71,6 +74,8 @@ class AnswerReader:
 
     def feed(self, data: bytes) -> None:
         """Read on. Raises ProtocolError, and whatever the receiver raises."""
+        if not (self.overhead or self.head_seen or self._interim) and self._take_whole(data):
+            return
         self.overhead += len(data)
         try:
             self._parser.feed_data(data)
@@ -92,6 +97,24 @@ class AnswerReader:
         if (self._until_close or self.upgraded) and exc is None:
             return None
         return BrokenAnswerError("The provider's answer broke off.", detail=repr(exc) if exc else "closed too early")
+
+    def _take_whole(self, data: bytes) -> bool:
+        """Take an answer that is whole in one read, and plain; the parser, which stands between two answers, need not
+        see it. Whether it was one."""
+        call = self._call
+        if call is None or not call.content_expected:
+            return False
+        found = read_plain_head(data)
+        if found is None or found.end + found.length != len(data):
+            return False
+        self.head_seen = True
+        call.receiver.on_head(call, found.head)
+        if found.length and self._call is not None:
+            call.receiver.on_data(call, data[found.end :])
+        if self._call is not None:
+            self.whole = True
+            self.keep_alive = found.keep_alive
+        return True
 
     # The parser calls these from inside `feed`.
 

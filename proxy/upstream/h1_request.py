@@ -33,8 +33,9 @@ def encode_head(request: UpstreamRequest, base: bytes, fixed: bytes) -> bytes:
         ending = b"\r\ncontent-length: %d\r\n\r\n" % length
     else:
         ending = b"\r\n\r\n"
-    lines = b"\r\n".join([fixed, *map(b": ".join, headers)])
-    head = b"".join((request.method, b" ", base, request.target, lines, ending))
+    lines = b"\r\n".join(map(b": ".join, headers))
+    between = b"\r\n" if headers else b""
+    head = b"".join((request.method, b" ", base, request.target, fixed, between, lines, ending))
     if head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head or b" " in request.target:
         message = "The request holds a field that cannot be sent."
         raise GatewayError(message, detail="a line break or NUL in a field, or a space in the target")

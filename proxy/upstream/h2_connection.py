@@ -148,6 +148,9 @@ class H2Connection(asyncio.Protocol):
             self.retire()
         return stream
 
+    def sent(self, call: H1Call) -> None:
+        """The stream tells it by itself, from the next turn of the loop."""
+
     def retire(self) -> None:
         """Take no more calls, and close after the last one."""
         if not self.retired:

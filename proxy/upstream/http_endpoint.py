@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..clock import NEVER
@@ -209,20 +209,22 @@ class HttpCall(H1Call):
     # For the pool.
 
     def on_connection(self, connection: Connection) -> None:
-        """Send; the receiver hears of it from the next turn of the loop."""
+        """Send, and tell the receiver at once where that was all."""
         stats = self._pool.stats
         stats.rq_active += 1
         try:
             if not self.head and not connection.multiplexed:
-                self.head = self._endpoint.encode_h1(cast("UpstreamRequest", self.request))
-            self._carrier = connection.send(self)
+                assert self.request is not None  # noqa: S101 - narrows for the type checker: it has not been sent
+                self.head = self._endpoint.encode_h1(self.request)
+            carrier = self._carrier = connection.send(self)
         except GatewayError as error:
             stats.rq_active -= 1
             self._pool.put_back(connection)
             self.refuse_soon(error)
             return
         if self._paused:
-            self._carrier.pause()
+            carrier.pause()
+        connection.sent(self)
 
     def on_deadline(self) -> None:
         """It waited as long as connecting may take."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from headgate.proxy import headers as module
 from headgate.proxy.edge.downstream import RequestHead
 from headgate.proxy.headers import client_request_id, retry_after, to_downstream, to_upstream
+from headgate.proxy.upstream.call import ResponseHead
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
@@ -78,17 +79,17 @@ def test_fields_that_connection_names_stay_here_both_ways() -> None:
         (b"x", b""),
     ]
     assert names_up(*fields) == [b"x"]
-    assert to_downstream(fields) == [(b"x", b"")]
+    assert to_downstream(ResponseHead(200, fields)) == [(b"x", b"")]
 
 
 @pytest.mark.parametrize("name", [b"set-cookie", b"server", b"alt-svc", b"x-headgate-cost-usd", b"content-length"])
 def test_it_never_comes_down(name: bytes) -> None:
-    assert to_downstream([(name, b"x"), (b"retry-after", b"1")]) == [(b"retry-after", b"1")]
+    assert to_downstream(ResponseHead(200, [(name, b"x"), (b"retry-after", b"1")])) == [(b"retry-after", b"1")]
 
 
 def test_repeated_fields_stay_repeated_and_in_order() -> None:
     fields = [(b"x-b", b"1"), (b"x-a", b"2"), (b"x-b", b"3")]
-    assert to_downstream(fields) == fields
+    assert to_downstream(ResponseHead(200, fields)) == fields
 
 
 def test_verdicts_on_names_from_outside_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ class Recorder:
                 await self._changed.wait()
 
     def on_sent(self, call: Call) -> None:
+        self.call = call  # it may be told from inside `start`
         self._note("sent", call)
 
     def on_head(self, call: Call, head: ResponseHead) -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from headgate.proxy.accounting.usage import MOST_TOKENS, Usage, parse_chat_usage
 
+COUNTS = st.integers(-2, 30) | st.sampled_from([None, 2.5, "3", MOST_TOKENS, MOST_TOKENS + 1])
+
 
 def parse(**fields: Any) -> Usage | None:
     return parse_chat_usage(msgspec.json.encode(fields))
@@ -198,3 +200,19 @@ def test_every_recorded_chat_usage_is_read() -> None:
             assert usage.prompt_tokens + usage.completion_tokens == report["total_tokens"]
             read += 1
     assert read > 20
+
+
+@given(
+    totals=st.fixed_dictionaries(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNTS)),
+    ins=st.none() | st.dictionaries(st.sampled_from(["cached_tokens", "cache_write_tokens", "audio_tokens"]), COUNTS),
+    outs=st.none() | st.dictionaries(st.sampled_from(["reasoning_tokens", "audio_tokens"]), COUNTS),
+    sums=st.booleans(),
+)
+def test_a_plain_report_means_the_same_read_either_way(
+    totals: dict[str, object], ins: dict[str, object] | None, outs: dict[str, object] | None, sums: bool
+) -> None:
+    prompt, completion = totals["prompt_tokens"], totals["completion_tokens"]
+    if sums and isinstance(prompt, int) and isinstance(completion, int):
+        totals["total_tokens"] = prompt + completion
+    report = totals | {"prompt_tokens_details": ins, "completion_tokens_details": outs}
+    assert parse(**report) == parse(**report, service_tier=None)  # no plain report has one
