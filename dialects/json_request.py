@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_MODEL = 256
+_MODEL = b'"model"'
+_BACKSLASH = 0x5C
 _encode = msgspec.json.encode
 
 
@@ -50,11 +52,11 @@ def find_model(body: bytes, model: object) -> tuple[int, int]:
         raise MissingModelError("You must provide a model: a non-empty string.", param="model")
     if not model.isprintable() or len(model) > MAX_MODEL:
         raise MissingModelError(f"The model must be at most {MAX_MODEL} printable characters.", param="model")
-    if body.count(b'"model"') == 1 and b"\\u00" not in body:
-        # So that is the key; and where its value stands as it is read, there is nothing to search.
+    start = body.find(_MODEL) + len(_MODEL)
+    if _BACKSLASH not in body and body.find(_MODEL, start) < 0:
+        # So that is the key; and where its value stands as it was read, there is nothing to search.
         value = b':"%b"' % model.encode()
-        start = body.find(b'"model"') + len(b'"model"')
-        if b"\\" not in value and body.startswith(value, start):
+        if body.startswith(value, start):
             return start + 1, start + len(value)
     places = find_members(body, b"model")
     if len(places) != 1:

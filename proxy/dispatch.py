@@ -209,7 +209,8 @@ class Dispatch:
         """A whole answer: good, or an error that another target may make good."""
         error = self._error_of(whole)
         if error is None:
-            self._settle_race(whole.attempt)
+            if self._hedging is not None:
+                self._settle_race(whole.attempt)
             self._send(whole)
         else:
             self._last = whole

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import msgspec
 
+_BACKSLASH = 0x5C
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
@@ -34,7 +35,7 @@ def _spellings(name: bytes) -> re.Pattern[bytes]:
 
 def deeper_than(text: bytes, limit: int) -> bool:
     """Whether a valid JSON text nests deeper than `limit`; linear, and a byte count for most bodies."""
-    if text.count(b"{") + text.count(b"[") <= limit:
+    if len(text) - len(text.translate(None, b"{[")) <= limit:
         return False
     brackets = _STRING.sub(b"", text).translate(_ONE_KIND, _NOT_BRACKETS)
     for _ in range(limit):
@@ -58,7 +59,7 @@ def find_members(text: bytes, name: bytes) -> list[int]:
     found at any depth, it is the one, and nothing needs counting.
     """
     quoted = b'"%b"' % name
-    if b"\\u00" in text:
+    if _BACKSLASH in text and b"\\u00" in text:  # a byte is found ten times faster than bytes are
         starts = [(match.start(), match.end()) for match in _spellings(name).finditer(text)]
     else:
         starts = []

@@ -187,7 +187,8 @@ class Ledger:
         upstream_ms = overhead_ms = None
         if attempt is not None:
             upstream = ex.upstream_seconds(now)
-            upstream_ms, overhead_ms = _ms(upstream), _ms(max(0.0, duration - upstream))
+            upstream_ms = int(upstream * 1e6 + 0.5) / 1000
+            overhead_ms = _ms(duration - upstream) if duration > upstream else 0.0
         # By position, in the order of the fields: by name, each is looked for among all, at 2 us a record.
         self._spool.append(
             encode(

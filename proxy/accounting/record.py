@@ -135,6 +135,9 @@ class Forgotten(msgspec.Struct, tag_field="event", tag="forgotten", frozen=True,
 
 Record = Opened | Done | Issued | Forgotten
 
+_BACKSLASH: Final = 0x5C
+_DEL: Final = 0x7F
+
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
@@ -150,7 +153,8 @@ def encode(record: Record) -> bytes:
         line = _encoder.encode(record)
     except UnicodeEncodeError:
         return _encode_hostile(record)
-    if len(line) <= FIELD_BYTES and line.isascii() and b"\\u00" not in line and b"\x7f" not in line:
+    escapes = _BACKSLASH in line and b"\\u00" in line  # a byte is found ten times faster than bytes are
+    if len(line) <= FIELD_BYTES and line.isascii() and not escapes and _DEL not in line:
         return line + b"\n"
     return _encode_hostile(record)
 

@@ -110,11 +110,12 @@ class HttpDownstream(Downstream):
         modern = head.http_version == "1.1"
         self._chunked = length is None and modern and not without_body
         self.framed = modern or length is not None or self._mute
-        keep = head.keep_alive and self.framed and not self._body_failed and not connection.draining
+        keep = head.keep_alive and self.framed and not self._body_failed and not connection.context.draining
         self.keep_alive = keep and (self._body.complete or self._can_skip_body(connection))
         field = (b"" if modern else _KEEP_ALIVE) if self.keep_alive else _CLOSE
-        if connection.cors is not None and (origin := head.fields.get(b"origin")) is not None:
-            headers = [*headers, *connection.cors.fields(origin)]
+        cors = connection.context.cors
+        if cors is not None and (origin := head.fields.get(b"origin")) is not None:
+            headers = [*headers, *cors.fields(origin)]
         self._unsent = response_head(
             status, headers, None if without_body else length, chunked=self._chunked, connection=field
         )

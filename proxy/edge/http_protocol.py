@@ -37,7 +37,6 @@ from .write_progress import WriteProgress
 
 if TYPE_CHECKING:
     from .context import EdgeContext
-    from .cors import Cors
     from .request_head import HttpRequestHead
 
 _CLOSE = b"connection: close\r\n"
@@ -68,7 +67,7 @@ class HttpProtocol(asyncio.Protocol):
     """One connection. It serves one request at a time; the next ones wait, unread."""
 
     __slots__ = (
-        "_advancing", "_client", "_context", "_exchange", "_idle_since", "_leftover", "_linger_until", "_loop",
+        "_advancing", "_client", "context", "_exchange", "_idle_since", "_leftover", "_linger_until", "_loop",
         "_now", "_phase", "_progress", "_reading_paused", "_transport", "deadline", "limits",
         "unread", "write_paused",
     )  # fmt: skip
@@ -82,7 +81,7 @@ class HttpProtocol(asyncio.Protocol):
         app_state: Any = None,
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._context = context
+        self.context = context
         self._now = context.clock.monotonic
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -104,7 +103,7 @@ class HttpProtocol(asyncio.Protocol):
     # What the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        context, limits = self._context, self.limits
+        context, limits = self.context, self.limits
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(limits.write_buffer)
         peer = transport.get_extra_info("peername")
@@ -144,8 +143,8 @@ class HttpProtocol(asyncio.Protocol):
         self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._context.deadlines.discard(self)
-        self._context.connections.discard(self)
+        self.context.deadlines.discard(self)
+        self.context.connections.discard(self)
         self._phase = LINGER
         self.unread = b""
         self._leftover = None
@@ -173,17 +172,17 @@ class HttpProtocol(asyncio.Protocol):
         elif phase is IDLE:
             if self.deadline == _SOON:
                 self._idle_since = now
-            self.deadline = self._idle_since + (limits.last_call if self.draining else limits.keep_alive)
+            self.deadline = self._idle_since + (limits.last_call if self.context.draining else limits.keep_alive)
             if self.deadline <= now and not has_unread(self._transport):
-                self._context.stats.idle_closed += 1
+                self.context.stats.idle_closed += 1
                 self._close()
         elif phase is BODY:
-            self._context.stats.body_timeouts += 1
+            self.context.stats.body_timeouts += 1
             if self._exchange is not None:
                 self._exchange.body_timed_out(self)
                 self._advance()
         elif phase is HEAD:
-            self._context.stats.head_timeouts += 1
+            self.context.stats.head_timeouts += 1
             if self.unread:
                 self._refuse(BodyTimeoutError(f"The request's header did not arrive within {limits.head_timeout:g} s."))
             else:
@@ -217,16 +216,6 @@ class HttpProtocol(asyncio.Protocol):
         self._transport.abort()
 
     # What the request being served calls
-
-    @property
-    def cors(self) -> Cors | None:
-        """What pages of other origins are told."""
-        return self._context.cors
-
-    @property
-    def draining(self) -> bool:
-        """Whether connections are not kept any more."""
-        return self._context.draining
 
     def wake(self) -> None:
         """Somebody wants what has arrived: now if we are at it, else on the next turn."""
@@ -316,7 +305,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _begin(self) -> bool:
         """Read a head and hand the request over. Whether that was possible."""
-        context = self._context
+        context = self.context
         try:
             found = read_head(self.unread, self.limits, self._client)
         except GatewayError as error:
@@ -360,18 +349,18 @@ class HttpProtocol(asyncio.Protocol):
 
     def _is_preflight(self, head: HttpRequestHead) -> bool:
         """Whether it was one, and is answered."""
-        cors = self._context.cors
+        cors = self.context.cors
         headers = cors.preflight(head.fields) if cors is not None and head.method == "OPTIONS" else None
         if headers is None:
             return False
         self._phase = ANSWER
-        exchange = self._exchange = HttpDownstream(self, head, RequestBody(head.length, self._context.budget))
+        exchange = self._exchange = HttpDownstream(self, head, RequestBody(head.length, self.context.budget))
         exchange.reply(204, headers, b"")
         return True
 
     def _refuse(self, error: GatewayError, *, without_body: bool = False, request_id: str | None = None) -> None:
         """Answer in place of the acceptor and end the connection: what follows need not be a request."""
-        context = self._context
+        context = self.context
         context.stats.refused += 1
         request_id = request_id or context.new_id()
         reply = error_reply(error, request_id)
@@ -403,7 +392,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _lose(self, exchange: HttpDownstream) -> None:
         self._exchange = None
-        self._context.stats.gone += 1
+        self.context.stats.gone += 1
         exchange.lost()
 
     def _watches_writing(self, now: float) -> bool:
@@ -412,7 +401,7 @@ class HttpProtocol(asyncio.Protocol):
         if self.deadline == _SOON:
             progress.begin(now)
         if progress.has_stalled(transport, now):
-            self._context.stats.write_stalls += 1
+            self.context.stats.write_stalls += 1
             self.kill()
             return True
         if not transport.get_write_buffer_size():

@@ -20,6 +20,8 @@ from ..errors import HeadersTooLargeError, InvalidRequestError, MethodNotAllowed
 from .downstream import RequestHead
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .context import EdgeLimits
     from .downstream import Headers
 
@@ -43,7 +45,7 @@ _SINGLE = frozenset(
 )
 _NOT_REMEMBERED = frozenset(
     (b"authorization", b"proxy-authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"x-headgate-key",
-     b"cookie", b"content-length", b"x-request-id", b"traceparent", b"tracestate", b"idempotency-key",
+     b"cookie", b"x-request-id", b"traceparent", b"tracestate", b"idempotency-key",
      b"sec-websocket-key", b"sec-websocket-protocol")
 )  # fmt: skip
 _REMEMBERED = 1024
@@ -115,7 +117,9 @@ _hosts: dict[bytes, bool] = {}
 class HttpRequestHead(RequestHead):
     """A head as it came over HTTP/1, with what its connection must know. `length` is CHUNKED, or the body's bytes."""
 
-    __slots__ = ("expects_continue", "fields", "keep_alive", "length", "names_fields", "websocket")
+    __slots__ = ("expects_continue", "fields", "header", "keep_alive", "length", "names_fields", "websocket")
+
+    header: Callable[[bytes], bytes | None]  # type: ignore[assignment]  # asked often: the look-up itself, no method
 
     def __init__(
         self, line: _RequestLine, path: str, headers: Headers, fields: dict[bytes, bytes], client: str
@@ -127,6 +131,7 @@ class HttpRequestHead(RequestHead):
         self.http_version = line.http_version
         self.headers = headers
         self.fields = fields
+        self.header = fields.get
         self.client = client
         self.scheme = "http"
         self.length = 0
@@ -134,9 +139,6 @@ class HttpRequestHead(RequestHead):
         self.expects_continue = False
         self.websocket = False
         self.names_fields = False
-
-    def header(self, name: bytes) -> bytes | None:
-        return self.fields.get(name)
 
 
 def read_head(data: bytes, limits: EdgeLimits, client: str) -> tuple[HttpRequestHead, int] | None:

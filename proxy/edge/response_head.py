@@ -31,8 +31,8 @@ def response_head(
     Raises ValueError where a name or value holds CR, LF or NUL, and KeyError for what is neither 101 nor final.
     """
     lines = b"\r\n".join(map(_field, headers))
-    breaks = lines.count(b"\n")
-    if breaks != max(len(headers) - 1, 0) or lines.count(b"\r") != breaks or b"\0" in lines:
+    # What only line ends may hold, is there as often as there are line ends: one look for all three.
+    if len(lines) - len(lines.translate(None, b"\r\n\0")) != 2 * max(len(headers) - 1, 0):
         raise ValueError("a header of an answer holds CR, LF or NUL")
     if chunked:
         ending = b"transfer-encoding: chunked\r\n\r\n"

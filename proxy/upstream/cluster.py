@@ -295,7 +295,7 @@ class Cluster:
                 self._count_failure(host, error)
             if self._single is None:
                 self._judge(host, now, error, status)
-        if self._limits.pending:
+        if self._limits.queue:
             self._serve(now)
 
     def limited(self, holder: Holder, model: str, now: float, seconds: float) -> None:

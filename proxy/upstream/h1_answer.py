@@ -105,15 +105,18 @@ class AnswerReader:
         if call is None or not call.content_expected:
             return False
         found = read_plain_head(data)
-        if found is None or found.end + found.length != len(data):
+        if found is None:
+            return False
+        head, end, length, keep_alive = found
+        if end + length != len(data):
             return False
         self.head_seen = True
-        call.receiver.on_head(call, found.head)
-        if found.length and self._call is not None:
-            call.receiver.on_data(call, data[found.end :])
+        call.receiver.on_head(call, head)
+        if length and self._call is not None:
+            call.receiver.on_data(call, data[end:])
         if self._call is not None:
             self.whole = True
-            self.keep_alive = found.keep_alive
+            self.keep_alive = keep_alive
         return True
 
     # The parser calls these from inside `feed`.

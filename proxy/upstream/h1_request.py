@@ -9,6 +9,7 @@ from ..errors import GatewayError
 if TYPE_CHECKING:
     from .call import UpstreamRequest
 
+_SPACE = 0x20
 _NO_CONTENT = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS"))
 """Methods where an empty body needs no length to say so."""
 
@@ -17,7 +18,7 @@ def encode_head(request: UpstreamRequest, base: bytes, fixed: bytes) -> bytes:
     """Request line and fields. `fixed` is ` HTTP/1.1` and the endpoint's own field lines, without the last line end.
 
     Raises GatewayError when a line break or NUL hides in any part. The finished head must hold exactly the line ends
-    that were put there: one count over it is cheaper than a look into every field, and forgets none.
+    that were put there: one look over it for all three is cheaper than one into every field, and forgets none.
     """
     headers = request.headers
     source = request.source
@@ -36,7 +37,7 @@ def encode_head(request: UpstreamRequest, base: bytes, fixed: bytes) -> bytes:
     lines = b"\r\n".join(map(b": ".join, headers))
     between = b"\r\n" if headers else b""
     head = b"".join((request.method, b" ", base, request.target, fixed, between, lines, ending))
-    if head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head or b" " in request.target:
+    if len(head) - len(head.translate(None, b"\r\n\0")) != 2 * breaks or _SPACE in request.target:
         message = "The request holds a field that cannot be sent."
         raise GatewayError(message, detail="a line break or NUL in a field, or a space in the target")
     return head

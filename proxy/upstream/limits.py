@@ -39,7 +39,7 @@ W = TypeVar("W", bound=Waiting)
 class Limits(Generic[W]):
     """See the top. `overflow` counts requests that were refused [upstream_rq_pending_overflow]."""
 
-    __slots__ = ("_queue", "overflow", "requests", "settings", "tokens")
+    __slots__ = ("overflow", "queue", "requests", "settings", "tokens")
 
     def __init__(self, settings: LimitSettings) -> None:
         self.settings = settings
@@ -47,33 +47,34 @@ class Limits(Generic[W]):
         self.requests = 0
         self.tokens = 0
         self.overflow = 0
-        self._queue: OrderedDict[W, None] = OrderedDict()
+        self.queue: OrderedDict[W, None] = OrderedDict()
+        """Who waits, in order. To be read."""
 
     @property
     def pending(self) -> int:
         """How many wait."""
-        return len(self._queue)
+        return len(self.queue)
 
     @property
     def is_full(self) -> bool:
         """A request of any size has to wait, or to go elsewhere."""
         settings = self.settings
-        if self._queue or self.requests >= settings.requests:
+        if self.queue or self.requests >= settings.requests:
             return True
         return settings.tokens is not None and self.tokens >= settings.tokens
 
     @property
     def has_queue_room(self) -> bool:
         """One more may wait."""
-        return len(self._queue) < self.settings.pending
+        return len(self.queue) < self.settings.pending
 
     def try_acquire(self, tokens: int) -> bool:
         """Take a place for a request of `tokens`, if one is free and nobody waits. Each True is owed one `release`."""
         settings = self.settings
         if settings.tokens is None:  # the usual case, without a call
-            if self._queue or self.requests >= settings.requests:
+            if self.queue or self.requests >= settings.requests:
                 return False
-        elif self._queue or not self._fits(tokens):
+        elif self.queue or not self._fits(tokens):
             return False
         self.requests += 1
         self.tokens += tokens
@@ -82,15 +83,15 @@ class Limits(Generic[W]):
     def enqueue(self, waiter: W) -> bool:
         """Wait for a place; False when too many do already, or when it could never have one."""
         limit = self.settings.tokens
-        if len(self._queue) >= self.settings.pending or (limit is not None and waiter.tokens > limit):
+        if len(self.queue) >= self.settings.pending or (limit is not None and waiter.tokens > limit):
             self.overflow += 1
             return False
-        self._queue[waiter] = None
+        self.queue[waiter] = None
         return True
 
     def leave(self, waiter: W) -> None:
         """Wait no longer; harmless for one that does not wait."""
-        self._queue.pop(waiter, None)
+        self.queue.pop(waiter, None)
 
     def release(self, tokens: int) -> None:
         """Give back what `try_acquire` or `admit` took."""
@@ -100,7 +101,7 @@ class Limits(Generic[W]):
     def admit(self) -> W | None:
         """The next of the queue, now holding its place, as `try_acquire` would give it; None when it has to wait.
         To be asked again until then."""
-        queue = self._queue
+        queue = self.queue
         if not queue:
             return None
         waiter = next(iter(queue))
@@ -115,10 +116,10 @@ class Limits(Generic[W]):
         """Take out of the queue those whose deadline is over, and those that a lower limit has left without hope."""
         limit = self.settings.tokens
         over = [
-            waiter for waiter in self._queue if waiter.deadline <= now or (limit is not None and waiter.tokens > limit)
+            waiter for waiter in self.queue if waiter.deadline <= now or (limit is not None and waiter.tokens > limit)
         ]
         for waiter in over:
-            del self._queue[waiter]
+            del self.queue[waiter]
         return over
 
     def _fits(self, tokens: int) -> bool:

@@ -64,27 +64,16 @@ _lines = _Lines()
 _status_lines = _StatusLines()
 
 
-class PlainHead:
-    """What is found; `end` is where the body begins, `length` its bytes."""
-
-    __slots__ = ("end", "head", "keep_alive", "length")
-
-    def __init__(self, head: ResponseHead, end: int, length: int, *, keep_alive: bool) -> None:
-        self.head = head
-        self.end = end
-        self.length = length
-        self.keep_alive = keep_alive
-
-
-def read_plain_head(data: bytes) -> PlainHead | None:
-    """The head at the start of `data`, if it is whole and plain."""
+def read_plain_head(data: bytes) -> tuple[ResponseHead, int, int, bool] | None:
+    """The head at the start of `data`, if it is whole and plain; where its body begins, how long that is, and whether
+    the connection is kept after it."""
     end = data.find(b"\r\n\r\n", 0, _MAX_BYTES)
     if end < 0:
         return None
     lines = data[:end].split(b"\r\n")
     try:
         status = _status_lines[lines[0]]
-        headers = [_lines[line] for line in lines[1:]]
+        headers = list(map(_lines.__getitem__, lines[1:]))
     except _OddError:
         return None
     fields = dict(headers)
@@ -96,4 +85,4 @@ def read_plain_head(data: bytes) -> PlainHead | None:
     if connection is not None and (connection := connection.lower()) not in (b"keep-alive", b"close"):
         return None
     single = fields if len(fields) == len(headers) else None
-    return PlainHead(ResponseHead(status, headers, single), end + 4, int(length), keep_alive=connection != b"close")
+    return ResponseHead(status, headers, single), end + 4, int(length), connection != b"close"

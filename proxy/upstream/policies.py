@@ -180,6 +180,17 @@ class LeastRequest:
         self._draw = WeightedDraw(members, rng, slow_start)
 
     def pick(self, now: float, key: int | None, avoid: Collection[Member]) -> Member | None:
+        if not avoid and self._even and now >= self._warm:  # nearly always; as below, in one
+            members, random = self._members, self._random
+            drawn = int(random() * len(members))
+            first, second = members[drawn], members[drawn - 1 - int(random() * (len(members) - 1))]
+            requests, tokens = first.active + second.active, first.tokens + second.tokens
+            if not requests:
+                return first
+            more = (first.active - second.active) / requests
+            if tokens:
+                more += (first.tokens - second.tokens) / tokens
+            return second if more > 0 else first
         for _ in range(RE_PICKS):
             first, second = self._two(now)
             better, other = (second, first) if self._heavier(first, second, now) else (first, second)

@@ -21,7 +21,9 @@ class RetryBudget:
 
     def count_first(self, now: float) -> None:
         """A first attempt starts at monotonic time `now`."""
-        self._turn(int(now))
+        second = int(now)
+        if second > self._second:
+            self._turn(second)
         self._firsts[self._second % WINDOW] += 1
 
     def take(self, now: float, *, percent: float, min_per_second: float) -> bool:

@@ -73,12 +73,14 @@ def answer(status: bytes, fields: list[bytes], body: bytes) -> bytes:
 def test_a_plain_answer_is_read() -> None:
     plain = read_plain_head(answer(STATUS_LINES[0], [*FIELDS, b"content-length: 2"], b"{}"))
     assert plain is not None
-    assert (plain.head.status, plain.length, plain.keep_alive) == (200, 2, True)
-    assert plain.head.header(b"x-request-id") == b"req_1"
-    assert plain.head.headers[:2] == [(b"content-type", b"application/json"), (b"x-request-id", b"req_1")]
+    head, end, length, keep_alive = plain
+    assert (head.status, length, keep_alive) == (200, 2, True)
+    assert answer(STATUS_LINES[0], [*FIELDS, b"content-length: 2"], b"{}")[end:] == b"{}"
+    assert head.header(b"x-request-id") == b"req_1"
+    assert head.headers[:2] == [(b"content-type", b"application/json"), (b"x-request-id", b"req_1")]
     closed = read_plain_head(answer(STATUS_LINES[0], [b"content-length: 2", b"connection: close"], b"{}"))
     assert closed is not None
-    assert not closed.keep_alive
+    assert not closed[3]
 
 
 @pytest.mark.parametrize("status", ODD_STATUS_LINES)
