@@ -9,7 +9,7 @@ Here, and only here, are concrete dialects, filters and endpoints known by name.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -186,6 +186,8 @@ class Gateway:
         self._retiring: dict[asyncio.Task[None], list[Host]] = {}
         self._found: FoundModels
         self._reading_keys = Lock()
+        self.ask_jwks: Callable[[], object] = lambda: None
+        self._jwks: tuple[str, bytes] | None = None
 
     async def start(self) -> None:
         """Build everything. Raises ConfigError, or BootError with what the operator must mend."""
@@ -227,13 +229,27 @@ class Gateway:
     def _estimate(self, ex: Exchange) -> int:
         return self.engine.ledger.estimate_tokens(ex)
 
+    def take_jwks(self, url: str, jwks: bytes) -> None:
+        """The keys of tokens, as found at `url`. Raises ValueError where they are of no use."""
+        auth = find_auth(self.engine.graph.prefix.filters)
+        if auth is not None:
+            auth.take_jwks(url, jwks)
+        self._jwks = url, jwks
+
     async def read_keys(self) -> None:
         """The `keys_file` has changed: take over what stands there now. Raises ConfigError and leaves all as it was."""
         await self._read_keys(self.engine.graph)
 
     async def _read_keys(self, graph: Graph) -> None:
         auth = find_auth(graph.prefix.filters)
-        if auth is not None and auth.settings.keys_file is not None:
+        if auth is None:
+            return
+        if auth.tokens is not None:
+            auth.tokens.ask = lambda: self.ask_jwks()
+            if self._jwks is not None:
+                with suppress(ValueError):  # of no use under this config; others will come
+                    auth.take_jwks(*self._jwks)
+        if auth.settings.keys_file is not None:
             async with self._reading_keys:  # what is read last is what counts
                 auth.adopt(await to_thread.run_sync(read_keys, auth))
 

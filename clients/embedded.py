@@ -18,7 +18,7 @@ from ..control.model_watch import ModelWatch
 from ..control.process.control_half import ControlHalf
 from ..control.process.data_server import DataServer
 from ..control.process.key_watch import KeyWatch
-from ..control.process.single import health_watch
+from ..control.process.single import health_watch, jwks_watch
 from ..control.process.view import SingleView
 from ..gateway import Gateway
 from ..proxy.edge.data_app import data_app
@@ -118,7 +118,14 @@ class Embedded:
         models = ModelWatch(gateway.clock, gateway.open_provider, gateway.take_listing)
         keys = KeyWatch(gateway.clock, gateway.read_keys)
         self._control = control = ControlHalf(
-            gateway.clock, gateway.deadlines, gateway.config, self._version, models, health_watch(gateway), keys
+            gateway.clock,
+            gateway.deadlines,
+            gateway.config,
+            self._version,
+            models,
+            health_watch(gateway),
+            keys,
+            jwks_watch(gateway),
         )
         control.answer(gateway.engine.issuers)
         self._health = data_app(server.not_ready, self._version)

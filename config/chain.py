@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -23,8 +24,14 @@ from pydantic import (
 from .access_log import AccessLogConfig
 from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text, Wait
 from .headers import HeadersConfig
+from .listeners import is_loopback
 from .rate_limit import RateLimitConfig
 from .secret import MASK, ExpandedText, Secret
+
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]  # fmt: skip
+"""Of tokens. None with a shared secret: whoever can check those can make them."""
 
 MIN_KEY: Final = 16
 """Characters of the shortest key that is taken."""
@@ -74,6 +81,19 @@ def _models(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return value
 
 
+def _jwks_url(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        host = url.hostname or ""
+        url.port  # noqa: B018 - it raises where it is none
+    except ValueError:
+        raise ValueError("must be a URL") from None
+    local = url.scheme == "http" and is_loopback(host)
+    if not host or url.username or url.fragment or not (url.scheme == "https" or local) or not value.isascii():
+        raise ValueError("must be an https URL, or http on this machine, without a user or fragment")
+    return value
+
+
 def _target(value: str) -> str:
     if not _TARGET.fullmatch(value) or len(value) > 256:
         raise ValueError("must be a class, written 'package.module:Class'")
@@ -117,6 +137,44 @@ class Key(Section):
     """From then on it is refused: a date stands for its end in UTC. Default: never."""
 
 
+class JwtClaims(Section):
+    """Where a token says what."""
+
+    user: Text = "sub"
+    """Claim with the user. Default sub."""
+
+    team: Text = "team"
+    """Claim with the team. Default team."""
+
+    roles: Text = "roles"
+    """Claim with the roles, as a list or as words. Default roles."""
+
+    models: Text = "models"
+    """Claim with the models that it may ask for, as a list. Default models."""
+
+
+class JwtConfig(Section):
+    """Tokens of an identity provider (JWT), beside keys or instead of them."""
+
+    issuer: Text
+    """What their `iss` must be. Required."""
+
+    audience: Text
+    """What their `aud` must name. Required."""
+
+    jwks_url: Annotated[str, AfterValidator(_jwks_url), Field(max_length=2048)]
+    """Where the issuer publishes its keys: https, or http on this machine. Required."""
+
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")
+    """Signatures that are taken; of those with a public key. Default [RS256, ES256]."""
+
+    claims: JwtClaims = JwtClaims()
+    """Where a token says what. Default user sub, team team, roles roles, models models."""
+
+    roles_allowed: tuple[Literal["viewer", "admin"], ...] = ()
+    """Roles that a token may give. Default: none."""
+
+
 class AuthConfig(Section):
     """Who may call. Without any key everybody on this machine may, and nobody else is let in."""
 
@@ -133,18 +191,21 @@ class AuthConfig(Section):
     """Secret under which the keys of `keys_file` are digested, such as "${file:./headgate-pepper}". Default: what
     stands in headgate-pepper beside the file."""
 
+    jwt: JwtConfig | None = None
+    """Tokens of an identity provider that are let in. Default: none."""
+
     header: Annotated[str, AfterValidator(_header)] = "authorization"
     """Request header that carries the key, as bearer token where it is authorization. Default authorization."""
 
     @property
     def is_open(self) -> bool:
         """Nobody can have a key, so whoever reaches a listener is let in."""
-        return not self.keys and self.keys_file is None
+        return not self.keys and self.keys_file is None and self.jwt is None
 
     @property
     def divided(self) -> bool:
         """There are keys of two teams, or there may be."""
-        return self.keys_file is not None or len({key.team for key in self.keys}) > 1
+        return self.keys_file is not None or self.jwt is not None or len({key.team for key in self.keys}) > 1
 
     @model_validator(mode="after")
     def _needs_a_file(self) -> "AuthConfig":

@@ -122,7 +122,9 @@ def _files(data: Mapping[str, Any]) -> Found:
 
 def _is_open(data: Mapping[str, Any]) -> bool:
     return not any(key.get("key") for _, key in _all_keys(data)) and not any(
-        _mapping(_mapping(entry).get("config")).get("keys_file") for entry in _listing(data.get("filters"))
+        _mapping(_mapping(entry).get("config")).get(other)
+        for entry in _listing(data.get("filters"))
+        for other in ("keys_file", "jwt")
     )
 
 

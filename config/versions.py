@@ -9,7 +9,6 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from .chain import AuthConfig
 from .events import Events
 from .gateway import GatewayConfig, Routing
 from .listeners import Listeners
@@ -25,7 +24,6 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     Provider: frozenset({"tls"}),
     Model: frozenset({"strategy"}),
     Route: frozenset({"strategy"}),
-    AuthConfig: frozenset({"jwt"}),
     Routing: frozenset({"plano_embedded", "plano_proxy"}),
 }
 

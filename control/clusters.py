@@ -190,6 +190,11 @@ def open_check(clock: Clock, deadlines: Deadlines, provider: Provider, place: En
     )
 
 
+def open_url(clock: Clock, deadlines: Deadlines, url: str) -> HttpEndpoint:
+    """One connection to the server of a URL, without a key."""
+    return HttpEndpoint(_address(url), clock=clock, deadlines=deadlines, limits=PoolLimits(1, 1, connect_timeout=3.0))
+
+
 def host_name(provider: Provider, place: EndpointConfig) -> str:
     """What counters, logs and /clusters call an endpoint: scheme, host and port, and the path where that alone tells
     it from another of the same provider."""

@@ -1,4 +1,4 @@
-"""Who calls: API keys.
+"""Who calls: API keys, and tokens of an identity provider (tokens.py).
 
 A key is known here only as its HMAC-SHA-256 under a secret of this process, or under the pepper of the `keys_file`.
 What a caller presents is digested the same way and looked up by digest, so the time it takes says nothing about any
@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ..config import AuthConfig
-    from ..config.chain import Key
+    from ..config.chain import JwtConfig, Key
     from ..proxy.exchange import Exchange
     from ..proxy.plan import Target
     from .keys_file import KeyTable
+    from .tokens import Tokens
 
 _BEARER = b"bearer "
 _AZURE_HEADER = b"api-key"
@@ -67,6 +68,7 @@ class Auth(Filter):
         self._closed = not config.is_open
         self._pepper = secrets.token_bytes(32)
         self._principals: Mapping[bytes, Principal] = self._own(self._pepper)
+        self.tokens = _tokens(config.jwt)
 
     @property
     def is_open(self) -> bool:
@@ -82,6 +84,11 @@ class Auth(Filter):
         """From now on these are the keys; None: those of the config alone."""
         self._pepper = table.pepper if table is not None else secrets.token_bytes(32)
         self._principals = table.principals if table is not None else self._own(self._pepper)
+
+    def take_jwks(self, url: str, jwks: bytes) -> None:
+        """The keys of tokens, as found at `url`. Raises ValueError where they are of no use."""
+        if self.tokens is not None and self.settings.jwt is not None and self.settings.jwt.jwks_url == url:
+            self.tokens.adopt(jwks)
 
     def _own(self, pepper: bytes) -> dict[bytes, Principal]:
         return {digest(pepper, key.key.reveal().encode()): _principal(key) for key in self.settings.keys}
@@ -113,7 +120,13 @@ class Auth(Filter):
         if presented is None:
             raise UnauthorizedError(f"No API key. Send yours in the header '{self._usage()}'.")
         token = presented[7:] if presented[:7].lower() == _BEARER else presented
-        principal = self._principals.get(digest(self._pepper, token.strip())) if len(token) <= _MAX_KEY else None
+        principal = None
+        if len(token) <= _MAX_KEY:
+            token = token.strip()
+            mark = digest(self._pepper, token)
+            principal = self._principals.get(mark)
+            if principal is None and self.tokens is not None and token.count(b".") == 2:
+                return self.tokens.identify(token, mark, now)
         if principal is None:
             raise UnauthorizedError("Incorrect API key. Check it against the gateway's auth.keys.")
         if now >= principal.expires:
@@ -123,6 +136,14 @@ class Auth(Filter):
     def _usage(self) -> str:
         name = self.header.decode()
         return "Authorization: Bearer YOUR_KEY" if name == "authorization" else f"{name}: YOUR_KEY"
+
+
+def _tokens(config: JwtConfig | None) -> Tokens | None:
+    if config is None:
+        return None
+    from .tokens import Tokens
+
+    return Tokens(config)
 
 
 def find_auth(filters: Iterable[Filter]) -> Auth | None:

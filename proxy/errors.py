@@ -263,6 +263,12 @@ class ShuttingDownError(OverloadError):
     code = "shutting_down"
 
 
+class KeysAwayError(OverloadError):
+    """The keys that tokens are checked with are not known yet."""
+
+    code = "jwks_away"
+
+
 class IssuersAwayError(OverloadError):
     """Who made an id could not be asked in time."""
 

@@ -47,6 +47,13 @@ class Mark(msgspec.Struct, tag=True, frozen=True):
     verdict: Verdict
 
 
+class Jwks(msgspec.Struct, tag=True, frozen=True):
+    """What was found at the `jwks_url`."""
+
+    url: str
+    data: bytes
+
+
 class ReadKeys(msgspec.Struct, tag=True, frozen=True):
     """The `keys_file` has changed: take over what stands there now."""
 
@@ -90,6 +97,10 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
     ids: list[str]
 
 
+class WantJwks(msgspec.Struct, tag=True, frozen=True):
+    """A token names a key that is not known."""
+
+
 class Answer(msgspec.Struct, tag=True, frozen=True):
     """The rows of those of the `Ask` of this number that are known; None: nobody can say."""
 
@@ -97,8 +108,8 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     rows: list[Issued] | None
 
 
-FromSupervisor = Configure | Show | Mark | ReadKeys | Refuse | Retire | Leave | Answer
-FromWorker = Ready | Refused | Told | Ask
+FromSupervisor = Configure | Show | Mark | Jwks | ReadKeys | Refuse | Retire | Leave | Answer
+FromWorker = Ready | Refused | Told | Ask | WantJwks
 Message = TypeVar("Message", FromSupervisor, FromWorker)
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ...proxy.issuers import Issuers
     from ..admin.view import AdminView
     from ..health_watch import HealthWatch
+    from ..jwks_watch import JwksWatch
     from ..model_watch import ModelWatch
     from .key_watch import KeyWatch
     from .source import ConfigSource, Loaded
@@ -73,6 +74,7 @@ class ControlHalf:
         models: ModelWatch | None = None,
         health: HealthWatch | None = None,
         keys: KeyWatch | None = None,
+        jwks: JwksWatch | None = None,
     ) -> None:
         events = config.events
         self.clock = clock
@@ -85,6 +87,7 @@ class ControlHalf:
         self.models = models
         self.health = health
         self.keys = keys
+        self.jwks = jwks
         self.tailer = Tailer(
             events.path,
             events.spool.path,
@@ -125,6 +128,8 @@ class ControlHalf:
         if self.keys is not None:
             self.keys.follow(self.config)
             tasks.append(loop.create_task(self.keys.run()))
+        if self.jwks is not None:
+            self.jwks.follow(self.config)
         self._follow(self.config)
         try:
             yield
@@ -133,6 +138,8 @@ class ControlHalf:
                 await self.models.aclose()
             if self.health is not None:
                 await self.health.aclose()
+            if self.jwks is not None:
+                await self.jwks.aclose()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -211,6 +218,8 @@ class ControlHalf:
             self.health.follow(config)
         if self.keys is not None:
             self.keys.follow(config)
+        if self.jwks is not None:
+            self.jwks.follow(config)
 
     def _warn(self) -> None:
         for warning in self.config.warnings:

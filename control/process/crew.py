@@ -69,6 +69,8 @@ class Crew:
         self._policy = RestartPolicy()
         self._socket = -1
         self._on_ready: Callable[[], None] = lambda: None
+        self.want_jwks: Callable[[], None] = lambda: None
+        """Called when a worker meets a token whose key it does not know."""
 
     def accept_on(self, socket: int, on_ready: Callable[[], None]) -> None:
         """The listening socket workers inherit; `on_ready` is called whenever one has taken a config over."""
@@ -201,6 +203,7 @@ class Crew:
         """One worker from start to end."""
         overdue = self._clock.call_at(self._clock.monotonic() + START_SECONDS, self._kill_unready, worker)
         try:
+            worker.want_jwks = self.want_jwks
             code = await worker.run(self.totals, self._lookups, self._on_ready)
         finally:
             overdue.cancel()

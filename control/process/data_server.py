@@ -21,7 +21,7 @@ from .signals import unless
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ...config import GatewayConfig, Provider
     from ...proxy.accounting.spool import Spool
@@ -61,6 +61,12 @@ class DataHalf(Protocol):
 
     async def reload(self, config: GatewayConfig) -> None:
         """Serve new exchanges under another config. Raises ConfigError, and then nothing has changed."""
+
+    ask_jwks: Callable[[], object]
+    """Called when a token names a key that is not known."""
+
+    def take_jwks(self, url: str, jwks: bytes) -> None:
+        """The keys of tokens, as found at `url`. Raises ValueError where they are of no use."""
 
     async def read_keys(self) -> None:
         """Take over what stands in the `keys_file`. Raises ConfigError, and then nothing has changed."""

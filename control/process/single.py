@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ..clusters import open_check
+from ..clusters import open_check, open_url
 from ..health_watch import HealthWatch
+from ..jwks_watch import JwksWatch
 from ..model_watch import ModelWatch
 from .control_half import ControlHalf
 from .data_server import DataHalf, DataServer
@@ -46,8 +47,8 @@ async def run_single(
     await half.start()
     server = DataServer(half, version)
     models = ModelWatch(half.clock, half.open_provider, half.take_listing)
-    keys = KeyWatch(half.clock, half.read_keys)
-    control = ControlHalf(half.clock, half.deadlines, config, version, models, health_watch(half), keys)
+    keys, jwks = KeyWatch(half.clock, half.read_keys), jwks_watch(half)
+    control = ControlHalf(half.clock, half.deadlines, config, version, models, health_watch(half), keys, jwks)
     control.answer(half.engine.issuers)
 
     async def apply(loaded: Loaded) -> None:
@@ -71,6 +72,13 @@ async def run_single(
             await server.drain(signals.hurry)
     log.info("stopped")
     return signals.exit_code
+
+
+def jwks_watch(half: DataHalf) -> JwksWatch:
+    """Finds the keys of tokens for a data half in this process."""
+    watch = JwksWatch(half.clock, partial(open_url, half.clock, half.deadlines), half.take_jwks)
+    half.ask_jwks = watch.ask
+    return watch
 
 
 def health_watch(half: DataHalf) -> HealthWatch:

@@ -20,11 +20,12 @@ from anyio import to_thread
 from ...config import ConfigError
 from ...filters.auth import Auth
 from ...proxy.edge.listen import BACKLOG
-from ..clusters import open_check
+from ..clusters import open_check, open_url
 from ..filter_set import read_keys
 from ..health_watch import HealthWatch
+from ..jwks_watch import JwksWatch
 from ..model_watch import ModelWatch
-from .channel import Configure, Mark, ReadKeys, Refuse, Show
+from .channel import Configure, Jwks, Mark, ReadKeys, Refuse, Show
 from .control_half import ControlHalf
 from .crew import Crew
 from .key_watch import KeyWatch
@@ -72,9 +73,13 @@ class Supervisor:
         checks = partial(open_check, clock, deadlines)
         self._health = HealthWatch(clock, Random(), checks, self._mark, self._calls)  # noqa: S311 - jitter
         keys = KeyWatch(clock, self._read_keys)
-        self._control = ControlHalf(clock, deadlines, loaded.config, version, self._models, self._health, keys)
+        self._jwks = JwksWatch(clock, partial(open_url, clock, deadlines), self._take_jwks)
+        self._control = ControlHalf(
+            clock, deadlines, loaded.config, version, self._models, self._health, keys, self._jwks
+        )
         self._auth: Auth | None = None
         self.crew = Crew(command, self._briefing, clock, self._control.stats, self._control.lookups)
+        self.crew.want_jwks = self._jwks.ask
         self._all_ready = asyncio.Event()
         self._data: socket.socket
 
@@ -86,6 +91,8 @@ class Supervisor:
             return None
         if self._auth is None or self._auth.settings is not settings:
             self._auth = Auth(settings)
+            if self._auth.tokens is not None:
+                self._auth.tokens.ask = self._jwks.ask
         return self._auth
 
     def not_ready(self) -> list[str]:
@@ -140,7 +147,23 @@ class Supervisor:
 
     def _briefing(self) -> list[FromSupervisor]:
         """What a new worker is told first."""
-        return [self._order(), *map(Show, self._models.listings.values()), *map(Mark, self._health.verdicts)]
+        return [
+            self._order(),
+            *map(Show, self._models.listings.values()),
+            *map(Mark, self._health.verdicts),
+            *self._known_jwks(),
+        ]
+
+    def _known_jwks(self) -> list[Jwks]:
+        return [Jwks(*self._jwks.found)] if self._jwks.found is not None else []
+
+    def _take_jwks(self, url: str, jwks: bytes) -> None:
+        """Raises ValueError where they are of no use."""
+        auth = self.auth
+        if auth is not None:
+            auth.take_jwks(url, jwks)
+        for worker in self.crew.lives:
+            worker.channel.send(Jwks(url, jwks))
 
     def _show(self, listing: Listing) -> None:
         for worker in self.crew.lives:

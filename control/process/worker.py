@@ -16,6 +16,7 @@ from .channel import (
     Ask,
     Channel,
     Configure,
+    Jwks,
     Leave,
     Mark,
     ReadKeys,
@@ -25,6 +26,7 @@ from .channel import (
     Retire,
     Show,
     Told,
+    WantJwks,
 )
 from .data_server import DataHalf, DataServer
 
@@ -85,6 +87,7 @@ class _Worker:
         loop.add_signal_handler(signal.SIGTERM, self._end, self._leave)
         issuers = self._server.half.engine.issuers
         issuers.ask = lambda number, ids: self._channel.send(Ask(number, ids))
+        self._server.half.ask_jwks = lambda: self._channel.send(WantJwks())
         self._say_ready(digest)
         tasks = [loop.create_task(self._listen()), loop.create_task(self._tell())]
         try:
@@ -108,6 +111,8 @@ class _Worker:
                         self._server.half.take_listing(listing)
                     case Mark(verdict=verdict):
                         self._server.half.take_verdict(verdict)
+                    case Jwks(url=url, data=data):
+                        self._take_jwks(url, data)
                     case ReadKeys():
                         await self._read_keys()
                     case Refuse():
@@ -141,6 +146,12 @@ class _Worker:
             self._channel.send(Refused(order.digest, [self._problem(f"a bug, see the log: {error!r}")]))
         else:
             self._say_ready(order.digest)
+
+    def _take_jwks(self, url: str, jwks: bytes) -> None:
+        try:
+            self._server.half.take_jwks(url, jwks)
+        except ValueError as error:  # another config is on its way
+            log.warning("jwks_not_read", worker=self._server.half.worker, url=url, reason=str(error))
 
     async def _read_keys(self) -> None:
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from ...config import ConfigError, Problem
-from .channel import Answer, Ask, Channel, Configure, Ready, Refused, Retire, Told
+from .channel import Answer, Ask, Channel, Configure, Ready, Refused, Retire, Told, WantJwks
 
 if TYPE_CHECKING:
     from ...proxy.accounting.record import Issued
@@ -42,6 +42,8 @@ class WorkerProcess:
         """It serves, under some version."""
         self.retiring = False
         """A successor has its place: it brings to an end what it has."""
+        self.want_jwks: Callable[[], None] = lambda: None
+        """Called when it meets a token whose key it does not know."""
         self.relieved = asyncio.Event()
         """Set when it holds its place no more: it has ended, or retires."""
         self.silent = 0
@@ -103,6 +105,8 @@ class WorkerProcess:
                         self._refused = refused
                     case Ask(number=number, ids=ids):
                         lookups.ask(ids, partial(self._answer, number))
+                    case WantJwks():
+                        self.want_jwks()
                     case Told(snapshot=snapshot):
                         self._life = snapshot.life
                         totals.tell(snapshot)

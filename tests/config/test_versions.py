@@ -95,7 +95,6 @@ KEY = "sk-Zk3v9QmT2xLw7RbN"
         ("routing: {mode: plano_embedded}", "routing.mode", "plano_embedded"),
         ("filters: [budget]", "filters[0]", "budget"),
         ("filters: [{cache: {}}]", "filters[0]", "cache"),
-        ("filters: [{auth: {jwt: {issuer: x}}}]", "filters[0].auth.jwt", "jwt"),
     ],
 )  # fmt: skip
 def test_what_comes_later_is_refused_by_name(text: str, path: str, name: str) -> None:

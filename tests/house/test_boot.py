@@ -30,7 +30,18 @@ ALLOWED = {
     ),
     *("annotated_types", "click", "h11", "idna", "pydantic_core", "typing_extensions", "typing_inspection"),
 }
-CLIENT_LIBRARIES = {"genai_prices", "h2", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "redis"}
+CLIENT_LIBRARIES = {
+    "cryptography",
+    "genai_prices",
+    "h2",
+    "httpcore",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "jwt",
+    "openai",
+    "redis",
+}
 # structlog and anyio take them where they are installed: the checks need them, the gateway's own lock has none.
 OF_THE_CHECKS = {"rich", "pygments", "markdown_it", "mdurl", "sniffio"}
 MAIN = """
@@ -76,6 +87,16 @@ async def test_a_served_gateway_has_loaded_the_short_list_and_no_client_library(
     assert {"pydantic", "uvloop", "httptools"} <= loaded
     assert loaded & CLIENT_LIBRARIES == set()
     assert loaded - ALLOWED - OF_THE_CHECKS == set()
+
+
+async def test_the_library_for_tokens_is_loaded_where_they_are_configured(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    listeners = {"data": {"port": 0}, "admin": {"port": 0}}
+    events = {"path": str(tmp_path / "events.db"), "spool": {"path": str(tmp_path / "spool")}}
+    jwt = {"issuer": "i", "audience": "a", "jwks_url": "http://127.0.0.1:9/keys"}
+    file.write_text(json.dumps({"listeners": listeners, "events": events, "filters": [{"auth": {"jwt": jwt}}]}))
+    loaded = await loaded_by("serve", str(file))
+    assert loaded & CLIENT_LIBRARIES == {"jwt", "cryptography"}
 
 
 async def test_a_command_that_serves_nothing_loads_nothing() -> None:
