@@ -23,6 +23,7 @@ from .config import (
     AuthConfig,
     CircuitBreakerConfig,
     GatewayConfig,
+    GuardConfig,
     HeadersConfig,
     RateLimitConfig,
     RetryConfig,
@@ -39,6 +40,7 @@ from .dialects.openai import OpenAI
 from .filters.access_log import AccessLog
 from .filters.auth import Auth, find_auth
 from .filters.circuit_breaker import CircuitBreaker
+from .filters.guard import Guard
 from .filters.headers import Headers
 from .filters.rate_limit import RateLimit
 from .filters.retry import Retry
@@ -140,6 +142,8 @@ def make_filter(
             return Retry(settings, workers=workers)
         case AccessLogConfig():
             return AccessLog(settings, now=now)
+        case GuardConfig():
+            return Guard(settings)
         case HeadersConfig():
             return Headers(settings)
         case RateLimitConfig():

@@ -20,6 +20,7 @@ from .endpoints import MOCK_URL, EndpointConfig
 from .errors import ConfigError, Problem
 from .events import Events, Spool
 from .gateway import GatewayConfig, Prices, Routing
+from .guard import GuardConfig, GuardRule
 from .headers import HeaderRules, HeadersConfig
 from .listeners import Limits, Listener, Listeners, is_loopback
 from .load import check, load_config, parse_config
@@ -42,6 +43,8 @@ __all__ = [
     "FilterConfig",
     "FilterEntry",
     "GatewayConfig",
+    "GuardConfig",
+    "GuardRule",
     "HeaderRules",
     "HeadersConfig",
     "HealthCheck",

@@ -23,6 +23,7 @@ from pydantic import (
 
 from .access_log import AccessLogConfig
 from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text, Wait
+from .guard import GuardConfig
 from .headers import HeadersConfig
 from .listeners import is_loopback
 from .rate_limit import RateLimitConfig
@@ -311,7 +312,14 @@ def _masked(key: str, value: Any) -> Any:
 
 
 FilterConfig = (
-    AuthConfig | CircuitBreakerConfig | AccessLogConfig | HeadersConfig | RateLimitConfig | RetryConfig | UseConfig
+    AccessLogConfig
+    | AuthConfig
+    | CircuitBreakerConfig
+    | GuardConfig
+    | HeadersConfig
+    | RateLimitConfig
+    | RetryConfig
+    | UseConfig
 )
 
 
@@ -327,6 +335,7 @@ class FilterEntry(Section):
         "auth",
         "circuit_breaker",
         "access_log",
+        "guard",
         "headers",
         "rate_limit",
         "retry",
@@ -341,6 +350,7 @@ class FilterEntry(Section):
         Annotated[AuthConfig, Tag("auth")]
         | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
         | Annotated[AccessLogConfig, Tag("access_log")]
+        | Annotated[GuardConfig, Tag("guard")]
         | Annotated[HeadersConfig, Tag("headers")]
         | Annotated[RateLimitConfig, Tag("rate_limit")]
         | Annotated[RetryConfig, Tag("retry")]

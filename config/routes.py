@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from .access_log import AccessLogConfig
 from .chain import AuthConfig, CircuitBreakerConfig, RetryConfig, UseConfig, kind_of
 from .fields import ModelName, Name, Named, Section
+from .guard import GuardConfig
 from .headers import HeadersConfig
 from .rate_limit import RateLimitConfig
 
@@ -31,6 +32,7 @@ Override = Annotated[
     | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
     | Annotated[RetryConfig, Tag("retry")]
     | Annotated[AccessLogConfig, Tag("access_log")]
+    | Annotated[GuardConfig, Tag("guard")]
     | Annotated[HeadersConfig, Tag("headers")]
     | Annotated[RateLimitConfig, Tag("rate_limit")]
     | Annotated[UseConfig, Tag("use")],

@@ -25,6 +25,7 @@ _BUILT_IN: Final = {
     "auth": "AuthConfig",
     "circuit_breaker": "CircuitBreakerConfig",
     "access_log": "AccessLogConfig",
+    "guard": "GuardConfig",
     "headers": "HeadersConfig",
     "rate_limit": "RateLimitConfig",
     "retry": "RetryConfig",

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from .events import Events
 from .gateway import GatewayConfig, Routing
+from .guard import GuardConfig, GuardRule
 from .listeners import Listeners
 from .models import Model
 from .providers import Provider
@@ -24,6 +25,8 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     Provider: frozenset({"tls"}),
     Model: frozenset({"strategy"}),
     Route: frozenset({"strategy"}),
+    GuardConfig: frozenset({"http", "url"}),
+    GuardRule: frozenset({"http", "url"}),
     Routing: frozenset({"plano_embedded", "plano_proxy"}),
 }
 

@@ -18,6 +18,7 @@ KINDS: Final = (
     "auth",
     "circuit_breaker",
     "access_log",
+    "guard",
     "headers",
     "rate_limit",
     "retry",

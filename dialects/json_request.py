@@ -118,6 +118,17 @@ class JsonFacts(RequestFacts):
         self.model_at = model_at
         self._encoded: tuple[str, bytes] | None = None
 
+    def respell(self, body: bytes) -> bool:
+        """The model's place is found anew."""
+        if self.model_at is not None:
+            places = find_members(body, b"model")
+            if len(places) != 1:
+                return False
+            self.model_at = places[0], value_end(body, places[0])
+        self.body = body
+        self._encoded = None
+        return True
+
     def encode(self, model: str, splices: list[Splice] | None = None) -> bytes:
         """The body for a target: the model's name put in, `splices` made, and no other byte touched."""
         if self._encoded is not None and self._encoded[0] == model:

@@ -107,7 +107,8 @@ class TypedStream(StreamReader):
         if data is None or _read(data) is None:
             return b"", self.whole
         self.before_terminal = None  # it would become part of an event that has no end
-        return self._event(tail), self.whole
+        last = self._event(tail)
+        return last if self.rewrite is None else self.rewrite(last), self.whole
 
     def _event(self, event: bytes) -> bytes:
         if not self._ids and (event.startswith(b"id") or b"\nid" in event):

@@ -85,6 +85,8 @@ class Answer:
             if ex.facts is not None and ex.facts.stores:
                 self._note(self._dispatch.operation.read_objects(body))
         self._dispatch.end(self._attempt, None)
+        for on_answer in run.chain.answers:
+            body = on_answer(ex, whole.head, body)
         head = self._head()
         if ex.error is not None and len(ex.attempts) > 1:
             head.headers.append(NO_RETRY)

@@ -39,6 +39,7 @@ class Chain:
 
     __slots__ = (
         "admission",
+        "answers",
         "attempt_ends",
         "attempts",
         "done",
@@ -66,6 +67,7 @@ class Chain:
         self.responses = tuple((at, f.on_response) for at, f in reversed(placed) if _overrides(f, "on_response"))
         self.observers = tuple(f.on_bytes for f in reversed(self.filters) if _overrides(f, "on_bytes"))
         self.events = tuple(f.on_event for f in reversed(self.filters) if _overrides(f, "on_event"))
+        self.answers = tuple(f.on_answer for f in reversed(self.filters) if _overrides(f, "on_answer"))
         self.done = tuple((at, f.on_done) for at, f in reversed(placed) if _overrides(f, "on_done"))
 
     @property
@@ -73,9 +75,9 @@ class Chain:
         """Streams pass as bytes: no filter rewrites events."""
         return not self.events
 
-    def rewrite(self, ex: Exchange, raw: bytes) -> bytes:
-        """One event through every `on_event`, bottom to top."""
-        events = [Event(raw)]
+    def rewrite(self, ex: Exchange, raw: bytes, state: dict[object, Any] | None = None) -> bytes:
+        """One event through every `on_event`, bottom to top. `state` is its stream's."""
+        events = [Event(raw, state)]
         for on_event in self.events:
             kept: list[Event] = []
             for event in events:

@@ -51,6 +51,11 @@ class RequestFacts:
         """The body for a target that calls the model `model`; the client's own bytes where nothing has to change."""
         return self.body
 
+    def respell(self, body: bytes) -> bool:
+        """Let another body take the place of the one that was read, which differs in the texts of other fields than
+        `model` alone; False where that cannot be done."""
+        return False
+
     def splices(self, model: str) -> list[Splice]:
         """What to replace in a body that is passed on while it arrives; places count from its first byte."""
         return []

@@ -18,6 +18,7 @@ from .affinity import affinity
 from .answer import Answer
 from .attempt import Attempt
 from .errors import (
+    AnswerRefusedError,
     BadStatusError,
     BusyStatusError,
     ErrorEventError,
@@ -27,7 +28,7 @@ from .errors import (
     UpstreamTimeoutError,
 )
 from .filter import SkipTarget
-from .headers import AZURE, below_v1, retry_after, to_upstream, without_version
+from .headers import AZURE, below_v1, passes_unread, retry_after, to_upstream, without_version
 from .hedging import Hedging
 from .meters import open_meter
 from .models import LEAST_BAD, QUEUE
@@ -172,11 +173,13 @@ class Dispatch:
         if wants_comment(run.ex):
             reader.before_terminal = partial(stream_comment, run, reader)
         if run.chain.events:
-            reader.rewrite = partial(run.chain.rewrite, run.ex)
+            reader.rewrite = partial(run.chain.rewrite, run.ex, state={})
         return reader
 
     def commit(self, attempt: Attempt, head: ResponseHead, reader: StreamReader | None) -> Answer:
-        """Its answer goes down as it comes."""
+        """Its answer goes down as it comes. Raises AnswerRefusedError where a filter would have to read it whole."""
+        if reader is None and self.run.chain.answers and not passes_unread(head):
+            raise AnswerRefusedError("The answer is of a kind, or a size, that a filter here cannot look into.")
         self._settle_race(attempt)
         cluster = attempt.target.cluster
         if cluster.adapts and reader is not None and reader.committed:

@@ -134,6 +134,31 @@ class ModelNotAllowedError(PermissionDeniedError):
     code = "model_not_allowed"
 
 
+class GuardBlockedError(DownstreamError):
+    """The request holds what a rule of the guard blocks."""
+
+    code = "guard_blocked"
+
+
+class GuardUnreadableError(DownstreamError):
+    """The guard cannot look into the request, so it does not pass."""
+
+    code = "guard_unreadable"
+
+
+class GuardTooLargeError(GuardUnreadableError):
+    """More text than the guard looks through."""
+
+    status = 413
+    code = "guard_text_too_large"
+
+
+class AnswerRefusedError(PermissionDeniedError):
+    """A filter does not let an answer pass, whole or from here on."""
+
+    code = "guard_blocked"
+
+
 class UnknownPathError(DownstreamError):
     """Not in the endpoint table."""
 

@@ -1,4 +1,4 @@
-"""The contract of a filter: an immutable config and up to seven moments in the life of an exchange.
+"""The contract of a filter: an immutable config and up to eight moments in the life of an exchange.
 
 A filter is built once from its config and serves every exchange; what belongs to one exchange it keeps in `ex.state`,
 keyed by a type of its own. It overrides only the moments it needs: the chain is compiled at load, and a moment nobody
@@ -33,12 +33,14 @@ class SkipTarget(Exception):  # noqa: N818 - not an error: a filter's word to th
 
 
 class Event:
-    """One event of a stream, its bytes with the blank line that ends it."""
+    """One event of a stream, its bytes with the blank line that ends it. `state`: where a filter keeps, under itself,
+    what belongs to this stream; another attempt is another stream."""
 
-    __slots__ = ("raw",)
+    __slots__ = ("raw", "state")
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, state: dict[object, Any] | None = None) -> None:
         self.raw = raw
+        self.state: dict[object, Any] = {} if state is None else state
 
 
 class Filter:
@@ -77,8 +79,15 @@ class Filter:
         """Bytes of the answer's body on their way down; look, do not touch. What raises is logged, and is not asked
         again in this exchange."""
 
+    def on_answer(self, ex: Exchange, head: ResponseHead, body: bytes) -> bytes:
+        """An answer that is no stream, whole, with the provider's head: keep or replace its body, or raise
+        AnswerRefusedError. A chain with one refuses texts that are too large to be collected, and kinds it cannot
+        read."""
+        return body
+
     def on_event(self, ex: Exchange, event: Event) -> Event | list[Event] | None:
-        """An event of a stream: keep, replace, split or drop it. A chain with one leaves the byte path."""
+        """An event of a stream: keep, replace, split or drop it, or raise AnswerRefusedError. A chain with one leaves
+        the byte path."""
         return event
 
     def on_done(self, ex: Exchange) -> None:

@@ -168,6 +168,15 @@ def _seconds(text: str, wall: float) -> float:
     return date.timestamp() - wall
 
 
+_NO_TEXT = (b"audio/", b"image/", b"video/")
+
+
+def passes_unread(head: ResponseHead) -> bool:
+    """Whether a body holds sounds or pictures, or nothing at all: there is no text in it to look for."""
+    kind = (head.header(b"content-type") or b"").lower()
+    return kind.startswith(_NO_TEXT) or head.status in (101, 204, 304) or head.header(b"content-length") == b"0"
+
+
 def is_document(kind: bytes) -> bool:
     """Whether a body of this content type is one thing, and not a sequence of lines or events."""
     if b"json" in kind:

@@ -25,6 +25,7 @@ from .claims import pin, wanted
 from .dispatch import Dispatch
 from .edge.downstream import NOBODY
 from .errors import (
+    AnswerRefusedError,
     GatewayError,
     ModelTooLateError,
     OverloadError,
@@ -306,6 +307,9 @@ class Run:
 
         The 500 passes no filter: the bug may be in one of them.
         """
+        if isinstance(error, AnswerRefusedError) and not self.done and self.ex.error is not error:
+            self._refuse_answer(error)
+            return
         self.bug(error)
         if self.done:  # while the last of the answer was said
             self.downstream.abort()
@@ -326,6 +330,18 @@ class Run:
         ex.bytes_out = len(reply.body)
         self.finish("failed", reply.status)
         self.downstream.reply(reply.status, headers, reply.body)
+
+    def _refuse_answer(self, error: AnswerRefusedError) -> None:
+        """A filter's word on an answer: cut it where it is under way, else answer with the refusal."""
+        try:
+            if self.dispatch is not None:
+                if self.started and self.dispatch.answer is not None:
+                    self.dispatch.answer.cut(error)
+                    return
+                self.dispatch.stop()
+            self.refuse(error)
+        except Exception as problem:
+            self.crash(problem)
 
     def reply(self, reply: Reply, outcome: Outcome | None = None) -> None:
         """A whole answer of our own. It passes `on_response` of the filters above the one that gave it."""

@@ -14,6 +14,7 @@ from headgate.config import (
     AccessLogConfig,
     AuthConfig,
     CircuitBreakerConfig,
+    GuardConfig,
     HeadersConfig,
     RateLimitConfig,
     RetryConfig,
@@ -23,6 +24,7 @@ from headgate.config.fields import Section
 from headgate.filters.access_log import AccessLog
 from headgate.filters.auth import Auth
 from headgate.filters.circuit_breaker import CircuitBreaker
+from headgate.filters.guard import Guard
 from headgate.filters.headers import Headers
 from headgate.filters.rate_limit import RateLimit
 from headgate.filters.retry import Retry
@@ -88,6 +90,7 @@ async def test_the_example_works_in_a_real_gateway(tmp_path: Path) -> None:
     [
         ("auth", AuthConfig, Auth),
         ("circuit_breaker", CircuitBreakerConfig, CircuitBreaker),
+        ("guard", GuardConfig, Guard),
         ("headers", HeadersConfig, Headers),
         ("access_log", AccessLogConfig, AccessLog),
         ("rate_limit", RateLimitConfig, RateLimit),

@@ -1,0 +1,138 @@
+"""Looks for what must not pass in the texts of requests and answers: blocks it, or puts a name in its place.
+
+Every string value of a JSON body is looked through, but those that are no text (guard_stream.py: roles, ids, types,
+encoded data). What is taken out is replaced in place and no other byte changes. The texts of a streamed answer are
+followed through its events, each by a window (redaction.py) that holds back what is undecided; what is held is given
+out when the choice, or the stream, ends, and never where it is cut. What cannot be looked into is refused: other bodies
+than JSON objects, sessions, encoded answers, events that are not JSON. `logprobs` spell an answer once more, token by
+token, so they are taken out of answers that are looked through.
+
+Not looked through: names of JSON members, numbers, pictures and sounds, and text that is split over several strings of
+one body. It finds what people write by mistake; it is no wall against who wants to get a text through.
+
+Status: alpha. Trusts: nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..proxy.errors import AnswerRefusedError, GuardBlockedError, GuardTooLargeError, GuardUnreadableError
+from ..proxy.filter import Filter
+from .guard_stream import GuardedStream, is_text
+from .json_strings import Spelt, change, texts
+from .redaction import Rule, redact, search
+
+if TYPE_CHECKING:
+    from ..config import GuardConfig
+    from ..proxy.exchange import Exchange
+    from ..proxy.filter import Event
+    from ..proxy.upstream.call import ResponseHead
+    from .json_strings import Change
+
+_BODILESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
+
+
+class Guard(Filter):
+    """Counts requests and answers that were blocked or could not be read, and what was taken out."""
+
+    after = ("auth",)
+
+    def __init__(self, config: GuardConfig) -> None:
+        self.name = "guard"
+        self.request_blocked = 0
+        self.answer_blocked = 0
+        self.unreadable = 0
+        self.redacted = 0
+        self._max_text = config.max_text
+        self._up = [Rule(rule) for rule in config.rules if "request" in rule.on]
+        self._down = [Rule(rule) for rule in config.rules if "answer" in rule.on]
+
+    def on_request(self, ex: Exchange) -> None:
+        """Look through the request. Raises GuardBlockedError, GuardUnreadableError, GuardTooLargeError."""
+        if ex.face.websocket:
+            self.unreadable += 1
+            raise GuardUnreadableError("Sessions are not looked into, so they are not let through here.")
+        facts = ex.facts
+        if not self._up or ex.face.handler is not None or facts is None or ex.head.method in _BODILESS:
+            return
+        source = self._source(facts.body)
+        if source is None:
+            self.unreadable += 1
+            raise GuardUnreadableError("This body is not JSON, so it cannot be looked through.")
+        changed = self._looked_through(source)
+        if changed is not None and not facts.respell(changed.encode()):
+            self.unreadable += 1
+            raise GuardUnreadableError("This request holds what must be taken out, and cannot be changed.")
+        ex.rough_prompt = None
+
+    def _looked_through(self, source: str) -> str | None:
+        """The request without what its rules take out; None where that is nothing."""
+        changes: list[Change] = []
+        size = 0
+        for path, start, end in texts(source):
+            if is_text(path) and not source.startswith("data:", start, end):
+                size += end - start
+                if size > self._max_text:
+                    self.unreadable += 1
+                    raise GuardTooLargeError(f"More than {self._max_text} bytes of text cannot be looked through.")
+                spelt = Spelt(source, start, end)
+                for found in search(self._up, spelt.text):
+                    if found.rule.blocks:
+                        self.request_blocked += 1
+                        raise GuardBlockedError(f"The request holds what the rule '{found.rule.name}' does not allow.")
+                    changes.append((spelt.place(found.start), spelt.place(found.end), found.rule.placeholder))
+        self.redacted += len(changes)
+        return change(source, changes) if changes else None
+
+    def _source(self, body: bytes) -> str | None:
+        try:
+            source = body.decode()
+            msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        return source
+
+    def on_answer(self, ex: Exchange, head: ResponseHead, body: bytes) -> bytes:
+        """Look through a whole answer. Raises AnswerRefusedError."""
+        if not self._down or not body:
+            return body
+        if head.header(b"content-encoding") not in (None, b"identity"):
+            raise self._refused("The answer is encoded, so it cannot be looked through.")
+        stream = self._stream()
+        source = self._source(body)
+        if source is not None:
+            return stream.whole(body)
+        # Not JSON (a gateway's error page, a transcription): all of it is text.
+        found: list[Rule] = []
+        if len(body) > self._max_text:
+            raise self._refused("The answer has more text than can be looked through.")
+        text = redact(self._down, body.decode("utf-8", "surrogateescape"), found)
+        self.judge(found)
+        return text.encode("utf-8", "surrogateescape")
+
+    def on_event(self, ex: Exchange, event: Event) -> Event:
+        """Look through the next event. Raises AnswerRefusedError."""
+        if self._down:
+            stream: GuardedStream | None = event.state.get(self)
+            if stream is None:
+                stream = event.state[self] = self._stream()
+            event.raw = stream.feed(event.raw)
+        return event
+
+    def _stream(self) -> GuardedStream:
+        return GuardedStream(self._down, self.judge, self._refused, self._max_text)
+
+    def judge(self, found: list[Rule]) -> None:
+        """Count what was taken out of an answer. Raises AnswerRefusedError for what blocks it."""
+        for rule in found:
+            if rule.blocks:
+                self.answer_blocked += 1
+                raise AnswerRefusedError(f"The answer holds what the rule '{rule.name}' does not allow.")
+        self.redacted += len(found)
+
+    def _refused(self, message: str) -> AnswerRefusedError:
+        self.unreadable += 1
+        return AnswerRefusedError(message)
