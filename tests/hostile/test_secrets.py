@@ -12,8 +12,10 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from headgate.filters.keys_file import KeyRecord, digest
 from tests_support.answers import chat_chunks, chat_completion, error_response, json_response, sse
 from tests_support.gateway import CLIENT_KEY, PROVIDER_KEY, bearer, config_for
 from tests_support.process import gateway_process
@@ -26,7 +28,15 @@ if TYPE_CHECKING:
 
 ADMIN_KEY = "Wd5Gx0nQ3bT8vLsE7yKzM2pA"
 WRONG_KEY = "Hj9Cr4uF6aN1oVtB3iSxP8qD"
+MADE_KEY = "hg-Vb7Lq2Xs9Tn4Zr6Ky1Wm3Pd8"
+PEPPER = "c7e19fb04d6a8352c1b7e90f5da26483"
+SIGNED = "Uy5Hd9Rk2Mv7.Qx3Ez8Nf6Jc1Ag4Ts0Bw"
+TOKEN = f"eyJhbGciOiJSUzI1NiIsImtpZCI6IngifQ.{SIGNED}"
+"""Its header is good, and nobody can check it: its issuer is away."""
 SECRETS = {
+    "a made key": MADE_KEY,
+    "the pepper": PEPPER,
+    "a token": SIGNED,
     "the client's key": CLIENT_KEY,
     "the provider's key": PROVIDER_KEY,
     "an admin's key": ADMIN_KEY,
@@ -69,7 +79,12 @@ def requests() -> Iterator[bytes]:
         f"Basic {WRONG_KEY}",
         f"Bearer {WRONG_KEY} {CLIENT_KEY}",
         f"Bearer {CLIENT_KEY}x",
+        f"Bearer {MADE_KEY}x",
+        f"Bearer {TOKEN}",
+        f"Bearer x{TOKEN}",
     ]
+    for name in ("fine", "error"):
+        yield request("POST", CHAT, b'{"model":"m"}', [*bearer(MADE_KEY), ("x-script", name)])
     for value in wrong:
         yield request("POST", CHAT, b"{}", [("authorization", value)])
         yield request("GET", "/v1/models", headers=[("authorization", value)])
@@ -147,7 +162,10 @@ async def said(port: int, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_no_secret_comes_out_anywhere(workers: int) -> None:
+async def test_no_secret_comes_out_anywhere(workers: int, tmp_path: Path) -> None:
+    made = KeyRecord("made", digest(PEPPER.encode(), MADE_KEY.encode()).hex(), 0.0)
+    (tmp_path / "keys.db").write_bytes(msgspec.json.encode(made))
+    (tmp_path / "headgate-pepper").write_text(PEPPER)
     async with FakeUpstream(script) as upstream:
         config: dict[str, Any] = config_for(upstream, retry=False)
         config["providers"]["up"]["api_key"] = "${UP_KEY}"
@@ -156,12 +174,16 @@ async def test_no_secret_comes_out_anywhere(workers: int) -> None:
         keys = config["filters"][0]["auth"]["keys"]
         keys[0]["key"] = "${APP_KEY}"
         keys.append({"name": "boss", "key": "${BOSS_KEY}", "roles": ["admin", "viewer"]})
+        config["filters"][0]["auth"] |= {
+            "keys_file": str(tmp_path / "keys.db"),
+            "jwt": {"issuer": "i", "audience": "a", "jwks_url": "http://127.0.0.1:9/keys"},
+        }
         env = {"UP_KEY": PROVIDER_KEY, "APP_KEY": CLIENT_KEY, "BOSS_KEY": ADMIN_KEY}
         async with gateway_process(config, workers=workers, env=env) as gateway:
             dead = request("POST", CHAT, b'{"model":"dead"}', bearer(CLIENT_KEY))
             answers = [(data, await said(gateway.port, data)) for data in (*requests(), dead)]
             for path in ADMIN_PATHS:
-                for key in (None, CLIENT_KEY, ADMIN_KEY, WRONG_KEY):
+                for key in (None, CLIENT_KEY, ADMIN_KEY, WRONG_KEY, MADE_KEY, TOKEN):
                     asked = request("GET", path, headers=bearer(key))
                     answers.append((asked, await said(gateway.admin_port, asked)))
             argv = arguments(gateway.pid, *gateway.worker_pids())

@@ -20,12 +20,15 @@ from headgate.control.process.channel import (
     Configure,
     FromSupervisor,
     FromWorker,
+    Jwks,
     Leave,
+    ReadKeys,
     Ready,
     Refuse,
     Refused,
     Show,
     Told,
+    WantJwks,
 )
 from headgate.proxy.catalog import ListedModel, Listing
 from headgate.proxy.snapshot import Counters, Snapshot
@@ -36,7 +39,8 @@ if TYPE_CHECKING:
 WITHIN = 5.0
 LISTING = Listing("openai", "https://a/v1", (ListedModel("a/é:b", 5, 4096, {"tools": True}), ListedModel("c")))
 ORDERS: list[FromSupervisor] = [
-    Configure("filters: [retry]\n# é\u2028\x00", "d1"), Show(LISTING), Refuse(), Leave(), Leave(),
+    Configure("filters: [retry]\n# é\u2028\x00", "d1"), Show(LISTING), Jwks("https://a/keys", b"\xff{}"), ReadKeys(),
+    Refuse(), Leave(), Leave(),
 ]  # fmt: skip
 SNAPSHOT = Snapshot(
     "0",
@@ -48,6 +52,7 @@ SNAPSHOT = Snapshot(
     counters=Counters(exchanges={("chat", "ok", 200): 7}, engine={"rows": 7}),
 )
 NEWS: list[FromWorker] = [
+    WantJwks(),
     Ready("d1", [{"route": "default", "filters": ["auth"]}]),
     Refused("d2", [Problem("gateway.yaml", 3, 5, "filters[0]", "is no filter"), Problem("f", 0, 0, "", "é")]),
     Told(SNAPSHOT),
