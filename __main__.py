@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         parser.print_help(sys.stderr)
         return USAGE
+    if [*argv] == ["--version"]:
+        argv = ["version"]
     if not argv[0].startswith("-") and argv[0] not in commands:
         return _fail(f"there is no command '{argv[0][:64]}'{nearest(argv[0], commands)}", USAGE)
     arguments = parser.parse_args(argv)
@@ -68,9 +70,9 @@ def _fail(message: object, code: int = FAILED) -> int:
     return code
 
 
-def _refuse(error: ConfigError) -> int:
-    """Every problem on a line of its own."""
-    print(error, file=sys.stderr)
+def _refuse(error: ConfigError, name: str = "") -> int:
+    """Every problem on a line of its own; `name` is the file that problems without one are of."""
+    print(error.in_file(name), file=sys.stderr)
     count = len(error.problems)
     return _fail(f"the config is refused: {count} problem{'s' if count != 1 else ''}", USAGE)
 
@@ -214,7 +216,7 @@ def _check(arguments: Namespace) -> int:
         config = source.load()
         check_buildable(config)
     except ConfigError as error:
-        return _refuse(error)
+        return _refuse(error, source.name)
     print(f"{source.name}: good (version {config.digest})")
     for provider_name, provider in config.providers.items():
         origin = provider.credential_origin or "its api_key"
@@ -254,7 +256,7 @@ def _usage(arguments: Namespace) -> int:
     try:
         rows = usage(path, arguments.by, since)
     except FileNotFoundError:
-        return _fail(f"no ledger at {path} yet: it is made when a gateway first runs there")
+        return _fail(f"no ledger at {path.absolute()} yet: it is made when a gateway first runs there")
     except (sqlite3.Error, OSError) as error:
         return _fail(f"the ledger at {path} cannot be read: {error}")
     print(as_json(rows, arguments.by).decode() if arguments.json else as_table(rows, arguments.by))

@@ -7,7 +7,7 @@ reported together with a mistyped one. Each check yields the place within the da
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from os.path import dirname, isdir, isfile
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .listeners import ADMIN_PORT, DATA_PORT, is_address, is_loopback
 from .secret import ExpandedText, Secret
@@ -16,6 +16,9 @@ from .suggest import hint, shown
 Step: TypeAlias = str | int
 Loc: TypeAlias = tuple[Step, ...]
 Found: TypeAlias = Iterator[tuple[Loc, str]]
+
+
+READS_HEADGATE_KEY: Final = 'filters: [auth: {keys: [{name: app, key: "${HEADGATE_KEY:-}"}]}]'
 
 
 def check(data: Mapping[str, Any]) -> Found:
@@ -95,8 +98,7 @@ def _listeners(data: Mapping[str, Any]) -> Found:
         if isinstance(address, str) and is_address(address) and not is_loopback(address) and _is_open(data):
             yield (
                 ("listeners", name, "address"),
-                "a public address needs a key: set HEADGATE_KEY, read by "
-                'filters: [auth: {keys: [{name: app, key: "${HEADGATE_KEY:-}"}]}]',
+                f"a public address needs a key: set HEADGATE_KEY, read by {READS_HEADGATE_KEY}",
             )
     port = both["data"].get("port", DATA_PORT)
     if port == both["admin"].get("port", ADMIN_PORT) and port != 0 and "port" in both["admin"] | both["data"]:

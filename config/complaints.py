@@ -59,7 +59,7 @@ def find(root: Node, loc: Sequence[str | int]) -> tuple[Node, str | None]:
             child = node.entries.get(step)
         elif isinstance(node, Items) and isinstance(step, int) and step < len(node.items):
             child = node.items[step]
-        missing = step if child is None and isinstance(step, str) else None
+        missing = step if child is None and isinstance(step, str) and isinstance(node, Table) else None
         node = node if child is None else child
     return node, missing
 

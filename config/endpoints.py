@@ -12,6 +12,7 @@ MOCK_URL = "mock:"
 """The base_url of the in-process mock."""
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})|[0-9A-Fa-f:.]{2,45}")
+_OPERATIONS = ("/chat/completions", "/completions", "/embeddings", "/responses", "/models")
 _PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*/?")
 
 
@@ -36,6 +37,9 @@ def _base_url(value: str) -> str:
         raise ValueError("must name a host, like https://api.openai.com/v1")
     if not _PATH.fullmatch(url.path) or "." in segments or ".." in segments:
         raise ValueError("must have a plain path, like /v1")
+    for operation in _OPERATIONS:
+        if url.path.rstrip("/").endswith(operation):
+            raise ValueError(f"must end before '{operation}', which is added for each request")
     return value.rstrip("/")
 
 

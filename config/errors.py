@@ -6,7 +6,7 @@ a secret that stands in the wrong line.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn, Protocol
 
 MAX_PROBLEMS = 100
@@ -15,7 +15,8 @@ MAX_PROBLEMS = 100
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake. `line` and `column` count from 1; 0 where the file as a whole is meant."""
+    """One mistake. `line` and `column` count from 1; 0 where the file as a whole is meant; `file` is empty where
+    it is not known."""
 
     file: str
     line: int
@@ -25,7 +26,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        return ": ".join(part for part in (place, self.path, self.message) if part)
 
 
 class ConfigError(Exception):
@@ -34,6 +35,10 @@ class ConfigError(Exception):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+    def in_file(self, name: str) -> "ConfigError":
+        """The same, with `name` for the file where none is named."""
+        return ConfigError([problem if problem.file else replace(problem, file=name) for problem in self.problems])
 
 
 class Placed(Protocol):

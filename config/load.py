@@ -16,7 +16,7 @@ from .bind import Binder
 from .checks import check as check_references
 from .checks import dropped_keys
 from .complaints import find, message_of, place_of
-from .errors import ConfigError, Problem, Report
+from .errors import ConfigError, Place, Problem, Report
 from .expand import Expander, read_text, reason
 from .from_env import implicit_providers
 from .gateway import GatewayConfig
@@ -81,10 +81,14 @@ def _typed(data: Mapping[str, Any], tree: Table, binder: Binder, report: Report)
     try:
         config = GatewayConfig.model_validate(data)
     except ValidationError as error:
+        at: dict[Place, list[str]] = {}  # of a union each member says what it would have taken
         for detail in error.errors(include_url=False, include_input=False):
             node, missing = find(tree, detail["loc"])
             if not binder.is_reported(node, missing):
-                report.add(place_of(node, missing), message_of(detail))
+                placed = place_of(node, missing)
+                at.setdefault(Place(placed.line, placed.column, placed.path), []).append(message_of(detail))
+        for place, messages in at.items():
+            report.add(place, " or ".join(dict.fromkeys(messages)).replace(" or must be ", " or "))
         report.raise_if_any()
         raise
     report.raise_if_any()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from os.path import exists
 from urllib.parse import urlsplit
 
+from .checks import READS_HEADGATE_KEY
 from .gateway import GatewayConfig
 from .listeners import is_loopback
 from .providers import Provider
@@ -14,8 +15,12 @@ def warnings_of(config: GatewayConfig, dropped: Mapping[str, str | None], env: M
     for name, origin in dropped.items():
         yield f"auth: the key '{name}' is empty{f' ({origin})' if origin else ''} and is dropped"
     if config.auth_is_open:
-        unread = env.get("HEADGATE_KEY") and "HEADGATE_KEY" not in dropped.values()
-        cure = "HEADGATE_KEY is set, but no auth filter reads it" if unread else "set HEADGATE_KEY to close it"
+        if env.get("HEADGATE_KEY") and "HEADGATE_KEY" not in dropped.values():
+            cure = f"HEADGATE_KEY is set, but no auth filter reads it: write {READS_HEADGATE_KEY}"
+        elif config.auth is None:
+            cure = f"to close it, write {READS_HEADGATE_KEY} and set HEADGATE_KEY"
+        else:
+            cure = "set HEADGATE_KEY to close it"
         yield f"auth is open: every process of this machine may call; {cure}"
     for name, provider in config.providers.items():
         yield from _provider(name, provider)

@@ -138,5 +138,5 @@ def read_keys(auth: Auth) -> KeyTable | None:
 
 
 def refused(message: str) -> ConfigError:
-    """A problem that only building shows, so it has no line."""
-    return ConfigError([Problem("gateway.yaml", 0, 0, "", message)])
+    """A problem that only building shows, so it has no line, and no file before somebody knows which (`in_file`)."""
+    return ConfigError([Problem("", 0, 0, "", message)])

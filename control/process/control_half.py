@@ -168,7 +168,7 @@ class ControlHalf:
             watch = FileWatch(self.loaded.marks)
             while not hangup.is_set():
                 if changed := await self._changed(hangup, watch):
-                    log.info("file_changed", files=[str(path) for path in changed])
+                    log.info("file_changed", files=", ".join(map(str, changed)))
                     break
             text = None if hangup.is_set() else self.loaded.text
             hangup.clear()
@@ -193,7 +193,8 @@ class ControlHalf:
             await apply(loaded)
         except ConfigError as error:
             self.stats.reloads_refused += 1
-            for problem in error.problems:
+            files = self.config.files
+            for problem in error.in_file(str(files[0]) if files else "").problems:
                 log.error("reload_refused", problem=str(problem))
             return False
         except Exception as error:

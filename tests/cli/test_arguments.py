@@ -66,6 +66,10 @@ def test_a_command_that_does_not_exist_names_the_nearest(typed: str, meant: str,
     assert (said.code, said.err) == (2, f"headgate: there is no command '{typed}', did you mean '{meant}'?\n")
 
 
+def test_the_version_may_be_asked_for_as_an_option(headgate: InProcess) -> None:
+    assert headgate("--version") == headgate("version")
+
+
 def test_a_command_like_no_other_lists_what_there_is(headgate: InProcess) -> None:
     said = headgate("xyzzy" * 1000, "--workers", "2")
     assert said.code == 2

@@ -41,7 +41,8 @@ def test_a_good_file_is_shown_as_it_will_work(file: Path, headgate: InProcess) -
         "  provider pool: http://10.0.0.1/v1, http://10.0.0.2/v1 (not configured: set A)",
         "  model fast: openai, local",
         "  chain: retry",
-        "  warning: auth is open: every process of this machine may call; set HEADGATE_KEY to close it",
+        "  warning: auth is open: every process of this machine may call; to close it, write "
+        'filters: [auth: {keys: [{name: app, key: "${HEADGATE_KEY:-}"}]}] and set HEADGATE_KEY',
         "  warning: providers.openai: OPENAI_API_KEY is empty, so nothing is sent there",
         "  warning: providers.pool: A is empty, so nothing is sent there",
     ]
@@ -102,6 +103,7 @@ def test_what_only_building_shows_is_found_too(extra: str, why: str, file: Path,
     file.write_text(extra.replace("FOLDER", str(file.parent)))
     said = headgate("check", str(file))
     assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(f"{file}: ")
     assert why in said.err
     assert said.err.endswith("headgate: the config is refused: 1 problem\n")
     assert "Traceback" not in said.err

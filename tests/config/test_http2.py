@@ -32,6 +32,13 @@ def test_anything_else_is_refused(written: str) -> None:
         provider(f", http2: {written}")
 
 
+def test_what_it_may_be_is_said_in_one_problem() -> None:
+    with pytest.raises(ConfigError) as raised:
+        provider(", http2: yes")
+    (problem,) = raised.value.problems
+    assert (problem.path, problem.message) == ("providers.up.http2", "must be true or false or 'auto'")
+
+
 def test_the_keep_alive_has_defaults_and_may_be_written() -> None:
     assert provider("").http2_keepalive.interval == timedelta(seconds=30)
     written = provider(", http2_keepalive: {interval: 5m, timeout: 1s}").http2_keepalive

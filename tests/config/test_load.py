@@ -230,12 +230,22 @@ def test_a_key_closes_auth() -> None:
 def test_open_auth_is_warned_of() -> None:
     wanted = "auth is open: every process of this machine may call; set HEADGATE_KEY to close it"
     assert wanted in parse_config(AUTH, env={}).warnings
-    assert wanted in load_config(env={}).warnings
+
+
+WITH_A_FILTER = 'filters: [auth: {keys: [{name: app, key: "${HEADGATE_KEY:-}"}]}]'
+
+
+def test_open_auth_without_a_filter_is_not_closed_by_a_variable_alone() -> None:
+    wanted = f"auth is open: every process of this machine may call; to close it, write {WITH_A_FILTER} and set"
+    (warning,) = load_config(env={}).warnings
+    assert warning == f"{wanted} HEADGATE_KEY"
+    assert load_config(env={"HEADGATE_KEY": KEY}).warnings != ()
+    assert parse_config(WITH_A_FILTER, env={"HEADGATE_KEY": KEY}).warnings == ()
 
 
 def test_a_headgate_key_that_nothing_reads_is_warned_of() -> None:
     wanted = "auth is open: every process of this machine may call; HEADGATE_KEY is set, but no auth filter reads it"
-    assert wanted in load_config(env={"HEADGATE_KEY": KEY}).warnings
+    assert f"{wanted}: write {WITH_A_FILTER}" in load_config(env={"HEADGATE_KEY": KEY}).warnings
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "'::'", "10.0.0.5", "example.org", "'::ffff:10.0.0.5'", "fe80::1"])
