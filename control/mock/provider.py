@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
-HEALTH = "/healthz"
+HEALTHS = ("/health", "/healthz")
 
 
 class _Asked(msgspec.Struct):
@@ -67,7 +67,7 @@ class MockProvider:
             if head.path == MODELS:
                 entry = {"id": "mock", "object": "model", "created": CREATED, "owned_by": "headgate"}
                 return _plain(json_reply({"object": "list", "data": [entry]}))
-            if head.path == HEALTH:
+            if head.path in HEALTHS:
                 return _plain(json_reply({"status": "healthy"}))
             raise UnknownPathError("The mock provider speaks chat completions only.")
         except GatewayError as error:
@@ -106,7 +106,7 @@ def _plain(reply: Reply) -> Script:
 
 
 def _demand(method: str, head: RequestHead) -> None:
-    known = head.path in (CHAT, MODELS, HEALTH)
+    known = head.path in (CHAT, MODELS, *HEALTHS)
     if known and head.method != method:
         raise MethodNotAllowedError(f"'{head.path}' takes another method.", allow=method)
 

@@ -94,6 +94,7 @@ async def test_health_models_and_what_is_not_there() -> None:
     async with mock() as server, RawClient(server.port) as client:
         for method, path, status in (
             ("GET", "/healthz", 200),
+            ("GET", "/health", 200),
             ("GET", "/v1/models", 200),
             ("POST", "/v1/models", 405),
             ("GET", "/v1/files", 404),
