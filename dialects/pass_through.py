@@ -100,7 +100,7 @@ class PassThrough(Operation):
         a form, in which none may be named. Raises UnsupportedMediaTypeError for a form that cannot be read."""
         parts = head.path.replace("\\", "/").split("/")[1:]
         if not head.target.startswith(b"/v1/") or not _NOWHERE.isdisjoint(parts):
-            raise UnknownPathError(f"Unknown path '{head.path[:128]}'.")
+            raise UnknownPathError.of(head.path)
         if divided and _has_body(head):
             return _strict_reader(head)
         kind = (head.header(b"content-type") or b"").lower()

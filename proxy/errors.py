@@ -160,10 +160,20 @@ class AnswerRefusedError(PermissionDeniedError):
 
 
 class UnknownPathError(DownstreamError):
-    """Not in the endpoint table."""
+    """Not in the endpoint table; `of` says what is probably wrong with it."""
 
     status = 404
     code = "unknown_path"
+
+    @classmethod
+    def of(cls, path: str) -> UnknownPathError:
+        """For a path of a client. Most of them come from a `base_url` that is too short or too long."""
+        hint = ""
+        if path.startswith("/v1/v1/"):
+            hint = " '/v1' is in it twice: end the base_url with a single one."
+        elif not path.startswith("/v1/"):
+            hint = " The API is below '/v1': end the base_url with it."
+        return cls(f"Unknown path '{path[:128]}'.{hint}")
 
 
 class ModelNotFoundError(DownstreamError):

@@ -125,7 +125,7 @@ class FaceTable:
         if self._rest is not None and self._caught(path):
             return self._rest.methods.get(method) or self._rest.methods[ANY]
         if methods is None:
-            raise UnknownPathError(f"Unknown path '{path[:128]}'.")
+            raise UnknownPathError.of(path)
         allow = ", ".join(sorted(methods))
         raise MethodNotAllowedError(f"'{path[:128]}' takes {allow}.", allow=allow)
 

@@ -299,7 +299,8 @@ class Run:
         ex = self.ex
         ex.error = error
         if error.detail is not None:
-            self.engine.log.info("refused", id=ex.id, code=error.code, detail=error.detail)
+            provider = ex.attempts[-1].target.cluster.name if ex.attempts else None
+            self.engine.log.info("refused", id=ex.id, code=error.code, provider=provider, detail=error.detail)
         self.reply(error_reply(error, ex.id, attempts=len(ex.attempts)), error.outcome)
 
     def crash(self, error: BaseException) -> None:

@@ -65,8 +65,8 @@ async def _refuse(request: Request, refusal: Exception) -> Response:
     """The router knows two refusals: no such path, and no such method there."""
     methods = dict(getattr(refusal, "headers", None) or {}).get("Allow", "")
     allow = ", ".join(sorted(methods.split(", ")))
-    path = request.scope["path"][:128]
-    error = MethodNotAllowedError(f"'{path}' takes {allow}.") if allow else UnknownPathError(f"Unknown path '{path}'.")
+    path = request.scope["path"]
+    error = MethodNotAllowedError(f"'{path[:128]}' takes {allow}.") if allow else UnknownPathError.of(path)
     request_id = secrets.token_hex(16)
     reply = error_reply(error, request_id)
     headers = {"x-request-id": request_id, "x-headgate-request-id": request_id} | ({"allow": allow} if allow else {})

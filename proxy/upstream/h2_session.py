@@ -182,6 +182,7 @@ class Session:
                 start = at + HEADER_SIZE
                 after = start + length
                 if length > DEFAULT_FRAME_SIZE:
+                    self._no_frames_yet(data[at : at + 50])
                     raise ConnectionFaultError(ErrorCodes.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
                 if after > end:
                     break
@@ -206,13 +207,19 @@ class Session:
             self.out.append(window_update(0, self._taken))
             self._taken = 0
 
+    def _no_frames_yet(self, begin: bytes) -> None:
+        """Raise what helps an operator, where the connection has not begun with SETTINGS as RFC 9113 3.4 asks."""
+        if not self._settled:
+            detail = f"no HTTP/2: it begins with {begin!r}; set http2: false if the server does not speak it"
+            raise ConnectionFaultError(ErrorCodes.PROTOCOL_ERROR, detail)
+
     def _receive_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         self.overhead += 1
         if self.overhead > MAX_OVERHEAD:
             raise ConnectionFaultError(ErrorCodes.ENHANCE_YOUR_CALM, f"{self.overhead} frames without content")
         if not self._settled:
             if kind != SETTINGS or flags & ACK:
-                raise ConnectionFaultError(ErrorCodes.PROTOCOL_ERROR, f"no HTTP/2: it begins with {payload[:50]!r}")
+                self._no_frames_yet(payload[:50])
             self._settled = True
         if self.block_of and (kind != CONTINUATION or stream_id != self.block_of):
             raise ConnectionFaultError(ErrorCodes.PROTOCOL_ERROR, f"frame of type {kind} within a field section")

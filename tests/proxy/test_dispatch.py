@@ -87,6 +87,18 @@ def asked(relay: Relay) -> list[int]:
     return [len(provider.calls) for provider in relay.providers]
 
 
+async def test_the_log_says_which_provider_failed_and_why() -> None:
+    relay = Relay()
+    with capture_logs() as logs:
+        exchange = relay.ask(BODY)
+        relay.providers[0].last.fail(
+            ProtocolError("The provider's answer is not valid HTTP.", detail="a status in words")
+        )
+    [line] = [log for log in logs if log["event"] == "refused"]
+    assert (line["provider"], line["detail"]) == ("up0", "a status in words")
+    assert exchange.downstream.status == 502
+
+
 # -- who is next
 
 

@@ -47,6 +47,20 @@ def test_another_method_is_refused_and_the_right_ones_are_named(method: str, pat
     assert raised.value.allow == allow
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/chat", "Unknown path '/chat'. The API is below '/v1': end the base_url with it."),
+        ("/v1/v1/chat", "Unknown path '/v1/v1/chat'. '/v1' is in it twice: end the base_url with a single one."),
+        ("/v1/chats", "Unknown path '/v1/chats'."),
+    ],
+)
+def test_a_base_url_that_is_wrong_is_told(path: str, says: str) -> None:
+    with pytest.raises(UnknownPathError) as raised:
+        TABLE.find("POST", path)
+    assert raised.value.message == says
+
+
 def test_long_paths_are_quoted_in_part() -> None:
     with pytest.raises(UnknownPathError) as raised:
         TABLE.find("GET", "/" + "x" * 10_000)

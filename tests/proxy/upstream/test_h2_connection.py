@@ -483,6 +483,19 @@ async def test_a_retired_connection_says_what_it_has_to_say_before_it_closes() -
     assert bench.wire.ended == "closed"
 
 
+@pytest.mark.parametrize(
+    "greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"<!DOCTYPE html>", b"\0\0\x08\x06\0\0\0\0\0" + b"\0" * 8]
+)
+async def test_what_is_no_http_2_is_shown_with_the_setting_that_asked_for_it(greeting: bytes) -> None:
+    bench = Bench(greeting=b"")
+    heard = bench.send()
+    bench.connection.data_received(greeting)
+    assert heard.error is not None
+    assert heard.error.detail is not None
+    assert heard.error.detail.startswith("PROTOCOL_ERROR: no HTTP/2: it begins with b")
+    assert heard.error.detail.endswith("set http2: false if the server does not speak it")
+
+
 async def test_a_fault_is_told_to_the_provider_by_its_code() -> None:
     bench = Bench()
     heard = bench.send()
