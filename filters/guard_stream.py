@@ -33,18 +33,21 @@ _TERMINAL = (".completed", ".failed", ".incomplete")
 _CHUNK_FIELDS = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 _NO_TEXT = frozenset(
     (
-        "role", "type", "object", "id", "call_id", "tool_call_id", "item_id", "file_id", "response_id", "model",
-        "finish_reason", "status", "detail", "format", "data", "file_data", "b64_json", "encrypted_content",
-        "signature", "system_fingerprint", "service_tier", "partial_image_b64",
+        "role", "type", "object", "id", "model", "finish_reason", "status", "detail", "format", "data", "file_data",
+        "b64_json", "partial_image_b64", "embedding", "encrypted_content", "signature", "system_fingerprint",
+        "service_tier",
     )
 )  # fmt: skip
-"""Members whose strings say how, and not what."""
+"""Members whose strings say how, and not what; and so do ids."""
 Key = tuple[Any, ...]
 
 
 def is_text(path: Path) -> bool:
     """Whether a string below these names is text: by the last of them."""
-    return next((name not in _NO_TEXT for name in reversed(path) if isinstance(name, str)), True)
+    for name in reversed(path):
+        if isinstance(name, str):
+            return name not in _NO_TEXT and not name.endswith(("_id", "_ids"))
+    return True
 
 
 class _Track:

@@ -39,6 +39,7 @@ _IBAN_LENGTHS = {
     "SO": 23, "ST": 25, "SV": 28, "TL": 23, "TN": 24, "TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20, "YE": 30,
 }  # fmt: skip
 """Characters of an IBAN by country (the SWIFT registry)."""
+_IBAN_DIGITS = {ord(char): str(int(char, 36)) for char in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 
 
 def is_luhn(digits: str) -> bool:
@@ -65,14 +66,13 @@ def _card_end(text: str, match: re.Match[str]) -> int | None:
 def _iban_end(text: str, match: re.Match[str]) -> int | None:
     """As many characters as the country has, where the check digits hold (ISO 13616: modulo 97 is 1)."""
     wanted = _IBAN_LENGTHS.get(match[0][:2])
-    at, found = match.start(), ""
-    while wanted is not None and at < match.end() and len(found) < wanted:
-        found += text[at] if text[at] != " " else ""
-        at += 1
-    if wanted is None or len(found) < wanted or text[at : at + 1].isalnum():
+    found = match[0].replace(" ", "")[:wanted]
+    if wanted is None or len(found) < wanted or int((found[4:] + found[:4]).translate(_IBAN_DIGITS)) % 97 != 1:
         return None
-    digits = "".join(str(int(char, 36)) for char in found[4:] + found[:4])
-    return at if int(digits) % 97 == 1 else None
+    at = match.start()
+    for char in found:
+        at = text.index(char, at) + 1
+    return None if text[at : at + 1].isalnum() else at
 
 
 KNOWN: Mapping[str, Known] = {

@@ -18,6 +18,7 @@ from headgate.filters.guard_stream import MOST_TRACKS
 from headgate.filters.json_strings import Spelt, texts
 from headgate.proxy.errors import AnswerRefusedError
 from headgate.proxy.filter import Event
+from headgate.proxy.upstream.call import ResponseHead
 from tests_support.answers import (
     DONE,
     USAGE,
@@ -152,6 +153,14 @@ async def test_what_cannot_be_looked_into_is_refused() -> None:
     assert (upload.status, upload.error["code"]) == (400, "guard_unreadable")
     assert (large.status, large.error["code"]) == (413, "guard_text_too_large")
     assert not upstream.requests
+
+
+def test_ids_and_encoded_vectors_are_no_text() -> None:
+    body = json.dumps(
+        {"data": [{"embedding": "4111111111111111" * 40_000}], "previous_response_id": "r_4111111111111111"}
+    )
+    head: Any = ResponseHead(200, [])
+    assert guard(REDACT).on_answer(EX, head, body.encode()) == body.encode()
 
 
 # -- whole answers
