@@ -38,6 +38,8 @@ class Ingest:
         self._store: Store | None = None
         self._inode = 0
         self._locks: list[int] = []
+        self.elsewhere = False
+        """Another gateway takes the records of this directory into a store of its own."""
         self.rows = 0
         self.lost = 0
         self.dead_letters = 0
@@ -88,9 +90,11 @@ class Ingest:
     def _take_locks(self) -> bool:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.elsewhere = False
         try:
             for path in (self._path.with_name(f"{self._path.name}.lock"), self._directory / TAILER_LOCK):
                 if (lock := take_lock(path)) is None:
+                    self.elsewhere = bool(self._locks)  # who shares the store, too, holds its lock as well
                     self._let_go_of_locks()
                     return False
                 self._locks.append(lock)

@@ -37,6 +37,12 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
+ELSEWHERE: Final = (
+    "another gateway takes the records of this events.spool.path into a ledger of its own: "
+    "give each ledger a spool of its own"
+)
+
+
 class Tailer:
     """Tails all spools in `spool_directory` into the store at `store`.
 
@@ -86,6 +92,11 @@ class Tailer:
         """Whether it is this gateway that tails."""
         return self._ingest.holder
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another gateway takes the records of the spool into a ledger of its own."""
+        return self._ingest.elsewhere
+
     async def run(self) -> None:
         """Tail until cancelled; a turn that is under way is finished first. Then `close` it."""
         wait = self._interval
@@ -126,7 +137,11 @@ class Tailer:
         self._ingest.close()
 
     async def _step(self) -> bool:
-        return await self._in_thread(self._ingest.step)
+        before = self.elsewhere
+        more = await self._in_thread(self._ingest.step)
+        if self.elsewhere and not before:
+            log.warning("ledger_elsewhere", reason=ELSEWHERE)
+        return more
 
     async def _trim_if_due(self) -> None:
         now = self._clock.monotonic()

@@ -13,6 +13,7 @@ from ...filters.auth import find_auth
 from ...proxy.exchange import ANONYMOUS, Principal
 from ..admin.chains import describe_chains
 from ..admin.clusters import NO_CHECKS
+from ..events.tailer import ELSEWHERE
 
 if TYPE_CHECKING:
     from ...config import GatewayConfig
@@ -74,6 +75,8 @@ class View(ABC):
             )
         if self._control.tailer.last_error is not None:
             found.append("the event store is away; records wait in the spool")
+        if self._control.tailer.elsewhere:
+            found.append(ELSEWHERE)
         return found
 
     def checks(self) -> Checks:

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from headgate.control.events.ingest import TAILER_LOCK
-from headgate.control.events.tailer import INTERVAL, LONGEST_WAIT, TRIM_ROWS, TRIM_SECONDS, Tailer
+from headgate.control.events.tailer import ELSEWHERE, INTERVAL, LONGEST_WAIT, TRIM_ROWS, TRIM_SECONDS, Tailer
 from headgate.proxy.accounting.record import Done, Opened, encode
 from headgate.proxy.accounting.spool import Spool
 from tests_support.clock import WALL_START, FakeClock
@@ -70,6 +70,23 @@ def record(id: str, at: float = WALL_START) -> bytes:
 def stored(tmp_path: Path) -> list[str]:
     with closing(sqlite3.connect(tmp_path / "events.db")) as db:
         return [id for (id,) in db.execute("SELECT id FROM usage ORDER BY rowid")]
+
+
+async def test_a_spool_that_another_ledger_takes_is_told_once_and_only_while_it_is_so(
+    tmp_path: Path, clock: NapClock, tailer: Tailer
+) -> None:
+    await tailer.turn()
+    other = Tailer(tmp_path / "other.db", tmp_path / "spool", clock=clock, retention=DAY, max_size=1 << 30)
+    same = make(tmp_path, clock)
+    with capture_logs() as logs:
+        for one in (other, other, same):
+            await one.turn()
+    assert [(log["event"], log["reason"]) for log in logs] == [("ledger_elsewhere", ELSEWHERE)]
+    assert (tailer.elsewhere, other.elsewhere, same.elsewhere) == (False, True, False)
+    tailer.close()
+    await other.turn()
+    assert not other.elsewhere
+    other.close()
 
 
 async def asleep(clock: NapClock) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from headgate.config import ConfigError
+from headgate.control.events.tailer import ELSEWHERE
 from headgate.proxy.errors import UnauthorizedError
 from tests_support.admin import AUTH, KEYS, MOCK, config_with, running_admin
 from tests_support.gateway import load, written
@@ -39,6 +40,13 @@ async def test_a_full_spool_and_a_store_that_is_away_are_warnings_and_not_unread
             "the event store is away",
         ]
         assert admin.view.readiness() == []
+
+
+async def test_records_that_go_to_another_ledger_are_a_warning() -> None:
+    async with running_admin() as admin:
+        before = admin.view.warnings()
+        admin.control.tailer._ingest.elsewhere = True
+        assert [warning for warning in admin.view.warnings() if warning not in before] == [ELSEWHERE]
 
 
 async def test_drain_turns_readiness_off_and_keeps_the_process() -> None:
