@@ -133,7 +133,7 @@ def read_keys(auth: Auth) -> KeyTable | None:
     """All keys, those of a `keys_file` included, for `auth.adopt`. Blocking. Raises ConfigError."""
     try:
         return auth.read()
-    except KeysFileError as error:
+    except (KeysFileError, OSError) as error:
         raise refused(f"auth.keys_file: {error}") from error
 
 

@@ -39,7 +39,7 @@ class KeysFileError(Exception):
     """The keys cannot be had; the message says why, and shows none."""
 
 
-class KeyRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+class KeyRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One line. Times are Unix seconds; `expires` None: never; `models`, `paths` None: all."""
 
     name: str

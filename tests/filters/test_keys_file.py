@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from headgate.config import AuthConfig, Secret
+from headgate.config import AuthConfig, ConfigError, Secret
+from headgate.control.filter_set import read_keys as config_keys
 from headgate.filters.auth import Auth
 from headgate.filters.keys_file import KeyRecord, KeysFileError, digest, read_records, read_table
 from headgate.proxy.errors import ExpiredKeyError, UnauthorizedError
@@ -99,6 +100,12 @@ def test_what_is_no_key_is_refused_with_its_line_and_without_its_text(file: Path
     with pytest.raises(KeysFileError, match=r"keys\.db:3: not a key") as caught:
         read_records(file)
     assert "zz" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_its_place(file: Path) -> None:
+    file.mkdir()
+    with pytest.raises(ConfigError, match=r"auth\.keys_file: .*not a regular file"):
+        config_keys(Auth(AuthConfig(keys_file=file)))
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path, file: Path) -> None:
