@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import openai
 import pytest
@@ -16,7 +17,7 @@ from headgate.config import ConfigError, GuardConfig, parse_config
 from headgate.filters.guard import Guard
 from headgate.filters.guard_stream import MOST_TRACKS
 from headgate.filters.json_strings import Spelt, texts
-from headgate.proxy.errors import AnswerRefusedError
+from headgate.proxy.errors import AnswerRefusedError, GuardUnreadableError
 from headgate.proxy.filter import Event
 from headgate.proxy.upstream.call import ResponseHead
 from tests_support.answers import (
@@ -35,6 +36,8 @@ from tests_support.upstream import RST, FakeUpstream, Request, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from headgate.proxy.exchange import Exchange
 
 EMAIL, CARD = "ann@example.com", "4111 1111 1111 1111"
 REDACT: list[dict[str, Any]] = [
@@ -161,6 +164,24 @@ def test_ids_and_encoded_vectors_are_no_text() -> None:
     )
     head: Any = ResponseHead(200, [])
     assert guard(REDACT).on_answer(EX, head, body.encode()) == body.encode()
+
+
+def test_a_session_is_refused() -> None:
+    link = guard(REDACT)
+    with pytest.raises(GuardUnreadableError):
+        link.on_request(cast("Exchange", SimpleNamespace(face=SimpleNamespace(websocket=True))))
+    assert link.unreadable == 1
+
+
+async def test_an_event_that_is_too_large_to_be_read_ends_the_stream() -> None:
+    large = chat_chunk({"content": f"{EMAIL} " * 20_000})
+    stream = sse([chat_chunk({"content": "Hello. "}), large, chat_chunk({}, finish_reason="stop"), DONE])
+    async with over(stream, REDACT) as (gateway, _):
+        answer = await gateway.post(b'{"model":"m","stream":true,"messages":[]}', key=None)
+        [row] = await gateway.rows(1)
+    assert EMAIL.encode() not in answer.body
+    assert DONE not in answer.body
+    assert row.outcome == "truncated"
 
 
 # -- whole answers
