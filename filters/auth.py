@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import secrets
 from functools import partial
+from hashlib import blake2s
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ _BEARER = b"bearer "
 _AZURE_HEADER = b"api-key"
 """Where Azure's clients send their key; taken on the paths they call."""
 _MAX_KEY = 8192
+_MAX_SEEN = 4096
 _SAFE_METHODS = frozenset(("GET", "HEAD", "DELETE"))
 """They make no model work."""
 
@@ -69,6 +71,9 @@ class Auth(Filter):
         self._pepper = secrets.token_bytes(32)
         self._principals: Mapping[bytes, Principal] = self._own(self._pepper)
         self.tokens = _tokens(config.jwt)
+        self._secret = secrets.token_bytes(32)
+        self._seen: dict[bytes, Principal] = {}
+        """Keys that were found, by a MAC of this process that costs a third of HMAC-SHA-256 by way of OpenSSL."""
 
     @property
     def is_open(self) -> bool:
@@ -82,6 +87,7 @@ class Auth(Filter):
 
     def adopt(self, table: KeyTable | None) -> None:
         """From now on these are the keys; None: those of the config alone."""
+        self._seen.clear()
         self._pepper = table.pepper if table is not None else secrets.token_bytes(32)
         self._principals = table.principals if table is not None else self._own(self._pepper)
 
@@ -123,8 +129,8 @@ class Auth(Filter):
         principal = None
         if len(token) <= _MAX_KEY:
             token = token.strip()
-            mark = digest(self._pepper, token)
-            principal = self._principals.get(mark)
+            mark = blake2s(token, key=self._secret).digest()
+            principal = self._seen.get(mark) or self._find(token, mark)
             if principal is None and self.tokens is not None and token.count(b".") == 2:
                 return self.tokens.identify(token, mark, now)
         if principal is None:
@@ -132,6 +138,14 @@ class Auth(Filter):
         if now >= principal.expires:
             raise ExpiredKeyError("This API key has expired. Ask for a new one.")
         return principal
+
+    def _find(self, key: bytes, mark: bytes) -> Principal | None:
+        found = self._principals.get(digest(self._pepper, key))
+        if found is not None:
+            if len(self._seen) >= _MAX_SEEN:
+                self._seen.clear()
+            self._seen[mark] = found
+        return found
 
     def _usage(self) -> str:
         name = self.header.decode()

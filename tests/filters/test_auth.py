@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from headgate.config import ConfigError, parse_config
 from headgate.filters.auth import Auth
+from headgate.filters.keys_file import KeyTable, digest
 from headgate.proxy.edge.downstream import RequestHead
 from headgate.proxy.errors import ExpiredKeyError, PathNotAllowedError, UnauthorizedError
-from headgate.proxy.exchange import ANONYMOUS
+from headgate.proxy.exchange import ANONYMOUS, Principal
 
 if TYPE_CHECKING:
     from headgate.proxy.exchange import Exchange
@@ -85,9 +86,29 @@ def test_whatever_bytes_are_presented_are_refused_and_nothing_breaks(value: byte
         auth.on_request(_exchange((b"authorization", value)))
 
 
+def test_a_key_that_was_seen_is_forgotten_with_the_table_that_had_it(auth: Auth) -> None:
+    known = _exchange((b"authorization", f"Bearer {KEY}".encode()))
+    auth.on_request(known)
+    auth.on_request(known)
+    auth.adopt(KeyTable(b"p" * 32, {}))
+    with pytest.raises(UnauthorizedError):
+        auth.on_request(known)
+
+
+def test_no_more_keys_are_remembered_than_the_bound(auth: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headgate.filters.auth._MAX_SEEN", 2)
+    keys = [b"key-%d" % number for number in range(5)]
+    auth.adopt(KeyTable(b"p" * 32, {digest(b"p" * 32, key): Principal(key.decode()) for key in keys}))
+    for key in keys * 2:
+        assert auth.identify(b"Bearer " + key, 0.0).name == key.decode()
+        assert len(auth._seen) <= 2
+
+
 def test_neither_the_key_nor_its_plain_digest_is_kept(auth: Auth) -> None:
+    auth.on_request(_exchange((b"authorization", KEY.encode())))
     kept = pickle.dumps(
-        {name: getattr(auth, name) for name in ("_principals", "_pepper", "header", "name")}, protocol=5
+        {name: getattr(auth, name) for name in ("_principals", "_pepper", "_seen", "_secret", "header", "name")},
+        protocol=5,
     )
     assert KEY.encode() not in kept
 
