@@ -5,7 +5,7 @@ every exchange do more, at the moment it is made. Requests go one at a time, so 
 What happens in less than one exchange of ten is background, not part of an exchange.
 
     python -m perf.gate            a table; exit 1 above a ceiling of perf/ceilings.json
-    python -m perf.gate --update   what is measured becomes the ceiling
+    python -m perf.gate --update   what is measured, and a little more, becomes the ceiling
     python -m perf.gate --list event   which functions
 """
 
@@ -17,7 +17,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import contestants, counting
@@ -29,12 +29,16 @@ CEILINGS = Path(__file__).parent / "ceilings.json"
 KINDS = ("python", "builtin", "task", "timer")
 REQUESTS = 200
 STREAMS = 20
+RUNS = 3
 SHORT, LONG = 8, 108
 BACKGROUND = 0.1
 """Calls per exchange below which a function is not part of the exchange."""
 
 TOLERANCE = 1.0
 """A read that happens to be split, or a sweep of the clock within the run, is not a regression."""
+
+MARGIN = 2
+"""Between what is measured and the ceiling it becomes: Python's own modules differ by a call between patch releases."""
 
 Counts = Mapping[str, float]
 
@@ -93,6 +97,11 @@ def per_exchange(before: Counts, after: Counts, exchanges: int) -> Counts:
     return {name: count for name, count in grown.items() if count >= BACKGROUND}
 
 
+def least(measure: Callable[[], Counts]) -> Counts:
+    """The run in which the fewest calls were made: a read that is split, or a sweep of the clock, can only add some."""
+    return min((measure() for _ in range(RUNS)), key=lambda counts: sum(counts.values()))
+
+
 def totals(counts: Counts) -> dict[str, float]:
     """By kind."""
     sums = dict.fromkeys(KINDS, 0.0)
@@ -140,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", choices=["request", "event"], help="the functions behind a count")
     args = parser.parse_args(argv)
     with counted_gateway() as counted:
-        found = {"request": counted.per_request(), "event": counted.per_event()}
+        found = {"request": least(counted.per_request), "event": least(counted.per_event)}
     if args.list:
         for name, count in sorted(found[args.list].items(), key=lambda item: -item[1]):
             print(f"{count:8.2f}  {name.replace(f'{contestants.ROOT}/', '')}")
@@ -148,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = {what: totals(counts) for what, counts in found.items()}
     if args.update:
         rounded = {
-            what: {kind: math.ceil(count - 0.05) for kind, count in counts.items()} for what, counts in measured.items()
+            what: {kind: math.ceil(count - 0.05) + (MARGIN if count else 0) for kind, count in counts.items()}
+            for what, counts in measured.items()
         }
         CEILINGS.write_text(json.dumps(rounded, indent=2) + "\n")
     ceilings = json.loads(CEILINGS.read_text()) if CEILINGS.exists() else {}

@@ -146,8 +146,13 @@ class Answer:
         if reader.finished:
             self.complete(ready)
             return
-        if ready:
-            self._down(ready)
+        if ready:  # `_down`, without a call: this runs for every event
+            run = self._run
+            if self._observers:
+                self._observe(ready)
+            run.ex.bytes_out += len(ready)
+            if not run.downstream.write(ready):
+                self._attempt.pause()
         if reader.failed or reader.whole:
             self._attempt.end_soon()
 

@@ -74,8 +74,9 @@ class Attempt(CallReceiver):
 
     __slots__ = (
         "_answer", "_call", "_dispatch", "_engine", "_first_token_by", "_head", "_paused_at", "_reader", "_size",
-        "_state", "_taken", "_total_at", "_upload", "cancelled", "credential", "deadline", "ended_at", "error",
-        "head_at", "host", "number", "opening", "request_id", "sent_at", "started", "status", "target", "tokens",
+        "_relayed", "_state", "_taken", "_total_at", "_upload", "cancelled", "credential", "deadline", "ended_at",
+        "error", "head_at", "host", "number", "opening", "request_id", "sent_at", "started", "status", "target",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, dispatch: Dispatch, number: int, target: Target, started: float) -> None:
@@ -104,6 +105,8 @@ class Attempt(CallReceiver):
         """None once the message has ended: there is nothing to pause or to cancel."""
         self._head: ResponseHead
         self._reader: StreamReader | None = None
+        self._relayed = False
+        """There is an `_answer`."""
         self._answer: Answer
         self._taken: list[bytes] = []
         self._size = 0
@@ -165,7 +168,7 @@ class Attempt(CallReceiver):
         reader = self._reader
         if reader is not None:
             reader.before_terminal = reader.rewrite = None
-        if self._state > RELAYING and hasattr(self, "_answer"):
+        if self._state > RELAYING and self._relayed:
             del self._answer
 
     def end_soon(self) -> None:
@@ -459,6 +462,7 @@ class Attempt(CallReceiver):
         taken, self._taken = b"".join(self._taken), []
         self._expect(self._now())
         self._answer = self._dispatch.commit(self, self._head, self._reader)
+        self._relayed = True
         self._answer.begin(taken)
 
     def _switch(self, head: ResponseHead) -> None:
@@ -471,6 +475,7 @@ class Attempt(CallReceiver):
         self._state = RELAYING
         self._total_at = inf
         self._answer = answer
+        self._relayed = True
         answer.begin(b"")
 
     def _fail(self, error: GatewayError) -> None:

@@ -89,7 +89,9 @@ class RequestBody(HeldBytes):
     __slots__ = ("_chunks", "complete", "received", "rest")
 
     def __init__(self, length: int, budget: BodyBudget) -> None:
-        super().__init__(budget)
+        self._budget = budget
+        self._kept = b""
+        self.size = 0
         self._chunks = Chunks() if length == CHUNKED else None
         self.rest = length
         """Bytes still to come, or CHUNKED for nobody knows."""

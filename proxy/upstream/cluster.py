@@ -455,7 +455,7 @@ class Cluster:
 
     def _judge(self, host: Host, now: float, error: GatewayError | None, status: int) -> None:
         """What the end of a call says about its host."""
-        if self._outlier.on_result(host.outlier, _result(error, status), now):
+        if self._outlier.on_result(host.outlier, "ok" if error is None else _result(error, status), now):
             self._update(host, now)
         if self.deadline == NEVER and self._deadlines is not None:
             self.deadline = now + self._outlier.settings.interval

@@ -74,7 +74,7 @@ class AnswerReader:
 
     def feed(self, data: bytes) -> None:
         """Read on. Raises ProtocolError, and whatever the receiver raises."""
-        if not (self.overhead or self.head_seen or self._interim) and self._take_whole(data):
+        if not (self.head_seen or self.overhead or self._interim) and self._take_whole(data):
             return
         self.overhead += len(data)
         try:
