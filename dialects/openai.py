@@ -103,10 +103,10 @@ class ChatFacts(JsonFacts):
             body,
             request.model,
             model_at,
-            stream=read_stream(request.stream),
+            stream=request.stream is not None and read_stream(request.stream),
             wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
-            max_tokens=positive(limit),
-            n=positive(request.n) or 1,
+            max_tokens=positive(limit) if limit is not None else None,
+            n=(positive(request.n) or 1) if request.n is not None else 1,
         )
         self.stream_options = options
         self.stores = request.store is True

@@ -26,7 +26,8 @@ from .load import Load
 from .process import running
 
 CEILINGS = Path(__file__).parent / "ceilings.json"
-KINDS = ("python", "builtin", "task", "timer")
+CALLS = ("python", "builtin")
+KINDS = (*CALLS, "task", "timer")
 REQUESTS = 200
 STREAMS = 20
 RUNS = 3
@@ -157,7 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = {what: totals(counts) for what, counts in found.items()}
     if args.update:
         rounded = {
-            what: {kind: math.ceil(count - 0.05) + (MARGIN if count else 0) for kind, count in counts.items()}
+            what: {
+                kind: math.ceil(count - 0.05) + (MARGIN if kind in CALLS and count else 0)
+                for kind, count in counts.items()
+            }
             for what, counts in measured.items()
         }
         CEILINGS.write_text(json.dumps(rounded, indent=2) + "\n")

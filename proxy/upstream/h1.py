@@ -332,7 +332,8 @@ class H1Connection(asyncio.Protocol):
         self._answer.stop()
         sent = self._unsent is None and self._source is None and not self._write_paused
         if self._answer.keep_alive and sent:
-            self.resume()
+            if self._paused:
+                self.resume()
             self.reused = True
             self._owner.give_back(self)
         else:

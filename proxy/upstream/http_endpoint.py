@@ -244,7 +244,8 @@ class HttpCall(H1Call):
 
     def on_over(self) -> None:
         self._over = True
-        self._part()
+        self._carrier = None
+        self._pool.stats.rq_active -= 1
 
     def on_failed(self, error: GatewayError, carrier: Carrier) -> None:
         self._part()
