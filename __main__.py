@@ -137,6 +137,7 @@ def _worker(arguments: Namespace) -> int:
     from .control.process.orphans import die_with
     from .control.process.source import ConfigSource
     from .control.process.worker import run_worker
+    from .filters.stores.shared import SharedMemory, SharedStore
     from .gateway import Gateway
 
     die_with(arguments.parent)
@@ -147,7 +148,10 @@ def _worker(arguments: Namespace) -> int:
     source = ConfigSource(arguments.file, arguments.workers)
 
     def make(config: GatewayConfig) -> Gateway:
-        return Gateway(config, worker=arguments.name)
+        store = None
+        if arguments.shared_fd is not None:
+            store = SharedStore(SharedMemory.attach(arguments.shared_fd), arguments.process)
+        return Gateway(config, worker=arguments.name, store=store)
 
     return _run(run_worker(make, source, _version_text(), control, data))
 

@@ -30,6 +30,7 @@ from .config import (
     UseConfig,
     load_config,
 )
+from .config.checks import MEMORY_OF_MANY
 from .control.clusters import ClusterSet, open_endpoint
 from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, read_keys, refused, users_filter
@@ -45,6 +46,7 @@ from .filters.headers import Headers
 from .filters.rate_limit import RateLimit
 from .filters.retry import Retry
 from .filters.stores.memory import MemoryStore
+from .filters.stores.shared import SharedMemory, SharedStore
 from .proxy.accounting.estimate import Estimator
 from .proxy.accounting.ledger import Ledger
 from .proxy.accounting.price_file import PriceFileError, read_price_file
@@ -83,8 +85,8 @@ RETIRE_SECONDS = 1.0
 class Resources:
     """What graphs share and reloads keep. A failed compile leaves it as it was."""
 
-    def __init__(self, clock: Clock, deadlines: Deadlines, rng: Random, estimate: Callable[[Exchange], int]) -> None:
-        self._means = Means(estimate, MemoryStore())
+    def __init__(self, clock: Clock, deadlines: Deadlines, rng: Random, means: Means) -> None:
+        self._means = means
         self.dialects: dict[str, Dialect] = {name: kind() for name, kind in DIALECTS.items()}
         self._clock = clock
         self._clusters = ClusterSet(self.dialects, clock, deadlines, rng)
@@ -147,10 +149,6 @@ def make_filter(
         case HeadersConfig():
             return Headers(settings)
         case RateLimitConfig():
-            if workers > 1:
-                raise refused(
-                    "filters: rate_limit: counts in the memory of one process in this version; set workers: 1"
-                )
             estimate, store = means or Means(lambda ex: 0, MemoryStore())
             return RateLimit(settings, place=place, store=store, monotonic=now, estimate=estimate)
         case UseConfig():
@@ -173,11 +171,13 @@ class Gateway:
         spool: bool = True,
         clock: Clock | None = None,
         rng: Random | None = None,
+        store: Store | None = None,
     ) -> None:
         self.config = (
             config if isinstance(config, GatewayConfig) else load_config(Path(config) if config is not None else None)
         )
         self.worker = worker
+        self._store = store or self._own_store()
         self._keeps_records = spool
         self._clock = clock
         self._rng = rng or Random()  # noqa: S311 - jitter, not secrets
@@ -197,7 +197,7 @@ class Gateway:
         """Build everything. Raises ConfigError, or BootError with what the operator must mend."""
         self.clock = self._clock or LoopClock()
         self.deadlines = Deadlines(self.clock)
-        self.resources = Resources(self.clock, self.deadlines, self._rng, self._estimate)
+        self.resources = Resources(self.clock, self.deadlines, self._rng, Means(self._estimate, self._store))
         graph, _ = self._compile(self.config)
         await self._read_keys(graph)
         if self._keeps_records:
@@ -229,6 +229,14 @@ class Gateway:
             task = self.engine.spawn(self._retire(retired))
             self._retiring[task] = retired
             task.add_done_callback(self._retiring.pop)
+
+    def _own_store(self) -> Store:
+        if self.config.stores.default != "shared":
+            return MemoryStore()
+        try:
+            return SharedStore(SharedMemory.create(1))
+        except (OSError, AttributeError) as error:  # no memfd on this system
+            raise BootError(f"stores: default: shared cannot be had here: {error}") from error
 
     def _estimate(self, ex: Exchange) -> int:
         return self.engine.ledger.estimate_tokens(ex)
@@ -282,6 +290,7 @@ class Gateway:
         await self.engine.aclose()
         for host in (*retired, *(host for one in self.resources.clusters.values() for host in one.hosts)):
             await host.endpoint.aclose()
+        self._store.close()
         if self.spool is not None:
             self.spool.close()
 
@@ -336,6 +345,8 @@ def check_startable(config: GatewayConfig, clock: Clock) -> None:
     Raises ConfigError, BootError.
     """
     check_buildable(config)
+    if config.stores.default == "memory":
+        raise refused(f"stores: default: {MEMORY_OF_MANY}")  # --workers came after the file was checked
     for name, listener in (("data", config.listeners.data), ("admin", config.listeners.admin)):
         Front(listener, f"listeners.{name}")
     _prices(config, clock)
@@ -349,6 +360,7 @@ def check_reload(old: GatewayConfig, new: GatewayConfig) -> None:
         ("listeners", old.listeners, new.listeners),
         ("workers", old.workers, new.workers),
         ("events", old.events, new.events),
+        ("stores", old.stores, new.stores),
     )
     changed = [name for name, before, after in fixed if before != after]
     if changed:

@@ -19,7 +19,7 @@ from .effective import dump
 from .endpoints import MOCK_URL, EndpointConfig
 from .errors import ConfigError, Problem
 from .events import Events, Spool
-from .gateway import GatewayConfig, Prices, Routing
+from .gateway import GatewayConfig, Prices, Routing, Stores
 from .guard import GuardConfig, GuardRule
 from .headers import HeaderRules, HeadersConfig
 from .listeners import Limits, Listener, Listeners, is_loopback
@@ -69,6 +69,7 @@ __all__ = [
     "Routing",
     "Secret",
     "Spool",
+    "Stores",
     "Target",
     "Timeouts",
     "UseConfig",

@@ -17,6 +17,8 @@ Step: TypeAlias = str | int
 Loc: TypeAlias = tuple[Step, ...]
 Found: TypeAlias = Iterator[tuple[Loc, str]]
 
+MEMORY_OF_MANY: Final = "several workers cannot count in the memory of one; leave it out, or write shared"
+
 
 READS_HEADGATE_KEY: Final = 'filters: [auth: {keys: [{name: app, key: "${HEADGATE_KEY:-}"}]}]'
 
@@ -29,6 +31,7 @@ def check(data: Mapping[str, Any]) -> Found:
     yield from _keys(data)
     yield from _listeners(data)
     yield from _files(data)
+    yield from _stores(data)
 
 
 def dropped_keys(data: Mapping[str, Any]) -> dict[str, str | None]:
@@ -120,6 +123,12 @@ def _files(data: Mapping[str, Any]) -> Found:
         )
         if isinstance(log, str) and (not isdir(dirname(log) or ".") or isdir(log)):
             yield ("filters", index, "config", "path"), "must be a file in a folder that exists"
+
+
+def _stores(data: Mapping[str, Any]) -> Found:
+    workers = data.get("workers")
+    if _mapping(data.get("stores")).get("default") == "memory" and isinstance(workers, int) and workers > 1:
+        yield ("stores", "default"), MEMORY_OF_MANY
 
 
 def _is_open(data: Mapping[str, Any]) -> bool:

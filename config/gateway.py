@@ -36,6 +36,14 @@ class Routing(Section):
     """`direct`: straight to the provider. Default direct."""
 
 
+class Stores(Section):
+    """Where filters count what must outlive an exchange."""
+
+    default: Literal["auto", "memory", "shared"] = "auto"
+    """`memory`: in the process, which must be the only one. `shared`: in memory that all workers of the host share.
+    `auto`: memory for one worker, shared for more. Default auto."""
+
+
 class GatewayConfig(Section):
     """gateway.yaml. All keys are optional."""
 
@@ -63,6 +71,9 @@ class GatewayConfig(Section):
 
     filters: tuple[FilterEntry, ...] = ()
     """The chain, in order. Default: none."""
+
+    stores: Stores = Stores()
+    """Where limits are counted. Default auto."""
 
     events: Events = Events()
     """Where records go. Default sqlite at ./headgate-events.db, 30d, 1GiB."""

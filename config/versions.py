@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from .events import Events
-from .gateway import GatewayConfig, Routing
+from .gateway import GatewayConfig, Routing, Stores
 from .guard import GuardConfig, GuardRule
 from .listeners import Listeners
 from .models import Model
@@ -20,7 +20,8 @@ from .routes import Route
 LATER_FILTERS: Final = frozenset({"budget", "cache", "classifier", "strategy"})
 
 LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
-    GatewayConfig: frozenset({"stores", "agents", "policies", "telemetry"}),
+    GatewayConfig: frozenset({"agents", "policies", "telemetry"}),
+    Stores: frozenset({"redis"}),
     Listeners: frozenset({"grpc"}),
     Provider: frozenset({"tls"}),
     Model: frozenset({"strategy"}),
@@ -35,6 +36,7 @@ LATER_VALUES: Final[Mapping[tuple[type[BaseModel], str], frozenset[str]]] = {
     (Provider, "api_key"): frozenset({"client"}),
     (Provider, "dialect"): frozenset({"anthropic", "gemini"}),
     (Events, "sink"): frozenset({"kafka", "postgres"}),
+    (Stores, "default"): frozenset({"redis"}),
     (Routing, "mode"): frozenset({"plano_embedded", "plano_proxy"}),
 }
 

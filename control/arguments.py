@@ -123,6 +123,8 @@ def make_parser(run: Mapping[str, Run]) -> tuple[argparse.ArgumentParser, Sequen
     worker.add_argument("--control-fd", type=int, required=True)
     worker.add_argument("--data-fd", type=int, required=True)
     worker.add_argument("--workers", type=int)
+    worker.add_argument("--shared-fd", type=int)
+    worker.add_argument("--process", type=int)
     worker.add_argument("--log-level", required=True)
     worker.set_defaults(run=run["_worker"])
     return parser, tuple(commands.choices)

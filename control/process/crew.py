@@ -27,6 +27,7 @@ from .worker_process import WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from ...filters.stores.shared import Berths
     from ...proxy.clock import Clock
     from ..admin.view import ControlStats
     from ..events.lookups import Lookups
@@ -61,6 +62,8 @@ class Crew:
         """Held by who gives workers another config or another process."""
         self.ending = asyncio.Event()
         self.refusing = False
+        self.berths: Berths | None = None
+        """Who has which cells in the memory that workers share; None: they share none."""
         self._command = command
         self._briefing = briefing
         self._clock = clock
@@ -186,7 +189,7 @@ class Crew:
     async def _start(self, name: str) -> WorkerProcess | None:
         """A new process; None where the system gives none."""
         try:
-            worker = await WorkerProcess.spawn(name, self._command, self._socket)
+            worker = await WorkerProcess.spawn(name, self._command, self._socket, self.berths)
         except OSError as error:
             log.error("worker_not_started", worker=name, reason=str(error))
             return None
@@ -208,6 +211,10 @@ class Crew:
         finally:
             overdue.cancel()
             worker.kill()
+            if worker.berth is not None:
+                await worker.process.wait()  # what it still did after its cells are cleared would count for nobody
+                if self.berths is not None:
+                    self.berths.leave(worker.berth)
             del self.lives[worker]
         if worker.retiring:
             log.info("worker_retired", worker=worker.name, pid=worker.process.pid, code=code)

@@ -19,6 +19,7 @@ from anyio import to_thread
 
 from ...config import ConfigError
 from ...filters.auth import Auth
+from ...filters.stores.shared import Berths, SharedMemory
 from ...proxy.edge.listen import BACKLOG
 from ..clusters import open_check, open_url
 from ..filter_set import read_keys
@@ -27,7 +28,8 @@ from ..jwks_watch import JwksWatch
 from ..model_watch import ModelWatch
 from .channel import Configure, Jwks, Mark, ReadKeys, Refuse, Show
 from .control_half import ControlHalf
-from .crew import Crew
+from .crew import RETIRING_PER_PLACE, Crew
+from .errors import BootError
 from .key_watch import KeyWatch
 from .signals import Signals, unless
 from .sockets import listening
@@ -111,6 +113,8 @@ class Supervisor:
         config = self._served.config
         listeners = config.listeners
         self._listen(listening(listeners.data, "listeners.data"))
+        crew_memory = _shared_memory(config.workers)
+        self.crew.berths = Berths(crew_memory)
         admin = listening(listeners.admin, "listeners.admin")
         control, crew = self._control, self.crew
         loop = asyncio.get_running_loop()
@@ -134,6 +138,8 @@ class Supervisor:
                     task.cancel()
                 await asyncio.gather(ready, stop, *others, return_exceptions=True)
                 await self._drain(keepers, signals.hurry)
+                self.crew.berths = None
+                crew_memory.close()
         for end in await asyncio.gather(*keepers, return_exceptions=True):
             if isinstance(end, Exception):
                 raise end
@@ -264,3 +270,12 @@ class Supervisor:
             except ConfigError as error:
                 log.error("worker_killed", worker=worker.name, pid=worker.process.pid, reason=str(error))
                 worker.kill()
+
+
+def _shared_memory(workers: int) -> SharedMemory:
+    """For all processes there may be at one time: those who serve, who retire, and who are about to end. It takes up no
+    room before something is counted in it."""
+    try:
+        return SharedMemory.create(workers * (RETIRING_PER_PLACE + 2))
+    except (OSError, AttributeError) as error:
+        raise BootError(f"workers cannot share memory here: {error}; serve with --workers 1") from error

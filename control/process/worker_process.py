@@ -19,6 +19,7 @@ from ...config import ConfigError, Problem
 from .channel import Answer, Ask, Channel, Configure, Ready, Refused, Retire, Told, WantJwks
 
 if TYPE_CHECKING:
+    from ...filters.stores.shared import Berths
     from ...proxy.accounting.record import Issued
     from ...proxy.snapshot import Life, Totals
     from ..events.lookups import Lookups
@@ -48,6 +49,8 @@ class WorkerProcess:
         """Set when it holds its place no more: it has ended, or retires."""
         self.silent = 0
         """How often somebody has looked since it last said something; see `Crew.watch`."""
+        self.berth: int | None = None
+        """Its cells in shared memory."""
         self._digest = ""
         self._refused: Refused | None = None
         self._life: Life | None = None
@@ -55,22 +58,33 @@ class WorkerProcess:
         self._changed = asyncio.Event()
 
     @classmethod
-    async def spawn(cls, name: str, command: Command, data: int) -> WorkerProcess:
-        """Start one; `data` is the listening socket. Raises OSError."""
+    async def spawn(cls, name: str, command: Command, data: int, berths: Berths | None = None) -> WorkerProcess:
+        """Start one; `data` is the listening socket, `berths` gives it its cells in shared memory. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
+        berth: int | None = None
         try:
             with theirs:
+                passed = [theirs.fileno(), data]
+                arguments = [*command(name, theirs.fileno(), data)]
+                if berths is not None:
+                    berth = berths.take()
+                    passed.append(berths.memory.file)
+                    arguments += ["--shared-fd", str(berths.memory.file), "--process", str(berth)]
                 process = await asyncio.create_subprocess_exec(
-                    *command(name, theirs.fileno(), data),
-                    pass_fds=(theirs.fileno(), data),
+                    *arguments,
+                    pass_fds=passed,
                     stdin=asyncio.subprocess.DEVNULL,
                     start_new_session=True,
                 )
         except BaseException:
             ours.close()
+            if berths is not None and berth is not None:
+                berths.leave(berth)
             raise
-        return cls(name, process, await Channel.over(ours))
+        worker = cls(name, process, await Channel.over(ours))
+        worker.berth = berth
+        return worker
 
     async def run(self, totals: Totals, lookups: Lookups, on_ready: Callable[[], None]) -> int:
         """Hear it out, and have `lookups` answer it; returns its exit code. `on_ready` is called whenever it has taken

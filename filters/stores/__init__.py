@@ -1,1 +1,1 @@
-"""What filters count in, over exchanges: per process (memory.py)."""
+"""What filters count in, over exchanges: in one process (memory.py), or in all of one host (shared.py)."""

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from .rules import Granted, Refused, Report, tightest
+from .rules import Granted, Refused, report_of, tightest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ class MemoryLimits:
             meters.append(meter)
             wait = meter.wait(limit, tokens if rule.kind.what == "tokens" else 1, now)
             if wait and (refused is None or wait > refused.wait):
-                refused = Refused(rule, wait, _report(rule, meter, now))
+                refused = Refused(rule, wait, report_of(rule, meter, now))
         if refused is not None:
             return refused
         granted: Granted[Hold] = Granted()
@@ -126,9 +126,9 @@ class MemoryLimits:
             if what != "requests":
                 granted.holds.append(Hold(table, key, meter, rule, stamp, amount))
             if what == "requests":
-                granted.requests = tightest(granted.requests, _report(rule, meter, now))
+                granted.requests = tightest(granted.requests, report_of(rule, meter, now))
             elif what == "tokens":
-                granted.tokens = tightest(granted.tokens, _report(rule, meter, now))
+                granted.tokens = tightest(granted.tokens, report_of(rule, meter, now))
         return granted
 
     def settle(self, granted: Granted[Hold], tokens: int, now: int) -> None:
@@ -155,6 +155,5 @@ class MemoryStore:
             places.append((rule, table))
         return MemoryLimits(places)
 
-
-def _report(rule: Rule, meter: Meter, now: int) -> Report:
-    return Report(rule.limit, meter.left(rule.limit, now), now + meter.resets(rule.limit, now))
+    def close(self) -> None:
+        """Nothing to let go of."""

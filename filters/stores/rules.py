@@ -96,6 +96,14 @@ class Store(Protocol):
     def open(self, name: str, rules: Sequence[Rule]) -> Limits:
         """The limits of the filter `name`, with what is already counted under that name. At most one rule of a kind."""
 
+    def close(self) -> None:
+        """This process counts no more."""
+
+
+def report_of(rule: Rule, meter: Meter, now: int) -> Report:
+    """How a meter of the rule stands."""
+    return Report(rule.limit, meter.left(rule.limit, now), now + meter.resets(rule.limit, now))
+
 
 def tightest(one: Report | None, other: Report | None) -> Report | None:
     """The one with less left; of two alike, the one that lasts longer."""

@@ -60,7 +60,6 @@ REFUSED = [
     ("routes[0].strategy", "strategy"),
     ("filters[3]", "classifier"),
     ("filters[4]", "strategy"),
-    ("stores", "stores"),
 ]
 
 
@@ -84,7 +83,8 @@ KEY = "sk-Zk3v9QmT2xLw7RbN"
 @pytest.mark.parametrize(
     ("text", "path", "name"),
     [
-        ("stores: {default: auto}", "stores", "stores"),
+        ("stores: {default: redis}", "stores.default", "redis"),
+        ("stores: {redis: {url: x}}", "stores.redis", "redis"),
         ("agents: {folder: x}", "agents", "agents"),
         ("policies: []", "policies", "policies"),
         ("telemetry: {otlp: x}", "telemetry", "telemetry"),

@@ -13,7 +13,7 @@ import pytest
 from headgate.config import ConfigError, RateLimitConfig, parse_config
 from headgate.filters.rate_limit import RateLimit, rules_of
 from headgate.filters.stores.memory import MemoryStore
-from headgate.gateway import check_buildable
+from headgate.gateway import check_startable
 from headgate.proxy.accounting.usage import NO_USAGE, Usage
 from headgate.proxy.errors import ModelNotFoundError, OverLimitError, RateLimitError
 from headgate.proxy.exchange import ANONYMOUS, Principal
@@ -313,9 +313,13 @@ def test_a_limit_that_says_nothing_or_two_things_is_refused(text: str, message: 
     assert message in [problem.message for problem in caught.value.problems]
 
 
-def test_several_workers_cannot_count_in_memory() -> None:
-    with pytest.raises(ConfigError, match=r"rate_limit: .* set workers: 1"):
-        check_buildable(parse_config("{workers: 2, filters: [rate_limit]}", env={}))
+def test_several_workers_cannot_count_in_the_memory_of_one() -> None:
+    with pytest.raises(ConfigError, match="several workers cannot count") as caught:
+        parse_config("{workers: 2, stores: {default: memory}}", env={})
+    assert caught.value.problems[0].path == "stores.default"
+    config = parse_config("stores: {default: memory}", env={}).model_copy(update={"workers": 2})
+    with pytest.raises(ConfigError, match="several workers cannot count"):
+        check_startable(config, FakeClock())
 
 
 # -- over sockets

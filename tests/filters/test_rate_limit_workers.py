@@ -1,0 +1,97 @@
+"""rate_limit over several workers: one limit for all of them, also when one is killed, replaced, or told of another
+config."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests_support.answers import chat_chunks, chat_completion, json_response, sse
+from tests_support.gateway import CHAT_BODY, CLIENT_KEY, bearer, config_for
+from tests_support.process import GatewayProcess, gateway_process
+from tests_support.raw import CHAT, RawClient, request
+from tests_support.upstream import FakeUpstream, Pause, Request, Step
+
+MOCK: dict[str, Any] = {"providers": {"mock": {"base_url": "mock:"}}}
+STREAM = CHAT_BODY.replace(b"{", b'{"stream":true,', 1)
+
+
+def limited(**numbers: int) -> dict[str, Any]:
+    return {"filters": [{"auth": {"keys": [{"name": "app", "key": CLIENT_KEY}]}}, {"rate_limit": numbers}]}
+
+
+async def asked(gateway: GatewayProcess, requests: int, at_once: int) -> Counter[int]:
+    """So many requests over so many connections; how many answers of each status."""
+    statuses: Counter[int] = Counter()
+
+    async def client(n: int) -> None:
+        async with RawClient(gateway.port, within=120) as raw:
+            for _ in range(n):
+                await raw.send(request("POST", CHAT, CHAT_BODY, bearer(CLIENT_KEY)))
+                statuses[(await raw.answer()).status] += 1
+
+    await asyncio.gather(*[client(requests // at_once) for _ in range(at_once)])
+    return statuses
+
+
+@pytest.mark.parametrize(
+    ("workers", "limit", "requests", "at_once"),
+    [(2, 40, 200, 20), pytest.param(4, 1000, 10_000, 200, marks=pytest.mark.slow)],
+)
+async def test_all_workers_together_admit_exactly_the_limit(
+    workers: int, limit: int, requests: int, at_once: int
+) -> None:
+    config = {**MOCK, **limited(requests_per_day=limit)}
+    async with gateway_process(config, workers=workers) as gateway:
+        statuses = await asked(gateway, requests, at_once)
+    assert statuses == {200: limit, 429: requests - limit}
+
+
+async def test_what_is_counted_outlives_killed_workers_and_their_slots_are_given_back() -> None:
+    begun: list[Step] = [*sse(chat_chunks("Hello there."))[:3], Pause()]
+
+    def script(asked: Request) -> list[Step] | bytes:
+        return begun if b'"stream":true' in asked.body else json_response(chat_completion())
+
+    async with FakeUpstream(script) as upstream:
+        config = {**config_for(upstream), **limited(concurrent=1, requests_per_day=3)}
+        async with gateway_process(config, workers=2) as gateway, RawClient(gateway.port) as client:
+            await client.send(request("POST", CHAT, STREAM, bearer(CLIENT_KEY)))
+            await client.head()
+            refused = await gateway.post()
+            pids = await gateway.ready_workers(2)
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            await gateway.ready_workers(2, without=pids)
+            answers = [await gateway.post() for _ in range(3)]
+    assert (refused.status, "1 requests at once" in refused.error["message"]) == (429, True)
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert "3 requests per day" in answers[2].error["message"]
+
+
+async def test_a_reload_and_a_replacement_keep_what_was_counted() -> None:
+    config = {**MOCK, **limited(requests_per_day=3)}
+    async with gateway_process(config, workers=2) as gateway:
+        first = await gateway.post()
+        pids = await gateway.ready_workers(2)
+        gateway.signal(signal.SIGUSR2)
+        await gateway.ready_workers(2, without=pids)
+        second = await gateway.post()
+        gateway.rewrite({**MOCK, **limited(requests_per_day=4), "workers": 2})
+        gateway.signal(signal.SIGHUP)
+        await gateway.until(lambda: '"reloaded"' in gateway.log or "reload_refused" in gateway.log, "the reload")
+        rest = [await gateway.post() for _ in range(3)]
+    left = [answer.header("x-ratelimit-remaining-requests") for answer in (first, second, *rest)]
+    assert left == ["2", "1", "1", "0", "0"]
+    assert rest[-1].status == 429
+
+
+async def test_one_process_may_count_in_shared_memory_too() -> None:
+    config = {**MOCK, **limited(requests_per_day=1), "stores": {"default": "shared"}}
+    async with gateway_process(config) as gateway:
+        assert [(await gateway.post()).status for _ in range(2)] == [200, 429]
