@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
 from headgate.config import GatewayConfig, parse_config
-from headgate.control.jwks_watch import FRESH_SECONDS, REST_SECONDS, JwksWatch
+from headgate.control.clusters import open_url
+from headgate.control.jwks_watch import FRESH_SECONDS, MOST_BYTES, REST_SECONDS, JwksWatch
+from headgate.proxy.clock import Deadlines, LoopClock
 from headgate.proxy.errors import ConnectError
+from tests_support.answers import error_response, json_response
+from tests_support.caller import eventually
 from tests_support.clock import FakeClock
+from tests_support.upstream import FakeUpstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -113,3 +119,28 @@ async def test_a_reload_tells_again_and_another_url_is_asked(watched: Watched) -
     watched.watch.follow(config(None))
     await watched.clock.run(1000)
     assert len(watched.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "published"),
+    [
+        (json_response({"keys": []}), [b'{"keys":[]}']),
+        (error_response(404, "no"), []),
+        (json_response({"more": "x" * MOST_BYTES}), []),
+    ],
+)
+async def test_what_the_issuer_really_says_is_published_if_it_is_whole_and_200(
+    answer: bytes, published: list[bytes]
+) -> None:
+    found: list[bytes] = []
+    clock = LoopClock()
+    async with FakeUpstream(answer) as issuer:
+        url = issuer.base_url + "/keys?v=1"
+        opened = partial(open_url, clock, Deadlines(clock))
+        watch = JwksWatch(clock, opened, lambda _, jwks: found.append(jwks.replace(b" ", b"")))
+        watch.follow(config(url))
+        await eventually(lambda: found or len(issuer.requests) == 2)  # what was refused is asked for again
+        await watch.aclose()
+    assert found == published
+    assert issuer.requests[0].target == "/v1/keys?v=1"
+    assert issuer.requests[0].header("authorization") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,3 +96,27 @@ async def test_another_config_is_another_file(watch: KeyWatch, told: Told, tmp_p
     watch.follow(config(tmp_path / "b.db"))
     await watch.look()
     assert told.times == 2
+
+
+async def test_it_looks_each_second_for_ever_bugs_notwithstanding(
+    told: Told, tmp_path: Path, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    watch = KeyWatch(clock, told)
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(watch, "look", look)
+    running = asyncio.ensure_future(watch.run())
+    await clock.run(5)
+    assert looks == 0, "it looks without a file"
+    watch.follow(config(tmp_path / "keys.db"))
+    await clock.run(5)
+    assert looks == 5
+    assert {event["event"] for event in logged} == {"keys_not_read"}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
