@@ -41,7 +41,7 @@ from .dialects.openai import OpenAI
 from .filters.access_log import AccessLog
 from .filters.auth import Auth, find_auth
 from .filters.circuit_breaker import CircuitBreaker
-from .filters.guard import Guard
+from .filters.guard import make_guard
 from .filters.headers import Headers
 from .filters.rate_limit import RateLimit
 from .filters.retry import Retry
@@ -145,7 +145,7 @@ def make_filter(
         case AccessLogConfig():
             return AccessLog(settings, now=now)
         case GuardConfig():
-            return Guard(settings)
+            return make_guard(settings)
         case HeadersConfig():
             return Headers(settings)
         case RateLimitConfig():

@@ -95,9 +95,13 @@ class Guard(Filter):
             return None
         return source
 
+
+class AnswerGuard(Guard):
+    """A guard with rules on answers, too: only such a one takes streams off the byte path."""
+
     def on_answer(self, ex: Exchange, head: ResponseHead, body: bytes) -> bytes:
         """Look through a whole answer. Raises AnswerRefusedError."""
-        if not self._down or not body:
+        if not body:
             return body
         if head.header(b"content-encoding") not in (None, b"identity"):
             raise self._refused("The answer is encoded, so it cannot be looked through.")
@@ -115,11 +119,10 @@ class Guard(Filter):
 
     def on_event(self, ex: Exchange, event: Event) -> Event:
         """Look through the next event. Raises AnswerRefusedError."""
-        if self._down:
-            stream: GuardedStream | None = event.state.get(self)
-            if stream is None:
-                stream = event.state[self] = self._stream()
-            event.raw = stream.feed(event.raw)
+        stream: GuardedStream | None = event.state.get(self)
+        if stream is None:
+            stream = event.state[self] = self._stream()
+        event.raw = stream.feed(event.raw)
         return event
 
     def _stream(self) -> GuardedStream:
@@ -136,3 +139,8 @@ class Guard(Filter):
     def _refused(self, message: str) -> AnswerRefusedError:
         self.unreadable += 1
         return AnswerRefusedError(message)
+
+
+def make_guard(config: GuardConfig) -> Guard:
+    """The guard that these rules need."""
+    return AnswerGuard(config) if any("answer" in rule.on for rule in config.rules) else Guard(config)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 
 from headgate.config import ConfigError, GuardConfig, parse_config
-from headgate.filters.guard import Guard
+from headgate.filters.guard import AnswerGuard, Guard, make_guard
 from headgate.filters.guard_stream import MOST_TRACKS
 from headgate.filters.json_strings import Spelt, texts
 from headgate.proxy.errors import AnswerRefusedError, GuardUnreadableError
@@ -48,8 +48,10 @@ BLOCK: list[dict[str, Any]] = [{"name": "project", "regex": "PRJ-[0-9]{4,8}"}]
 EX: Any = None
 
 
-def guard(rules: list[dict[str, Any]], **settings: Any) -> Guard:
-    return Guard(GuardConfig.model_validate({"rules": rules, **settings}))
+def guard(rules: list[dict[str, Any]], **settings: Any) -> AnswerGuard:
+    made = make_guard(GuardConfig.model_validate({"rules": rules, **settings}))
+    assert isinstance(made, AnswerGuard)
+    return made
 
 
 def over(script: Any, rules: list[dict[str, Any]], **settings: Any) -> Any:
@@ -456,6 +458,23 @@ async def test_a_chain_with_it_leaves_the_byte_path_and_a_route_may_switch_it_of
     assert not graph.default.chain.byte_path
     assert graph.routes[0].chain.byte_path
     assert EMAIL.encode() in answer.body
+
+
+async def test_rules_on_requests_alone_leave_answers_on_the_byte_path() -> None:
+    rules = [{**rule, "on": ["request"]} for rule in REDACT]
+    async with over(json_response(chat_completion(EMAIL)), rules) as (gateway, _):
+        chain = gateway.half.engine.graph.default.chain
+        answer = await gateway.post(key=None)
+    assert (chain.byte_path, chain.answers) == (True, ())
+    assert EMAIL.encode() in answer.body
+
+
+async def test_rules_on_answers_alone_leave_requests_as_they_are() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"%b"}]}' % EMAIL.encode()
+    async with over(json_response(chat_completion(EMAIL)), [{**REDACT[0], "on": ["answer"]}]) as (gateway, upstream):
+        answer = await gateway.post(body, key=None)
+    assert upstream.requests[0].body == body
+    assert b"[email]" in answer.body
 
 
 # -- settings, and the reader
