@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "schema": _schema,
             "usage": _usage,
             "keys": _keys,
+            "explain": _explain,
             "mock": _mock,
             "version": _version,
             "_worker": _worker,
@@ -276,6 +277,25 @@ def _keys(arguments: Namespace) -> int:
         return keys(arguments, _file(arguments.config), wall_time)
     except ConfigError as error:
         return _refuse(error)
+
+
+def _explain(arguments: Namespace) -> int:
+    import json
+
+    from .config import ConfigError
+    from .control.explain import ExplainError, as_text, explain
+    from .control.process.source import ConfigSource
+
+    try:
+        decision = explain(
+            ConfigSource(_file(arguments.config)).load(), arguments.id, os.environ.get("HEADGATE_ADMIN_KEY")
+        )
+    except ConfigError as error:
+        return _refuse(error)
+    except ExplainError as error:
+        return _fail(error)
+    print(json.dumps(decision, indent=2) if arguments.json else as_text(decision))
+    return OK
 
 
 def _mock(arguments: Namespace) -> int:

@@ -66,6 +66,22 @@ def make_parser(run: Mapping[str, Run]) -> tuple[argparse.ArgumentParser, Sequen
         "--config", metavar="FILE", help=f"config that names the ledger (default: ./{DEFAULT_FILE}, if any)"
     )
 
+    why = _command(
+        commands,
+        "explain",
+        run,
+        "why one request went the way it went",
+        "headgate explain hg_5f0c9a1b2c3d4e5f0000002a",
+    )
+    why.add_argument("id", metavar="ID", help="the x-headgate-decision-id of its answer")
+    why.add_argument("--json", action="store_true", help="JSON instead of sentences")
+    why.add_argument(
+        "--config",
+        metavar="FILE",
+        help="config of the running gateway; its first key with a role asks, unless HEADGATE_ADMIN_KEY holds one "
+        f"(default: ./{DEFAULT_FILE}, if any)",
+    )
+
     _add_keys(commands, run)
 
     mock = _command(

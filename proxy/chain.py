@@ -45,6 +45,7 @@ class Chain:
         "done",
         "events",
         "filters",
+        "names",
         "observers",
         "requests",
         "responses",
@@ -52,6 +53,7 @@ class Chain:
 
     def __init__(self, filters: Sequence[Filter], first: int = 0) -> None:
         self.filters = tuple(filters)
+        self.names = tuple(link.name for link in self.filters)
         placed = list(enumerate(self.filters))
         self.admission = next((at for at, f in placed if f.admits), -1)
         """Position of the filter that decides whether there is an exchange at all; what it refuses leaves no record."""

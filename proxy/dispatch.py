@@ -92,7 +92,9 @@ class Dispatch:
         `yielding` False those filters alone that say so of themselves."""
         ex = self.run.ex
         vetoes = ex.vetoes if yielding else [veto for veto in ex.vetoes if not veto.yields]
-        plan = self._plan = build_plan(ex.candidates, vetoes, ex.scorer, self.run.engine.clock.monotonic(), soft=soft)
+        plan = ex.plan = self._plan = build_plan(
+            ex.candidates, vetoes, ex.scorer, self.run.engine.clock.monotonic(), soft=soft
+        )
         for target in plan.targets:  # noqa: SIM110 - a generator costs a frame more
             if self._launch(target):
                 return True
@@ -104,6 +106,7 @@ class Dispatch:
         engine, ex = run.engine, run.ex
         now = engine.clock.monotonic()
         policy = ex.graph.models.exhaustion(ex.model)
+        ex.overruled = vetoed
         if policy.kind == LEAST_BAD and self._begin(soft=False):
             return
         if any(veto.yields for veto in ex.vetoes) and self._begin(yielding=False):
@@ -383,6 +386,7 @@ class Dispatch:
             if not isinstance(stop, SkipTarget):
                 raise
             self._skipped.append(Vetoed(attempt.target, stop.reason, soft=False))
+            ex.skipped = self._skipped
             return False
         return True
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from .decisions import Decisions
 from .errors import OverloadError, ShuttingDownError
 from .issuers import Issuers
 from .run import Run
@@ -51,6 +52,7 @@ class Engine:
         self.ledger = ledger
         self.issuers = Issuers(clock, ledger)
         self.stats = Stats()
+        self.decisions = Decisions()
         self.log: structlog.stdlib.BoundLogger = structlog.get_logger("headgate")
         self.live: set[Run] = set()
         self.lingering: set[Attempt] = set()

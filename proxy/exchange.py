@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from .errors import ModelNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .accounting.estimate import PromptEstimate
     from .accounting.record import Outcome
     from .accounting.usage import Usage
     from .attempt import Attempt
+    from .decisions import Timings
     from .dialect import RequestFacts
     from .edge.downstream import RequestHead
     from .errors import GatewayError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .graph import Graph, Route
     from .model_names import ModelNames
     from .path_globs import PathGlobs
-    from .plan import RetryPolicy, Scorer, Target
+    from .plan import Plan, RetryPolicy, Scorer, Target, Vetoed
 
 
 TAGS = b"x-headgate-tags"
@@ -90,6 +91,7 @@ class Exchange:
         "_candidates",
         "_resolved",
         "admitted",
+        "asks",
         "attempt",
         "attempts",
         "bytes_in",
@@ -109,7 +111,9 @@ class Exchange:
         "model",
         "is_stranger",
         "outcome",
+        "overruled",
         "pinned",
+        "plan",
         "principal",
         "provider",
         "reached",
@@ -118,9 +122,11 @@ class Exchange:
         "rough_prompt",
         "route",
         "scorer",
+        "skipped",
         "started",
         "state",
         "status",
+        "timings",
         "usage",
         "vetoes",
         "wall",
@@ -146,6 +152,14 @@ class Exchange:
         self.attempt: Attempt | None = None
         """The one whose answer or failure the client gets: the latest, unless the answer of an earlier one goes
         down."""
+        self.plan: Plan | None = None
+        """The latest one that was made for it."""
+        self.overruled: tuple[Vetoed, ...] = ()
+        """Soft vetoes that the plan passes over, because nobody was left."""
+        self.skipped: Sequence[Vetoed] = ()
+        """Targets of the plan that an `on_attempt` has skipped."""
+        self.timings: Timings | None = None
+        """When each filter began, where the caller asks for an explanation."""
         self.provider: str | None = None
         """The only provider the caller wants (`x-headgate-provider`)."""
         self.pinned: str | None = None
@@ -157,6 +171,8 @@ class Exchange:
         self.state: dict[type, Any] = {}
         self.deadline = inf
         """Monotonic time after which the caller no longer waits (`x-headgate-timeout-ms`)."""
+        self.asks = False
+        """The request has fields of ours (`x-headgate-…`)."""
         self.admitted = False
         """It has an `open` record, so it will have a `done` one."""
         self.reached = -1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .accounting.prices import format_usd
+from .decisions import header_value, timing_value
 from .errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from .run import Run
 
 CONFIG_ORDER = (b"x-headgate-strategy", b"config-order")
+OURS = b"x-headgate-"
+"""How the names of all our fields begin."""
+EXPLAIN = b"x-headgate-explain"
+ROLES = frozenset(("viewer", "admin"))
+THIS_MACHINE = frozenset(("::1", "::ffff:127.0.0.1"))
 MAX_TIMEOUT_MS = 86_400_000
 _encode = msgspec.json.encode
 
@@ -48,8 +54,10 @@ def own_fields(ex: Exchange, now: float) -> Headers:
 
     Times are milliseconds so far: in all, at providers (all attempts), and the difference, which is ours.
     """
+    id_ = ex.id.encode()
     fields = [
-        (b"x-headgate-request-id", ex.id.encode()),
+        (b"x-headgate-request-id", id_),
+        (b"x-headgate-decision-id", id_),
         ex.graph.field,
         (b"x-headgate-attempts", b"%d" % len(ex.attempts)),
     ]
@@ -69,13 +77,25 @@ def own_fields(ex: Exchange, now: float) -> Headers:
             fields.append((b"x-headgate-cost-usd", format_usd(ex.cost_usd).encode()))
     total, spent = now - ex.started, ex.upstream_seconds(now)
     upstream, own = b"%.1f" % (spent * 1000), b"%.1f" % (max(0.0, total - spent) * 1000)
+    timing = b"upstream;dur=%b, gateway;dur=%b" % (upstream, own)
+    if ex.timings is not None and may_explain(ex):
+        fields.append((EXPLAIN, header_value(ex, now)))
+        timing += timing_value(ex, now)
     fields += (
         (b"x-headgate-latency-ms", b"%.1f" % (total * 1000)),
         (b"x-headgate-upstream-ms", upstream),
         (b"x-headgate-overhead-ms", own),
-        (b"server-timing", b"upstream;dur=%b, gateway;dur=%b" % (upstream, own)),
+        (b"server-timing", timing),
     )
     return fields
+
+
+def may_explain(ex: Exchange) -> bool:
+    """Whether the caller may see decisions: a key with a role of the admin listener, or, where there are no keys,
+    anybody on this machine."""
+    if ex.graph.auth_open:
+        return ex.head.client in THIS_MACHINE or ex.head.client.startswith("127.")
+    return not ex.principal.roles.isdisjoint(ROLES)
 
 
 def request_id(ex: Exchange) -> tuple[bytes, bytes]:

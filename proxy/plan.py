@@ -90,6 +90,8 @@ class Plan(msgspec.Struct, frozen=True):
 
     targets: tuple[Target, ...]
     vetoed: tuple[Vetoed, ...]
+    scores: tuple[float, ...] = ()
+    """Of each target, where a scorer had several to rank."""
 
 
 NO_PLAN = Plan((), ())
@@ -128,10 +130,11 @@ def build_plan(
         else:
             vetoed.append(refused)
     if len(allowed) > 1:
-        if scorer is None:
-            allowed.sort(key=lambda target: target.priority)
-        else:
-            allowed.sort(key=lambda target: (target.priority, scorer.score(target)))
+        if scorer is not None:
+            ranked = sorted((target.priority, scorer.score(target), at) for at, target in enumerate(allowed))
+            scores = tuple(score for _, score, _ in ranked)
+            return Plan(tuple(allowed[at] for _, _, at in ranked), tuple(vetoed), scores)
+        allowed.sort(key=lambda target: target.priority)
     return Plan(tuple(allowed), tuple(vetoed))
 
 

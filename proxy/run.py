@@ -34,7 +34,7 @@ from .errors import (
 )
 from .exchange import Exchange
 from .headers import client_request_id
-from .own_fields import own_fields, read_wishes, request_id
+from .own_fields import EXPLAIN, OURS, own_fields, read_wishes, request_id
 from .replies import Reply, error_reply, internal_error
 from .upload import Upload
 from .upstream.call import ResponseHead
@@ -85,6 +85,11 @@ class Run:
             return
         self.ex = ex = Exchange(engine.next_id(), head, face, graph, clock.monotonic(), clock.wall())
         ex.client_request_id = client_request_id(head)
+        for name, _ in head.headers:
+            if name[:11] == OURS:
+                ex.asks = True
+                ex.timings = [] if head.header(EXPLAIN) == b"1" else None
+                break
         engine.live.add(self)
         try:
             self._advance(graph.prefix.requests, 0)
@@ -105,6 +110,8 @@ class Run:
         for index in range(at, len(steps)):
             step = steps[index]
             ex.reached = step.position
+            if ex.timings is not None:
+                ex.timings.append((step.position, self.engine.clock.monotonic()))
             if step.is_async:
                 self.task = self.engine.spawn(self._await(steps, index))
                 return
@@ -113,6 +120,8 @@ class Run:
                 self.reply(result)
                 return
         ex.reached = len(self.chain.filters)
+        if ex.timings is not None:
+            ex.timings.append((-1, self.engine.clock.monotonic()))
         if ex.route is None:
             self._after_prefix()
         else:
@@ -148,7 +157,8 @@ class Run:
             self.engine.ledger.admit(ex)
         if self.engine.draining:
             raise ShuttingDownError("The gateway is shutting down; send the request again.", retry_after=1.0)
-        read_wishes(ex)
+        if ex.asks:
+            read_wishes(ex)
         if face.streams and (reader := self._open_body()) is not None:
             self.upload = Upload(self.downstream, reader)
             self.downstream.stream_body(ex.graph.upload_limit, self)
@@ -399,8 +409,10 @@ class Run:
                     on_done(ex)
                 except Exception as error:
                     self.bug(error, moment="on_done")
-        if ex.reached > self.chain.admission:
-            self._record()
+        now, known = engine.clock.monotonic(), ex.reached > self.chain.admission
+        engine.decisions.keep(ex, now, known=known)
+        if known:
+            self._record(now)
         elif outcome == "refused":
             engine.stats.refused_by_auth += 1
         self._let_go()
@@ -420,11 +432,10 @@ class Run:
             for attempt in self.ex.attempts:
                 attempt.let_go()
 
-    def _record(self) -> None:
+    def _record(self, now: float) -> None:
         engine, ex = self.engine, self.ex
         if not ex.face.metered:
             return
-        now = engine.clock.monotonic()
         engine.stats.count(ex, now)
         try:
             if not ex.admitted:

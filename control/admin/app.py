@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ...config.effective import dump
+from ...proxy.errors import ObjectNotFoundError
 from ..telemetry.exposition import CONTENT_TYPE
 from .access import Access
 from .clusters import clusters_json, clusters_text
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from .view import AdminView
+
+MAX_ID = 128
 
 
 def admin_app(view: AdminView) -> Starlette:
@@ -55,6 +58,7 @@ def endpoints(view: AdminView) -> list[Endpoint]:
         Endpoint("GET", "/server_info", Access.OPEN, pages.server_info),
         Endpoint("GET", "/config_dump", Access.VIEWER, pages.config_dump),
         Endpoint("GET", "/admin/usage", Access.VIEWER, pages.usage),
+        Endpoint("GET", "/admin/decisions/{id}", Access.VIEWER, pages.decision),
         Endpoint("POST", "/drain", Access.ADMIN, pages.drain),
     ]
 
@@ -111,6 +115,17 @@ class Pages:
         store = self._view.config.events.path
         body = await usage_report(store, request.query_params, self._view.clock.wall(), self._readers)
         return Response(body, media_type="application/json")
+
+    async def decision(self, request: Request) -> Response:
+        """Why one exchange went as it did. Raises ObjectNotFoundError."""
+        id_ = request.path_params["id"]
+        found = await self._view.decision(id_) if id_.isascii() and len(id_) <= MAX_ID else None
+        if found is None:
+            raise ObjectNotFoundError(
+                "No decision of this id is kept: it is in the memory of the worker that made it, among its latest. "
+                "The ledger may have the row: headgate explain ID."
+            )
+        return _json(found)
 
     async def drain(self, request: Request) -> Response:
         """Take no new work; the process stays."""

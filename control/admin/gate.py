@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .view import AdminView
 
 BEARER = b"authorization"
+ANY = "{}"
 THIS_MACHINE = Guard(open_to_all=True)
 SAFE = (
     (b"cache-control", b"no-store"),
@@ -47,7 +48,8 @@ log = structlog.get_logger("headgate.admin")
 
 
 class Endpoint(NamedTuple):
-    """One method of one path, and who may use it. GET serves HEAD, too."""
+    """One method of one path, and who may use it. GET serves HEAD, too. The last segment of a path may be a name in
+    braces, which stands for any."""
 
     method: str
     path: str
@@ -63,7 +65,7 @@ class Gate:
         self._view = view
         self._paths: dict[str, dict[str, Access]] = {}
         for endpoint in endpoints:
-            self._paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint.access
+            self._paths.setdefault(_declared(endpoint.path), {})[endpoint.method] = endpoint.access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,7 +105,7 @@ class Gate:
         await send_safe({"type": "http.response.body", "body": reply.body})
 
     def _admit(self, scope: Scope) -> None:
-        methods = self._paths.get(scope["path"])
+        methods = self._methods(scope["path"])
         if methods is None:
             check(self._view, Access.OPEN, scope)
             raise UnknownPathError("Unknown path. GET / lists what there is.")
@@ -116,9 +118,19 @@ class Gate:
         if access is Access.ADMIN and principal is not None:
             log.info("admin_change", method=method, path=scope["path"], key=principal.name, client=scope["client"])
 
+    def _methods(self, path: str) -> dict[str, Access] | None:
+        """Of what is declared: the path itself, else with any last segment."""
+        above, _, last = path.rpartition("/")
+        return self._paths.get(path) or (self._paths.get(f"{above}/{ANY}") if last else None)
+
     def _allow(self, path: str) -> bytes:
-        methods = set(self._paths[path])
+        methods = set(self._methods(path) or ())
         return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))).encode()
+
+
+def _declared(path: str) -> str:
+    above, _, last = path.rpartition("/")
+    return f"{above}/{ANY}" if last.startswith("{") else path
 
 
 def check(view: AdminView, access: Access, scope: Scope) -> Principal | None:

@@ -89,5 +89,8 @@ class AdminView(Protocol):
     def identify(self, header: bytes | None) -> Principal:
         """Whose key the value of a header holds; raises UnauthorizedError."""
 
+    async def decision(self, id_: str) -> dict[str, Any] | None:
+        """Why the exchange of this id went as it did, rendered; None where nobody remembers."""
+
     async def drain(self) -> None:
         """Readiness off and no new work, on every worker; returns without waiting for what runs. Idempotent."""

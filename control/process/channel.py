@@ -108,8 +108,22 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     rows: list[Issued] | None
 
 
-FromSupervisor = Configure | Show | Mark | Jwks | ReadKeys | Refuse | Retire | Leave | Answer
-FromWorker = Ready | Refused | Told | Ask | WantJwks
+class Explain(msgspec.Struct, tag=True, frozen=True):
+    """Why did the exchange of this id go as it did?"""
+
+    number: int
+    id: str
+
+
+class Explained(msgspec.Struct, tag=True, frozen=True):
+    """The decision that the `Explain` of this number asks for, as JSON has it; None: not one of mine."""
+
+    number: int
+    decision: dict[str, Any] | None
+
+
+FromSupervisor = Configure | Show | Mark | Jwks | ReadKeys | Refuse | Retire | Leave | Answer | Explain
+FromWorker = Ready | Refused | Told | Ask | Explained | WantJwks
 Message = TypeVar("Message", FromSupervisor, FromWorker)
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .worker_process import Command
 
 START_SECONDS = 30.0
+EXPLAIN_SECONDS = 2.0
 RETIRING_PER_PLACE = 2
 """Workers with a successor may live as long as their longest stream; a replacement waits while there are more."""
 LEAST_SILENCE = 2
@@ -91,6 +92,11 @@ class Crew:
     def chains(self) -> list[dict[str, Any]]:
         """The compiled chains, as a worker described them."""
         return next((worker.chains for worker in self.serving()), [])
+
+    async def explain(self, id_: str) -> dict[str, Any] | None:
+        """The decision of this id, from whichever worker has it."""
+        found = await asyncio.gather(*(worker.explain(id_, EXPLAIN_SECONDS) for worker in self.lives))
+        return next((decision for decision in found if decision is not None), None)
 
     def refuse_new_work(self) -> None:
         """Readiness off on every worker, now and for those that follow; the processes stay."""

@@ -111,6 +111,10 @@ class View(ABC):
         """The compiled chain of each route."""
 
     @abstractmethod
+    async def decision(self, id_: str) -> dict[str, Any] | None:
+        """Why the exchange of this id went as it did; None where nobody remembers."""
+
+    @abstractmethod
     async def drain(self) -> None:
         """Readiness off and no new work; the process stays."""
 
@@ -142,6 +146,10 @@ class SingleView(View):
     def chains(self) -> list[dict[str, Any]]:
         """Of the graph in force."""
         return describe_chains(self._server.half.engine.graph)
+
+    async def decision(self, id_: str) -> dict[str, Any] | None:
+        """From this process."""
+        return self._server.half.engine.decisions.find(id_)
 
     async def drain(self) -> None:
         """Refuse new work from now on."""
@@ -175,6 +183,10 @@ class SupervisorView(View):
     def chains(self) -> list[dict[str, Any]]:
         """As a worker described them when it became ready."""
         return self._supervisor.crew.chains
+
+    async def decision(self, id_: str) -> dict[str, Any] | None:
+        """From whichever worker has it."""
+        return await self._supervisor.crew.explain(id_)
 
     async def drain(self) -> None:
         """Tell every worker."""

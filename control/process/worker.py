@@ -16,6 +16,8 @@ from .channel import (
     Ask,
     Channel,
     Configure,
+    Explain,
+    Explained,
     Jwks,
     Leave,
     Mark,
@@ -121,6 +123,8 @@ class _Worker:
                         self._over.set()
                     case Answer() as answer:
                         self._server.half.engine.issuers.answered(answer.number, answer.rows)
+                    case Explain(number=number, id=id_):
+                        self._channel.send(Explained(number, self._server.half.engine.decisions.find(id_)))
                     case Leave():
                         self._end(self._hurry if self._leave.is_set() else self._leave)
         except EOFError as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from ...config import ConfigError, Problem
-from .channel import Answer, Ask, Channel, Configure, Ready, Refused, Retire, Told, WantJwks
+from .channel import Answer, Ask, Channel, Configure, Explain, Explained, Ready, Refused, Retire, Told, WantJwks
 
 if TYPE_CHECKING:
     from ...filters.stores.shared import Berths
@@ -56,6 +56,9 @@ class WorkerProcess:
         self._life: Life | None = None
         self._gone = False
         self._changed = asyncio.Event()
+        self._questions = 0
+        self._asked: dict[int, asyncio.Future[dict[str, Any] | None]] = {}
+        """Who waits for an `Explained`, by its number."""
 
     @classmethod
     async def spawn(cls, name: str, command: Command, data: int, berths: Berths | None = None) -> WorkerProcess:
@@ -99,6 +102,9 @@ class WorkerProcess:
             return await exiting
         finally:
             self._gone = True
+            for asked in self._asked.values():
+                if not asked.done():
+                    asked.set_result(None)
             self._changed.set()
             self.relieved.set()
             for task in (hearing, exiting):
@@ -121,6 +127,10 @@ class WorkerProcess:
                         lookups.ask(ids, partial(self._answer, number))
                     case WantJwks():
                         self.want_jwks()
+                    case Explained(number=number, decision=decision):
+                        asked = self._asked.pop(number, None)
+                        if asked is not None and not asked.done():
+                            asked.set_result(decision)
                     case Told(snapshot=snapshot):
                         self._life = snapshot.life
                         totals.tell(snapshot)
@@ -133,6 +143,21 @@ class WorkerProcess:
 
     def _answer(self, number: int, rows: list[Issued] | None) -> None:
         self.channel.send(Answer(number, rows))
+
+    async def explain(self, id_: str, seconds: float) -> dict[str, Any] | None:
+        """The decision of this id; None where it is not this worker's, or this does not say so within `seconds`."""
+        self._questions += 1
+        number = self._questions
+        asked: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+        self._asked[number] = asked
+        self.channel.send(Explain(number, id_))
+        try:
+            async with asyncio.timeout(seconds):
+                return await asked
+        except TimeoutError:
+            return None
+        finally:
+            self._asked.pop(number, None)
 
     async def until_ready(self) -> bool:
         """Wait until it serves, or has ended; returns which."""

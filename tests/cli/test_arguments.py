@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests_support.command import InProcess
 
-COMMANDS = ("serve", "check", "schema", "usage", "keys", "mock", "version")
+COMMANDS = ("serve", "check", "schema", "usage", "explain", "keys", "mock", "version")
 
 
 def commands() -> argparse.ArgumentParser:
@@ -73,7 +73,7 @@ def test_the_version_may_be_asked_for_as_an_option(headgate: InProcess) -> None:
 def test_a_command_like_no_other_lists_what_there_is(headgate: InProcess) -> None:
     said = headgate("xyzzy" * 1000, "--workers", "2")
     assert said.code == 2
-    assert said.err.endswith("there are serve, check, schema, usage, keys, mock, version\n")
+    assert said.err.endswith("there are serve, check, schema, usage, explain, keys, mock, version\n")
     assert len(said.err) < 200
 
 

@@ -89,7 +89,7 @@ def test_every_answer_says_who_gave_it_what_it_used_and_where_its_time_went() ->
     relay.providers[1].last.feed(json_response(chat_completion()))
     fields = own(exchange)
     row = exchange.row
-    assert fields.pop("x-headgate-request-id") == row.id
+    assert fields.pop("x-headgate-request-id") == fields.pop("x-headgate-decision-id") == row.id
     assert fields.pop("x-headgate-config") == "test"
     total, upstream, ours = (float(fields.pop(f"x-headgate-{kind}-ms")) for kind in ("latency", "upstream", "overhead"))
     assert total == pytest.approx(750 + waited * 1000, abs=10)

@@ -34,6 +34,7 @@ ROUTES = {
     ("GET", "/server_info"): (OPEN, OPEN, NEEDS_ROLE),
     ("GET", "/config_dump"): (NEEDS_ROLE, OPEN, NEEDS_ROLE),
     ("GET", "/admin/usage"): (NEEDS_ROLE, OPEN, NEEDS_ROLE),
+    ("GET", "/admin/decisions/{id}"): ((401, 401, 403, 404, 404), (404,) * 5, (401, 401, 403, 404, 404)),
     ("POST", "/drain"): (NEEDS_ADMIN, REFUSED, NEEDS_ADMIN),
 }
 SETTINGS = {
@@ -78,7 +79,18 @@ async def test_another_method_has_no_effect_and_is_405_for_those_who_may_know(
 @pytest.mark.parametrize(("setting", "seen"), [("loopback", (404,) * 5), ("public", (401, 401, 403, 404, 404))])
 async def test_unknown_paths_are_404_for_those_who_may_know(setting: str, seen: tuple[int, ...]) -> None:
     async with running_admin(SETTINGS[setting]) as admin:
-        for path in ("/nothing", "/ready/", "/READY", "//ready", "/admin", "/admin/", "/docs", "/openapi.json"):
+        for path in (
+            "/nothing",
+            "/ready/",
+            "/READY",
+            "//ready",
+            "/admin",
+            "/admin/",
+            "/admin/decisions",
+            "/admin/decisions/",
+            "/docs",
+            "/openapi.json",
+        ):
             assert await statuses(admin, "GET", path) == seen, path
 
 

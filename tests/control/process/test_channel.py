@@ -18,6 +18,8 @@ from headgate.control.process.channel import (
     MAX_MESSAGE,
     Channel,
     Configure,
+    Explain,
+    Explained,
     FromSupervisor,
     FromWorker,
     Jwks,
@@ -40,7 +42,7 @@ WITHIN = 5.0
 LISTING = Listing("openai", "https://a/v1", (ListedModel("a/é:b", 5, 4096, {"tools": True}), ListedModel("c")))
 ORDERS: list[FromSupervisor] = [
     Configure("filters: [retry]\n# é\u2028\x00", "d1"), Show(LISTING), Jwks("https://a/keys", b"\xff{}"), ReadKeys(),
-    Refuse(), Leave(), Leave(),
+    Refuse(), Explain(3, "hg_1"), Leave(), Leave(),
 ]  # fmt: skip
 SNAPSHOT = Snapshot(
     "0",
@@ -55,6 +57,8 @@ NEWS: list[FromWorker] = [
     WantJwks(),
     Ready("d1", [{"route": "default", "filters": ["auth"]}]),
     Refused("d2", [Problem("gateway.yaml", 3, 5, "filters[0]", "is no filter"), Problem("f", 0, 0, "", "é")]),
+    Explained(3, {"id": "hg_1", "attempts": [{"status": 200, "score": None}]}),
+    Explained(4, None),
     Told(SNAPSHOT),
 ]
 

@@ -1,0 +1,302 @@
+"""Why an exchange went the way it went: facts that are kept of the latest ones, and what they come to when asked.
+
+On the request's path nothing is rendered and nothing is copied that is not plain: at its end an exchange leaves one
+tuple of strings, numbers and its plan. The exchange itself is not kept, so neither are its bodies, its headers or any
+secret; of an error its code and the message that the client has read. Whoever asks pays for the rest.
+
+What is kept is bounded by number: the latest exchanges, the latest of those that failed, and the latest of those that
+`auth` refused, so that neither traffic nor guessing drives out a failure.
+
+Not here: who may ask (run.py for the header, control/admin for the rest).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .exchange import Exchange
+    from .plan import Plan, Target, Vetoed
+
+KEPT: Final = 4096
+KEPT_FAILED: Final = 1024
+KEPT_UNKNOWN: Final = 256
+"""Exchanges of which the facts are kept in a worker: any, those that failed, and those that auth refused."""
+
+MAX_FIELD: Final = 4096
+"""Bytes of `x-headgate-explain`."""
+_MODEL: Final = 256
+_MESSAGE: Final = 512
+_SHOWN: Final = 16
+"""Candidates and attempts of which the header tells."""
+
+Timings = list[tuple[int, float]]
+"""When each `on_request` began: (position in the chain, monotonic time); -1 is where the last of them was over."""
+
+
+class AttemptFacts(NamedTuple):
+    """Of one attempt; times are monotonic."""
+
+    provider: str
+    model: str
+    endpoint: str
+    key: str
+    started: float
+    sent_at: float | None
+    head_at: float | None
+    ended_at: float | None
+    status: int
+    condition: str
+    message: str
+    cancelled: bool
+    request_id: str
+
+
+class Facts(NamedTuple):
+    """What an exchange leaves, or has come to so far. Times are monotonic but for `wall`."""
+
+    id: str
+    wall: float
+    started: float
+    ended: float
+    config: str
+    endpoint: str
+    key: str
+    route: str
+    model: str
+    filters: tuple[str, ...]
+    reached: int
+    timings: Timings | None
+    status: int
+    outcome: str
+    code: str
+    message: str
+    strategy: str
+    plan: Plan | None
+    overruled: tuple[Vetoed, ...]
+    skipped: Iterable[Vetoed]
+    attempts: tuple[tuple[Any, ...], ...]
+
+
+def facts_of(ex: Exchange, now: float) -> tuple[Any, ...]:
+    """The fields of `Facts`, at `now`: a plain tuple, because every exchange makes one."""
+    attempts: tuple[tuple[Any, ...], ...] = ()
+    for made in ex.attempts:
+        target, host, key, failure = made.target, made.host, made.credential, made.error
+        attempts += (
+            (
+                target.cluster.name, target.model[:_MODEL], host.name if host is not None else "",
+                key.name if key is not None else "", made.started, made.sent_at, made.head_at, made.ended_at,
+                made.status, (failure.condition or failure.code) if failure is not None else "",
+                failure.message[:_MESSAGE] if failure is not None else "", made.cancelled, made.request_id[:_MODEL],
+            ),
+        )  # fmt: skip
+    route, error, scorer = ex.route, ex.error, ex.scorer
+    return (
+        ex.id, ex.wall, ex.started, now, ex.graph.version, ex.face.name, ex.principal.name,
+        route.name if route is not None else "", ex.model[:_MODEL],
+        route.chain.names if route is not None else ex.graph.prefix.names, ex.reached, ex.timings, ex.status,
+        ex.outcome, error.code if error is not None else "", error.message[:_MESSAGE] if error is not None else "",
+        scorer.name if scorer is not None else "config-order", ex.plan, ex.overruled, ex.skipped, attempts,
+    )  # fmt: skip
+
+
+class Decisions:
+    """What one worker remembers."""
+
+    __slots__ = ("_failed", "_latest", "_unknown")
+
+    def __init__(self, *, kept: int = KEPT, failed: int = KEPT_FAILED, unknown: int = KEPT_UNKNOWN) -> None:
+        self._latest: deque[tuple[Any, ...]] = deque(maxlen=kept)
+        self._failed: deque[tuple[Any, ...]] = deque(maxlen=failed)
+        self._unknown: deque[tuple[Any, ...]] = deque(maxlen=unknown)
+
+    def keep(self, ex: Exchange, now: float, *, known: bool) -> None:
+        """It is over. `known`: auth let it in."""
+        facts = facts_of(ex, now)
+        if not known:
+            self._unknown.append(facts)
+            return
+        self._latest.append(facts)
+        if ex.outcome != "ok":
+            self._failed.append(facts)
+
+    def find(self, id_: str) -> dict[str, Any] | None:
+        """The decision of this id, rendered; None where it is not kept any more, or never was here."""
+        for kept in (self._latest, self._failed, self._unknown):
+            for facts in reversed(kept):
+                if facts[0] == id_:
+                    return render(Facts._make(facts))
+        return None
+
+
+# -- rendering: off the path
+
+
+def render(facts: Facts) -> dict[str, Any]:
+    """All that is known, as JSON has it. Times are milliseconds since the request, durations milliseconds."""
+    attempts = [AttemptFacts._make(one) for one in facts.attempts]
+    decision: dict[str, Any] = {
+        "object": "decision",
+        "id": facts.id,
+        "at": facts.wall,
+        "config": facts.config,
+        "endpoint": facts.endpoint,
+        "key": facts.key,
+        "route": facts.route or None,
+        "model": _plain(facts.model) or None,
+        "status": facts.status,
+        "outcome": facts.outcome,
+        "error": {"code": facts.code, "message": _plain(facts.message)} if facts.code else None,
+        "duration_ms": _ms(facts.ended - facts.started),
+        "filters": _filters(facts),
+        "strategy": facts.strategy if facts.plan is not None else None,
+        "candidates": _candidates(facts),
+        "attempts": [_attempt(n, one, facts.started) for n, one in enumerate(attempts, 1)],
+    }
+    decision["why"] = _why(decision)
+    return decision
+
+
+def header_value(ex: Exchange, now: float) -> bytes:
+    """What `x-headgate-explain` says in the head of an answer: the decision as far as it is made, in ASCII, at most
+    MAX_FIELD bytes."""
+    decision = render(Facts._make(facts_of(ex, now)))
+    # Status and outcome are not settled yet, and the times of the answer stand in other fields.
+    said = {name: decision[name] for name in ("id", "config", "key", "route", "model", "strategy", "error", "filters")}
+    for shown in (_SHOWN, 4, 0):
+        lists = {name: decision[name][:shown] for name in ("candidates", "attempts")}
+        left_out = {f"{name}_left_out": len(decision[name]) - shown for name in lists if len(decision[name]) > shown}
+        value = json.dumps({**said, **lists, **left_out}, separators=(",", ":")).encode()
+        if len(value) <= MAX_FIELD:
+            return value
+    return json.dumps({"id": ex.id, "left_out": "too long for a header"}, separators=(",", ":")).encode()
+
+
+def timing_value(ex: Exchange, now: float) -> bytes:
+    """What `server-timing` adds for the filters of an explained exchange; empty where none was timed."""
+    facts = Facts._make(facts_of(ex, now))
+    # '@' may stand in the name of a filter and not in a token.
+    timed = [(one["name"].replace("@", "_"), one["ms"]) for one in _filters(facts) if one["ms"] is not None]
+    return b"".join(b", filter.%b;dur=%.3f" % (name.encode(), ms) for name, ms in timed)
+
+
+def _plain(text: str) -> str:
+    """Names of models may come from paths, with bytes that are no UTF-8."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+def _filters(facts: Facts) -> list[dict[str, Any]]:
+    spent = _spent(facts)
+    return [
+        {"name": name, "verdict": _verdict(at, facts), "ms": spent.get(at)} for at, name in enumerate(facts.filters)
+    ]
+
+
+def _spent(facts: Facts) -> dict[int, float]:
+    """Milliseconds by position: filters follow each other, so one ends where the next begins."""
+    timings = facts.timings
+    if not timings:
+        return {}
+    ends = [began for _, began in timings[1:]] + [facts.ended]
+    return {at: _ms(end - began) for (at, began), end in zip(timings, ends, strict=True) if at >= 0}
+
+
+def _verdict(at: int, facts: Facts) -> str:
+    if at < facts.reached:
+        return "passed"
+    if at > facts.reached:
+        return "not reached"
+    if facts.code:
+        return "refused"
+    return "interrupted" if facts.outcome == "cancelled" else "answered"
+
+
+def _candidates(facts: Facts) -> list[dict[str, Any]]:
+    plan = facts.plan
+    if plan is None:
+        return []
+    found = []
+    scores = plan.scores or (None,) * len(plan.targets)
+    for rank, (target, score) in enumerate(zip(plan.targets, scores, strict=True), 1):
+        overruled = next((one.reason for one in facts.overruled if one.target is target), None)
+        found.append(
+            {**_target(target), "rank": rank, "score": score, "veto": None, "soft": None, "overruled": overruled}
+        )
+    for one in facts.skipped:
+        if one.target in plan.targets:  # on_attempt did not let it pass
+            found[plan.targets.index(one.target)] |= {"veto": one.reason, "soft": one.soft}
+    found += [
+        {**_target(one.target), "rank": None, "score": None, "veto": one.reason, "soft": one.soft, "overruled": None}
+        for one in plan.vetoed
+    ]
+    return found
+
+
+def _target(target: Target) -> dict[str, Any]:
+    return {"provider": target.cluster.name, "model": _plain(target.model[:_MODEL]), "priority": target.priority}
+
+
+def _attempt(number: int, made: AttemptFacts, started: float) -> dict[str, Any]:
+    def since(at: float | None) -> float | None:
+        return _ms(at - started) if at is not None else None
+
+    return {
+        "number": number,
+        "provider": made.provider,
+        "model": _plain(made.model),
+        "endpoint": made.endpoint or None,
+        "key": made.key or None,
+        "status": made.status or None,
+        "error": {"condition": made.condition, "message": _plain(made.message)} if made.condition else None,
+        "cancelled": made.cancelled,
+        "request_id": made.request_id or None,
+        "started_ms": since(made.started),
+        "sent_ms": since(made.sent_at),
+        "head_ms": since(made.head_at),
+        "ended_ms": since(made.ended_at),
+    }
+
+
+def _why(decision: dict[str, Any]) -> list[str]:
+    """The same, in sentences and in order."""
+    said = [
+        f"The filter '{one['name']}' {one['verdict']} it."
+        for one in decision["filters"]
+        if one["verdict"] not in ("passed", "not reached")
+    ]
+    for one in decision["candidates"]:
+        name = _name(one)
+        if one["veto"] is not None:
+            said.append(f"{name} was not asked: {one['veto']}.")
+        elif one["overruled"] is not None:
+            said.append(f"{name} might be asked although it rests ({one['overruled']}), for nobody better was left.")
+        else:
+            score = f" with the score {one['score']:g}" if one["score"] is not None else ""
+            said.append(f"{name} was choice {one['rank']} by {decision['strategy']}{score}.")
+    said += [f"Attempt {one['number']} at {_name(one)} {_fate(one)}." for one in decision["attempts"]]
+    error = decision["error"]
+    if error is not None:
+        said.append(f"The client was told {error['code']}: {error['message']}")
+    return said
+
+
+def _name(place: dict[str, Any]) -> str:
+    return f"{place['provider']}/{place['model']}" if place["model"] else str(place["provider"])
+
+
+def _fate(made: dict[str, Any]) -> str:
+    if made["error"] is not None:
+        status = f", status {made['status']}" if made["status"] else ""
+        return f"failed ({made['error']['condition']}{status})"
+    if made["cancelled"]:
+        return "was given up: nobody waited for it any more"
+    return f"answered {made['status']}" if made["status"] else "never began"
