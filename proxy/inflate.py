@@ -11,7 +11,7 @@ import zlib
 from importlib import import_module
 from typing import Any, Protocol
 
-MOST_BYTES = 9 * 1024 * 1024
+MOST_BYTES = 32 * 1024 * 1024
 _STEP = 64 * 1024
 _ANY_HEADER = 47
 """For zlib: a gzip or a zlib header, whichever comes."""
