@@ -197,7 +197,6 @@ class Run:
     def _choose_route(self) -> None:
         ex = self.ex
         ex.route = route = ex.graph.route(ex)
-        self.chain = route.chain
         if self.upload is not None and not (self.upload.reader.knows_model or ex.model) and route.provider is None:
             message = f"No field 'model' in the first {ex.graph.body_limit} bytes: send it before the file."
             raise ModelTooLateError(message, param="model")
@@ -206,7 +205,12 @@ class Run:
             if refs:
                 self.engine.issuers.find([ref.id for ref in refs], partial(self._on_issuers, refs))
                 return
-        self._advance(route.chain.requests, 0)
+        self._enter_rest(route.chain)
+
+    def _enter_rest(self, chain: Chain) -> None:
+        """From here on the route's filters count: whoever is refused before has met those of the prefix alone."""
+        self.chain = chain
+        self._advance(chain.requests, 0)
 
     def _on_issuers(self, refs: list[Ref], found: Mapping[str, Sequence[Issued]] | None) -> None:
         """It is known who made what the request names, at once or later; None: nobody could say."""
@@ -214,7 +218,8 @@ class Run:
             return
         try:
             pin(self.ex, refs, found)
-            self._advance(self.chain.requests, 0)
+            assert self.ex.route is not None  # noqa: S101 - narrows for the type checker: it was chosen before we asked
+            self._enter_rest(self.ex.route.chain)
         except Exception as error:
             self.fail(error)
 
