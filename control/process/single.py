@@ -17,6 +17,7 @@ from .data_server import DataHalf, DataServer
 from .key_watch import KeyWatch
 from .signals import Signals
 from .sockets import listening
+from .tidy import give_back
 from .view import SingleView
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ async def run_single(
         await server.reload(loaded.config)
 
     async with control.running(admin, SingleView(control, server)):
+        give_back()
         await server.open([data])
         announce(config, data.getsockname()[1], admin.getsockname()[1])
         loop = asyncio.get_running_loop()

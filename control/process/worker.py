@@ -31,6 +31,7 @@ from .channel import (
     WantJwks,
 )
 from .data_server import DataHalf, DataServer
+from .tidy import give_back
 
 if TYPE_CHECKING:
     import socket
@@ -62,6 +63,7 @@ async def run_worker(
             half = make_half(source.parse(first.text))
             await half.start()
             server = DataServer(half, version)
+            give_back()
             await server.open([data])
             await _Worker(channel, server, source).run(first.digest)
     except EOFError as error:
