@@ -65,7 +65,8 @@ async def test_replaced_under_load_workers_fail_no_request_and_cut_no_stream(
                 await replaced(gateway, time)
         print(load, len(events(gateway, "worker_replaced")), "workers replaced")
         load.assert_flawless()
-        assert load.told_to_close > 0
+        if times > 1:  # in a single one it may be that nobody asks again on a kept connection
+            assert load.told_to_close > 0
         await alone(gateway, 2, first)
         assert len(events(gateway, "worker_replaced")) == 2 * times
         assert len(events(gateway, "worker_retired")) == 2 * times
