@@ -5,23 +5,19 @@ is over, by whatever way, with what it really used: a client that left pays for 
 prompt where nothing was yet. So callers that send at the same time cannot spend the same tokens twice; what answers
 overshoot their estimate by is made up for before the next call is let in.
 
-Who a caller is comes from its key or its connection, never from a field of the request. A model is the first target
-that its name leads to, so two names of one model are one; names that lead nowhere count as one, too.
-
-Not here: the arithmetic (stores/meters.py), where it is kept (stores/memory.py), limits that protect a provider or this
-gateway (`providers.*.limits`).
+Not here: who a caller is (callers.py), the arithmetic (stores/meters.py), where it is kept (stores/memory.py), limits
+that protect a provider or this gateway (`providers.*.limits`).
 
 Status: stable. Trusts: nothing for requests; upstream for the tokens it reports.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, cast
 
-from ..proxy.errors import ModelNotFoundError, OverLimitError, RateLimitError
-from ..proxy.exchange import ANONYMOUS
+from ..proxy.errors import OverLimitError, RateLimitError
 from ..proxy.filter import Filter
+from .callers import SCOPES
 from .rate_limit_fields import PREFIX, limit_fields
 from .stores.rules import Kind, Refused, Rule, tightest
 
@@ -33,9 +29,6 @@ if TYPE_CHECKING:
     from ..proxy.exchange import Exchange
     from ..proxy.upstream.call import ResponseHead
     from .stores.rules import Granted, Limits, Report, Store, What
-
-_NO_MODEL = "-"
-_UNKNOWN_MODEL = "?"
 
 
 class RateLimit(Filter):
@@ -160,51 +153,3 @@ def _fields(requests: Report | None, tokens: Report | None, now: int) -> Headers
     if tokens is not None:
         fields += limit_fields(b"tokens", tokens, now)
     return fields
-
-
-# -- whose call it is. Each kind of name has a letter of its own: a key named like an owner is not that owner.
-
-
-def _key(ex: Exchange) -> str:
-    return _address(ex) if ex.principal is ANONYMOUS else f"k{ex.principal.name}"
-
-
-def _user(ex: Exchange) -> str:
-    principal = ex.principal
-    if principal is ANONYMOUS:
-        return _address(ex)
-    return f"u{principal.owner}" if principal.owner is not None else f"k{principal.name}"
-
-
-def _team(ex: Exchange) -> str:
-    return f"t{ex.principal.team or ''}"
-
-
-def _address(ex: Exchange) -> str:
-    """Of IPv6 the first half: whoever has one address of a network has them all."""
-    client = ex.head.client
-    if ":" in client:
-        try:
-            return f"a{IPv6Address(client.partition('%')[0]).packed[:8].hex()}"
-        except ValueError:
-            return f"a{client}"
-    return f"a{client}"
-
-
-def _model(ex: Exchange) -> str:
-    if not ex.model or ex.face.handler is not None:
-        return _NO_MODEL
-    try:
-        targets = ex.graph.models.resolve(ex.model)  # not ex.candidates: a caller may choose among those
-    except ModelNotFoundError:
-        return _UNKNOWN_MODEL
-    return f"{targets[0].cluster.name}/{targets[0].model}" if targets else _UNKNOWN_MODEL
-
-
-SCOPES: Mapping[str, Callable[[Exchange], str]] = {
-    "key": _key,
-    "user": _user,
-    "team": _team,
-    "model": _model,
-    "address": _address,
-}

@@ -19,10 +19,10 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from .rules import Granted, Refused, report_of, tightest
+from .rules import AMOUNTS, Granted, Refused, report_of, tightest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from .meters import Meter
     from .rules import Kind, Rule
@@ -110,7 +110,7 @@ class MemoryLimits:
             limit = rule.limit
             meter = table.look(key, limit, now)
             meters.append(meter)
-            wait = meter.wait(limit, tokens if rule.kind.what == "tokens" else 1, now)
+            wait = meter.wait(limit, tokens if rule.kind.what in AMOUNTS else 1, now)
             if wait and (refused is None or wait > refused.wait):
                 refused = Refused(rule, wait, report_of(rule, meter, now))
         if refused is not None:
@@ -121,7 +121,7 @@ class MemoryLimits:
             meter = table.hold(key, looked, limit, now)
             if table.is_crowded(meter):
                 self.crowded += 1
-            amount = tokens if what == "tokens" else 1
+            amount = tokens if what in AMOUNTS else 1
             stamp = meter.take(limit, amount, now)
             if what != "requests":
                 granted.holds.append(Hold(table, key, meter, rule, stamp, amount))
@@ -144,6 +144,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._tables: WeakValueDictionary[tuple[str, Kind], Table] = WeakValueDictionary()
+        self._restored: dict[tuple[str, Kind], Table] = {}
+        """Until somebody opens them."""
 
     def open(self, name: str, rules: Sequence[Rule]) -> MemoryLimits:
         """The limits of the filter `name`, with what is already counted under that name."""
@@ -152,8 +154,17 @@ class MemoryStore:
             table = self._tables.get((name, rule.kind))
             if table is None:
                 table = self._tables[name, rule.kind] = Table(rule.kind)
+            self._restored.pop((name, rule.kind), None)
             places.append((rule, table))
         return MemoryLimits(places)
+
+    async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
+        """A table that is in use knows all there is to know."""
+        if (name, kind) in self._tables:
+            return
+        table = self._tables[name, kind] = self._restored[name, kind] = Table(kind)
+        for key, amount in spent.items():
+            table.hold(key, table.look(key, 0, now), 0, now).take(0, amount, now)
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from ...proxy.accounting.money import usd
 from .meters import Debt, Slots, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from .meters import Meter
 
-What = Literal["requests", "tokens", "concurrent"]
+What = Literal["requests", "tokens", "concurrent", "money"]
+AMOUNTS: Final = frozenset(("tokens", "money"))
+"""Of these a call takes as many as it may use, and what it has used is corrected at its end. Of the others it takes
+one."""
 SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+PERIODS: Final = {"day": 2 * 86_400, "week": 8 * 86_400, "month": 32 * 86_400}
+"""Seconds that money of a period is remembered, from the first call in it on. The period is part of the caller's key,
+so what matters is that no day, week or month lasts longer than this."""
 
 
 class Kind(NamedTuple):
@@ -22,25 +29,29 @@ class Kind(NamedTuple):
     per: tuple[str, ...]
     """Whose: each combination of these has a meter."""
     unit: str
-    """`minute` …, empty for `concurrent`."""
+    """`minute` …; of money `day`, `week` or `month`; empty for `concurrent`."""
     continuous: bool = False
 
     def meter(self) -> Meter:
         """A new one."""
         if self.what == "concurrent":
             return Slots()
+        if self.what == "money":
+            return Window(PERIODS[self.unit] * 1_000_000)
         length = SECONDS[self.unit] * 1_000_000
         return Debt(length) if self.continuous else Window(length)
 
 
 class Rule(NamedTuple):
-    """A kind and its number."""
+    """A kind and its number; money in nano-dollars."""
 
     kind: Kind
     limit: int
 
     def __str__(self) -> str:
         kind = self.kind
+        if kind.what == "money":
+            return f"{usd(self.limit)} USD per {kind.unit} for each {' and '.join(kind.per)}"
         many = "requests at once" if kind.what == "concurrent" else f"{kind.what} per {kind.unit}"
         return f"{self.limit} {many} for each {' and '.join(kind.per)}"
 
@@ -84,7 +95,9 @@ class Limits(Protocol):
 
     def take(self, keys: Sequence[str], tokens: int, now: int) -> Granted[Any] | Refused:
         """Count a call of `tokens` under every rule, each for the caller at its place in `keys`; or under none, and say
-        which of those that refuse it keeps it waiting longest. `now` in microseconds."""
+        which of those that refuse it keeps it waiting longest. `now` in microseconds.
+
+        A filter has rules of money or others: of money `tokens` are nano-dollars, and the period is part of the key."""
 
     def settle(self, granted: Granted[Any], tokens: int, now: int) -> None:
         """The call is over and has used `tokens`. Once for each that was granted and holds something."""
@@ -95,6 +108,10 @@ class Store(Protocol):
 
     def open(self, name: str, rules: Sequence[Rule]) -> Limits:
         """The limits of the filter `name`, with what is already counted under that name. At most one rule of a kind."""
+
+    async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
+        """What the filter `name` had counted under `kind` before there was this store, for each key: it counts from now
+        on, unless something is counted there already. For kinds of money; before the limits are opened."""
 
     def close(self) -> None:
         """This process counts no more."""

@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...proxy.errors import OverloadError
 from .meters import Debt, Slots, Window
-from .rules import Granted, Refused, report_of, tightest
+from .rules import AMOUNTS, Granted, Refused, Rule, report_of, tightest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from .meters import Meter
-    from .rules import Rule
+    from .rules import Kind
 
 RECORDS: Final = 65_536
 OTHERS: Final = 1_024
@@ -50,6 +50,8 @@ its core, only sleep gives it back; after 50 ms its holder stands still for anot
 MOST_UNSETTLED: Final = 10_000
 """Calls whose tokens could not be corrected yet, because the lock was not to be had. Of what is more the estimate
 stays."""
+MOST: Final = 2**63 - 1
+"""What a record can hold."""
 
 _HEADER: Final = 64
 _KEY: Final = 16
@@ -303,7 +305,7 @@ class SharedLimits:
             meter = memory.meter(at, key, rule)
             found.append(at)
             meters.append((key, meter))
-            wait = meter.wait(rule.limit, tokens if rule.kind.what == "tokens" else 1, now)
+            wait = meter.wait(rule.limit, tokens if rule.kind.what in AMOUNTS else 1, now)
             if wait and (refused is None or wait > refused.wait):
                 refused = Refused(rule, wait, report_of(rule, meter, now))
         if refused is not None:
@@ -312,7 +314,7 @@ class SharedLimits:
         for (rule, _, _), at, (key, meter) in zip(self._places, found, meters, strict=True):
             limit, what = rule.limit, rule.kind.what
             self.crowded += at < OTHERS
-            amount = tokens if what == "tokens" else 1
+            amount = tokens if what in AMOUNTS else 1
             stamp = meter.take(limit, amount, now)
             if what != "concurrent" or memory.key(at) != key:
                 memory.save(at, key, meter, limit)
@@ -320,10 +322,10 @@ class SharedLimits:
                 granted.requests = tightest(granted.requests, report_of(rule, meter, now))
                 continue
             granted.holds.append(Hold(at, key, rule, stamp, amount))
-            if what == "tokens":
-                granted.tokens = tightest(granted.tokens, report_of(rule, meter, now))
-            else:
+            if what == "concurrent":
                 memory.hold(at, self._process, 1)
+            elif what == "tokens":
+                granted.tokens = tightest(granted.tokens, report_of(rule, meter, now))
         return granted
 
     def settle(self, granted: Granted[Hold], tokens: int, now: int) -> None:
@@ -354,10 +356,21 @@ class SharedStore:
     def __init__(self, memory: SharedMemory, process: int = 0) -> None:
         self._memory = memory
         self._process = process
+        self._restored: set[tuple[str, Kind]] = set()
 
     def open(self, name: str, rules: Sequence[Rule]) -> SharedLimits:
         """The limits of the filter `name`, with what is already counted under that name."""
         return SharedLimits(self._memory, self._process, name, rules)
+
+    async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
+        """Once for each name and kind: this memory forgets nothing, whatever config comes and goes. Raises
+        OverloadError where the lock was not to be had."""
+        if (name, kind) in self._restored:
+            return
+        self._restored.add((name, kind))
+        limits = SharedLimits(self._memory, self._process, name, [Rule(kind, MOST)])
+        for key, amount in spent.items():
+            limits.take([key], amount, now)
 
     def close(self) -> None:
         """This process counts no more."""

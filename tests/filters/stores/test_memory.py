@@ -16,6 +16,7 @@ EVENLY = Kind("requests", ("user",), "second", continuous=True)
 PER_MINUTE = Kind("requests", ("address",), "minute")
 TOKENS = Kind("tokens", ("user",), "minute")
 AT_ONCE = Kind("concurrent", ("user",), "")
+MONEY = Kind("money", ("team",), "month")
 
 
 def limits(*rules: tuple[Kind, int], most: int = 100) -> MemoryLimits:
@@ -163,3 +164,25 @@ def test_no_caller_ever_gets_more_than_the_limit_however_many_there_are(
         for first, since in enumerate(times):
             within = [at for at in times[first:] if at - since < S]
             assert len(within) <= 2 * limit
+
+
+def test_money_is_taken_as_it_may_cost_and_corrected_to_what_it_did() -> None:
+    made = limits((MONEY, 100))
+    first = granted(made.take(["ann 2026-11"], 60, 0))
+    assert refused(made.take(["ann 2026-11"], 60, 0)).report.left == 40
+    granted(made.take(["ann 2026-12"], 60, 0))
+    made.settle(first, 25, 0)
+    granted(made.take(["ann 2026-11"], 75, 31 * 86_400 * S))
+    assert str(Rule(MONEY, 1_500_000_000)) == "1.5 USD per month for each team"
+
+
+async def test_what_was_spent_before_counts_once_and_not_where_something_is_counted() -> None:
+    store, rule = MemoryStore(), Rule(MONEY, 100)
+    await store.restore("budget", MONEY, {"ann": 90}, 0)
+    made = store.open("budget", [rule])
+    await store.restore("budget", MONEY, {"ann": 90, "bob": 90}, 0)
+    assert refused(made.take(["ann"], 11, 0)).report.left == 10
+    granted(made.take(["bob"], 100, 0))
+    other = MemoryStore()
+    await other.restore("budget", MONEY, {"ann": 90}, 0)
+    granted(other.open("another", [rule]).take(["ann"], 100, 0))

@@ -29,6 +29,7 @@ PER_DAY = Kind("requests", ("user",), "day")
 EVENLY = Kind("tokens", ("user",), "day", continuous=True)
 TOKENS = Kind("tokens", ("user",), "minute")
 AT_ONCE = Kind("concurrent", ("user",), "")
+MONEY = Kind("money", ("team",), "month")
 WORKER = """
 import sys
 from headgate.filters.stores.rules import Granted, Kind, Rule
@@ -285,3 +286,18 @@ def test_processes_that_take_at_once_get_exactly_the_limit_together() -> None:
     refused = SharedStore(memory, 0).open("it", [Rule(PER_DAY, 1000)]).take(["ann"], 0, 1)
     memory.close()
     assert (admitted, isinstance(refused, Refused)) == (1000, True)
+
+
+async def test_what_was_spent_before_counts_for_every_process_and_once(memory: SharedMemory) -> None:
+    store, rule = SharedStore(memory), Rule(MONEY, 10**12)
+    await store.restore("budget", MONEY, {"ann": 9 * 10**11}, 0)
+    memory.expect(1)
+    with another(memory) as other:
+        made = SharedStore(other, 1).open("budget", [rule])
+        refused = made.take(["ann"], 2 * 10**11, 0)
+        assert isinstance(refused, Refused)
+        assert refused.report.left == 10**11
+        call = granted(made.take(["ann"], 10**11, 0))
+        await store.restore("budget", MONEY, {"ann": 9 * 10**11}, 0)
+        made.settle(call, 1, 0)
+        granted(made.take(["ann"], 10**11 - 1, 0))
