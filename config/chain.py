@@ -15,6 +15,7 @@ from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
+    PlainSerializer,
     Tag,
     field_serializer,
     field_validator,
@@ -95,6 +96,12 @@ def _jwks_url(value: str) -> str:
     return value
 
 
+def shown_url(value: str) -> str:
+    """The URL as logs and /config_dump show it: a query may hold a key."""
+    url, mark, _ = value.partition("?")
+    return f"{url}?{MASK}" if mark else url
+
+
 def _target(value: str) -> str:
     if not _TARGET.fullmatch(value) or len(value) > 256:
         raise ValueError("must be a class, written 'package.module:Class'")
@@ -163,7 +170,9 @@ class JwtConfig(Section):
     audience: Text
     """What their `aud` must name. Required."""
 
-    jwks_url: Annotated[str, AfterValidator(_jwks_url), Field(max_length=2048)]
+    jwks_url: Annotated[
+        str, AfterValidator(_jwks_url), Field(max_length=2048), PlainSerializer(shown_url, when_used="json")
+    ]
     """Where the issuer publishes its keys: https, or http on this machine. Required."""
 
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")

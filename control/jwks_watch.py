@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from ..config.chain import shown_url
 from ..proxy.errors import GatewayError
 from ..proxy.upstream.call import UpstreamRequest
 from ..proxy.upstream.fetch import fetch
@@ -88,10 +89,10 @@ class JwksWatch:
             except (GatewayError, TimeoutError, ValueError) as error:
                 failures += 1
                 if failures == 1:
-                    log.warning("jwks_not_read", url=url, reason=str(error) or "timeout")
+                    log.warning("jwks_not_read", url=shown_url(url), reason=str(error) or "timeout")
             except Exception as error:  # a bug, which must not be the end of asking
                 failures += 1
-                log.error("jwks_not_read", url=url, exc_info=error)
+                log.error("jwks_not_read", url=shown_url(url), exc_info=error)
             else:
                 failures = 0
                 self.found = url, jwks
@@ -122,4 +123,4 @@ class JwksWatch:
         try:
             self._publish(url, jwks)
         except ValueError as error:
-            log.warning("jwks_not_read", url=url, reason=str(error))
+            log.warning("jwks_not_read", url=shown_url(url), reason=str(error))

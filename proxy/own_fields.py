@@ -42,7 +42,7 @@ def read_wishes(ex: Exchange) -> None:
     if provider is not None:
         name = provider.decode("latin-1")
         if name not in ex.graph.clusters:
-            raise InvalidRequestError(f"x-headgate-provider: there is no provider '{name[:64]}'.")
+            raise InvalidRequestError("x-headgate-provider: there is no provider of this name.")
         ex.provider = name
     region = ex.head.header(b"x-headgate-region")
     if region is not None:

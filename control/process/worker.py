@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ...config import ConfigError, Problem
+from ...config.chain import shown_url
 from ..admin.chains import describe_chains
 from .channel import (
     TELL_SECONDS,
@@ -157,7 +158,7 @@ class _Worker:
         try:
             self._server.half.take_jwks(url, jwks)
         except ValueError as error:  # another config is on its way
-            log.warning("jwks_not_read", worker=self._server.half.worker, url=url, reason=str(error))
+            log.warning("jwks_not_read", worker=self._server.half.worker, url=shown_url(url), reason=str(error))
 
     async def _read_keys(self) -> None:
         try:

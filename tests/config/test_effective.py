@@ -64,6 +64,15 @@ def test_a_dump_holds_every_setting_as_it_would_be_written(config: GatewayConfig
     assert "implicit" not in shown["providers"]["openai"]
 
 
+def test_the_dump_hides_the_query_of_a_url_which_the_config_keeps() -> None:
+    jwt = "{issuer: i, audience: a, jwks_url: 'https://id.example/keys?token=x'}"
+    loaded = parse_config(f"filters: [{{auth: {{jwt: {jwt}}}}}]", env={})
+    assert dump(loaded)["filters"][0]["config"]["jwt"]["jwks_url"] == "https://id.example/keys?***"
+    assert loaded.auth is not None
+    assert loaded.auth.jwt is not None
+    assert loaded.auth.jwt.jwks_url == "https://id.example/keys?token=x"
+
+
 def test_the_filter_gets_what_the_dump_hides(config: GatewayConfig) -> None:
     own = config.filters[2].config
     assert getattr(own, "config", {})["url"] == CANARIES["DATABASE"]

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from headgate.config import GatewayConfig, parse_config
 from headgate.control.clusters import open_url
@@ -94,6 +95,14 @@ async def test_what_was_known_stays_while_the_issuer_is_away_or_says_nonsense(wa
     watched.answer = b"two"
     await watched.clock.run(REST_SECONDS + 2)
     assert watched.published == [b"one", b"two"]
+
+
+async def test_the_log_shows_no_query_because_a_key_may_stand_there(watched: Watched) -> None:
+    watched.answer = b"bad"
+    watched.watch.ask()
+    with capture_logs() as logged:
+        await watched.clock.run(REST_SECONDS + 2)
+    assert [line["url"] for line in logged] == ["https://id.example/keys?***"]
 
 
 async def test_while_nothing_is_known_it_asks_sooner() -> None:
