@@ -1,149 +1,103 @@
 """Canary secrets through every failing path: none comes out in an answer, a log, a metric, a page or the ledger (G8).
 
-A secret is found whole, or any eight characters of it, plain, as base64, hex or URL-encoded. A provider's own words
-pass unchanged, so its echo of our key is looked for only where we answer in its place.
+A secret is found whole, or any eight characters of it, plain, as base64, hex or URL-encoded (tests_support.canaries). A
+provider's own words pass unchanged, so its echo of our key is looked for only where we answer in its place.
 """
 
 from __future__ import annotations
 
-import base64
+import asyncio
+import json
+import re
 import signal
-import urllib.parse
+import ssl
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
+import trustme
 
-from headgate.filters.keys_file import KeyRecord, digest
-from tests_support.answers import chat_chunks, chat_completion, error_response, json_response, sse
-from tests_support.gateway import CLIENT_KEY, PROVIDER_KEY, bearer, config_for
+from headgate.control.mock.catalogue import FAULTS, MODEL_PREFIX
+from headgate.control.mock.provider import MockProvider
+from headgate.control.mock.server import serve
+from headgate.proxy.clock import LoopClock
+from headgate.proxy.edge.listen import bind
+from tests_support.answers import chat_completion, error_response, json_response
+from tests_support.command import command
+from tests_support.failing_paths import Path as FailingPath
+from tests_support.failing_paths import (
+    admin_requests,
+    ask,
+    bad_requests,
+    heads,
+    post,
+    scripted,
+    sessions,
+    spoken,
+    texts,
+    unknown_callers,
+    uploads,
+)
+from tests_support.gateway import CLIENT_KEY, PROVIDER_KEY, bearer, written
 from tests_support.process import gateway_process
-from tests_support.raw import CHAT, RawClient, request
-from tests_support.upstream import FIN, RST, FakeUpstream, Request, Step
-from tests_support.websocket import HANDSHAKE
+from tests_support.raw import RawClient, request
+from tests_support.secret_config import (
+    ADMIN_KEY,
+    CANARIES,
+    CARD,
+    ENVIRONMENT,
+    ISSUER,
+    KEYS,
+    MADE_KEY,
+    OUR_OWN,
+    PERSON,
+    PRIVATE_KEY,
+    TLS_KEY,
+    TOKEN,
+    WRONG_KEY,
+    bad_files,
+    config_in,
+    leaks,
+)
+from tests_support.upstream import FakeUpstream, Request, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
-ADMIN_KEY = "Wd5Gx0nQ3bT8vLsE7yKzM2pA"
-WRONG_KEY = "Hj9Cr4uF6aN1oVtB3iSxP8qD"
-MADE_KEY = "hg-Vb7Lq2Xs9Tn4Zr6Ky1Wm3Pd8"
-PEPPER = "c7e19fb04d6a8352c1b7e90f5da26483"
-SIGNED = "Uy5Hd9Rk2Mv7.Qx3Ez8Nf6Jc1Ag4Ts0Bw"
-TOKEN = f"eyJhbGciOiJSUzI1NiIsImtpZCI6IngifQ.{SIGNED}"
-"""Its header is good, and nobody can check it: its issuer is away."""
-SECRETS = {
-    "a made key": MADE_KEY,
-    "the pepper": PEPPER,
-    "a token": SIGNED,
-    "the client's key": CLIENT_KEY,
-    "the provider's key": PROVIDER_KEY,
-    "an admin's key": ADMIN_KEY,
-    "a wrong key": WRONG_KEY,
-}
-WINDOW = 8
+    from tests_support.process import GatewayProcess
 
-ADMIN_PATHS = [
-    *("/", "/ready", "/metrics", "/stats", "/clusters", "/config_dump", "/server_info", "/admin/usage", "/admin/keys"),
-    *("/admin/usage?by=key", "/admin/usage?by=nonsense", "/admin/decisions/1", "/admin/audit", "/nowhere"),
-]
-UPSTREAM: dict[str, list[Step]] = {
-    "fine": [json_response(chat_completion())],
-    "stream": [*sse(chat_chunks())],
-    "cut": [*sse(chat_chunks())[:4], FIN],
-    "error": [error_response(500, "no")],
-    "reset": [RST],
-    "fin": [FIN],
-    "garbage": [f"Authorization: Bearer {PROVIDER_KEY}\r\n\r\n".encode(), FIN],
-    "bad length": [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello", FIN],
-    # The last ones: a key that was refused rests for a while.
-    "our key may not": [error_response(403, f"{PROVIDER_KEY} is not allowed")],
-    "our key is wrong": [error_response(401, f"Incorrect API key provided: {PROVIDER_KEY}.", code="invalid_api_key")],
-}
+SCRIPTS = spoken(PROVIDER_KEY)
+SPEED = 40.0
+AT_ONCE = 24
+COMMANDS = (["usage"], ["keys", "list"], ["explain", "hg_1"])
+QUICK = [name for name in FAULTS if not name.startswith(("h2-", "gzip-bomb", "big-", "huge-", "split-", "endless"))]
+"""Of the mock's faults, those that take no megabytes."""
 
 
-def requests() -> Iterator[bytes]:
-    """Requests that fail, or do not, in every way this gateway has; each carries secrets."""
-    key = bearer(CLIENT_KEY)
-    for name in ("fine", "error", "reset", "garbage"):
-        for secret in (CLIENT_KEY, WRONG_KEY):
-            offer = ("sec-websocket-protocol", f"realtime, openai-insecure-api-key.{secret}")
-            yield request("GET", "/v1/realtime?model=m", headers=[*HANDSHAKE, offer, ("x-script", name)])
-    for name in UPSTREAM:
-        for stream in ("true", "false"):
-            yield request("POST", CHAT, f'{{"model":"m","stream":{stream}}}'.encode(), [*key, ("x-script", name)])
-    wrong = [
-        f"Bearer {WRONG_KEY}",
-        WRONG_KEY,
-        f"Basic {WRONG_KEY}",
-        f"Bearer {WRONG_KEY} {CLIENT_KEY}",
-        f"Bearer {CLIENT_KEY}x",
-        f"Bearer {MADE_KEY}x",
-        f"Bearer {TOKEN}",
-        f"Bearer x{TOKEN}",
-    ]
-    for name in ("fine", "error"):
-        yield request("POST", CHAT, b'{"model":"m"}', [*bearer(MADE_KEY), ("x-script", name)])
-    for value in wrong:
-        yield request("POST", CHAT, b"{}", [("authorization", value)])
-        yield request("GET", "/v1/models", headers=[("authorization", value)])
-    for field in ("x-api-key", "api-key", "cookie", "proxy-authorization", "x-headgate-key", "x-request-id"):
-        yield request("POST", CHAT, b'{"model":"m"}', [(field, WRONG_KEY)])
-    for body in (b"{", b"[]", b"{}", b'{"model":7}', b'{"model":"m","model":"m"}', b"[" * 500, b'{"model":"unknown"}'):
-        yield request("POST", CHAT, body, key)
-    for target in ("/nowhere", f"/v1/models/{WRONG_KEY}x", f"/?key={CLIENT_KEY}", "/v1/%zz", "/admin/keys", "/metrics"):
-        yield request("GET", target, headers=key)
-    for fields in (
-        [("content-encoding", "gzip")],
-        [("content-type", "multipart/form-data")],
-        [("origin", "https://evil.example")],
-        [("x-headgate-timeout-ms", CLIENT_KEY)],
-        [("transfer-encoding", "gzip")],
-        [("x-fill", "y" * 70_000)],
-        [("x bad", "1")],
-    ):
-        yield request("POST", CHAT, b'{"model":"m"}', [*key, *fields])
-    for offered in (f"openai-insecure-api-key.{CLIENT_KEY} x", f"openai-insecure-api-key.{WRONG_KEY}\xff"):
-        yield request("GET", "/v1/realtime?model=m", headers=[*HANDSHAKE, ("sec-websocket-protocol", offered)])
-    yield request("DELETE", CHAT, headers=key)
-    yield request("POST", CHAT, b'{"model":"m"}', key, host=None)
-    yield b"GET / HTTP/9.9\r\nAuthorization: Bearer " + CLIENT_KEY.encode() + b"\r\n\r\n"
-    yield b"Authorization: Bearer " + CLIENT_KEY.encode() + b"\r\n\r\n"
-    yield CLIENT_KEY.encode() * 3000
+class Provider:
+    """Says what a request asks for; serves the keys of tokens, but not at the first time."""
+
+    def __init__(self) -> None:
+        self.asked_for_keys = 0
+
+    def __call__(self, asked: Request) -> Sequence[Step]:
+        if asked.target.startswith("/v1/keys"):
+            self.asked_for_keys += 1
+            if self.asked_for_keys == 1:
+                return [error_response(500, "no")]
+            return [json_response(json.loads(ISSUER.jwks()))]
+        script = asked.header("x-script") or "fine"
+        if script.startswith("says "):
+            return [json_response(chat_completion(f"it is {script[5:]}, and more"))]
+        return SCRIPTS[script]
 
 
-def spellings(secret: str) -> set[bytes]:
-    """Every piece of a secret that gives it away, in every coding it might wear."""
-    windows = [secret[at : at + WINDOW].encode() for at in range(len(secret) - WINDOW + 1)]
-    encoded = {base64.b64encode(b"x" * pad + secret.encode())[4:-4] for pad in range(3)}
-    hexed = {secret.encode().hex().encode(), urllib.parse.quote(secret, safe="").encode()}
-    return {*windows, *encoded, *hexed, *(b"".join(b"%%%02x" % byte for byte in secret.encode()),)}
-
-
-def found(text: bytes, allowed: Sequence[str] = ()) -> list[str]:
-    """The secrets in `text`."""
-    return [
-        name
-        for name, secret in SECRETS.items()
-        if name not in allowed and any(piece in text for piece in spellings(secret))
-    ]
-
-
-def test_the_search_finds_them_in_every_coding() -> None:
-    for secret in SECRETS.values():
-        for text in (
-            f"x{secret}y",
-            secret[3 : 3 + WINDOW],
-            base64.b64encode(f"user:{secret}".encode()).decode(),
-            secret.encode().hex(),
-        ):
-            assert found(text.encode())
-    assert found(b"an answer without any") == []
-
-
-def script(asked: Request) -> list[Step]:
-    return UPSTREAM[asked.header("x-script") or "fine"]
+def sent_up(asked: Request) -> bytes:
+    """What a provider hears, but for what a client itself has written to it."""
+    own = ("x-script", "traceparent", "content-type", "expect")
+    fields = [f"{name}: {value}" for name, value in asked.headers if name not in own]
+    return "\n".join([asked.target if "/keys" not in asked.target else "", *fields]).encode()
 
 
 def arguments(*pids: int) -> bytes:
@@ -151,54 +105,166 @@ def arguments(*pids: int) -> bytes:
     return b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
 
 
-async def said(port: int, data: bytes) -> bytes:
+async def said_on(port: int, data: bytes) -> bytes:
     """Everything that comes back on a connection."""
-    async with RawClient(port) as client:
+    async with RawClient(port, within=5.0) as client:
         await client.send(data)
         try:
-            return (await client.answer()).raw
+            return (await client.answer(bodiless=data.startswith(b"HEAD"))).raw
         except AssertionError as closed:
             return str(closed).encode()
+        except TimeoutError:  # a request that is not over, or a session
+            return b"HTTP/1.1 ... " + client.heard
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_no_secret_comes_out_anywhere(workers: int, tmp_path: Path) -> None:
-    made = KeyRecord("made", digest(PEPPER.encode(), MADE_KEY.encode()).hex(), 0.0)
-    (tmp_path / "keys.db").write_bytes(msgspec.json.encode(made))
-    (tmp_path / "headgate-pepper").write_text(PEPPER)
-    async with FakeUpstream(script) as upstream:
-        config: dict[str, Any] = config_for(upstream, retry=False)
-        config["providers"]["up"]["api_key"] = "${UP_KEY}"
-        config["providers"]["literal"] = {"base_url": "http://127.0.0.1:9/v1", "api_key": PROVIDER_KEY}
-        config["models"] = {"m": {"targets": [{"provider": "up"}]}, "dead": {"targets": [{"provider": "literal"}]}}
-        keys = config["filters"][0]["auth"]["keys"]
-        keys[0]["key"] = "${APP_KEY}"
-        keys.append({"name": "boss", "key": "${BOSS_KEY}", "roles": ["admin", "viewer"]})
-        config["filters"][0]["auth"] |= {
-            "keys_file": str(tmp_path / "keys.db"),
-            "jwt": {"issuer": "i", "audience": "a", "jwks_url": "http://127.0.0.1:9/keys"},
-        }
-        env = {"UP_KEY": PROVIDER_KEY, "APP_KEY": CLIENT_KEY, "BOSS_KEY": ADMIN_KEY}
-        async with gateway_process(config, workers=workers, env=env) as gateway:
-            dead = request("POST", CHAT, b'{"model":"dead"}', bearer(CLIENT_KEY))
-            answers = [(data, await said(gateway.port, data)) for data in (*requests(), dead)]
-            for path in ADMIN_PATHS:
-                for key in (None, CLIENT_KEY, ADMIN_KEY, WRONG_KEY, MADE_KEY, TOKEN):
-                    asked = request("GET", path, headers=bearer(key))
-                    answers.append((asked, await said(gateway.admin_port, asked)))
+async def ask_all(port: int, paths: Iterable[FailingPath], said: list[tuple[str, bytes]]) -> None:
+    """Each on a connection of its own, some at once."""
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def one(path: FailingPath) -> None:
+        async with room:
+            said.append((path.name, await said_on(port, path.data)))
+
+    await asyncio.gather(*map(one, paths))
+
+
+@asynccontextmanager
+async def fault_provider() -> AsyncIterator[int]:
+    """The mock's faults, on a port."""
+    mock = await serve(bind("127.0.0.1", 0), MockProvider(), LoopClock(), speed=SPEED)
+    try:
+        yield mock.port
+    finally:
+        await mock.aclose()
+
+
+async def offer(gateway: GatewayProcess, text: str) -> bool:
+    """This config to a running gateway; whether it was refused."""
+    gateway.config_file.write_text(text)
+    await told(gateway, '"event": "reload')
+    return gateway.log.rindex('"event": "reload') == gateway.log.rindex('"event": "reload_refused"')
+
+
+async def told(gateway: GatewayProcess, event: str) -> None:
+    """SIGHUP, until the log speaks of it."""
+    before = gateway.log.count(event)
+    gateway.signal(signal.SIGHUP)
+    await gateway.until(lambda: gateway.log.count(event) > before, event)
+
+
+def on_data(every: int) -> list[FailingPath]:
+    """What is asked of the data listener; of the mock's faults one in so many."""
+    faults = [
+        post(f"{name}, {stream}", ask(MODEL_PREFIX + name, stream=stream), bearer(CLIENT_KEY))
+        for name in QUICK[::every]
+        for stream in (False, True)
+    ]
+    refused_there = dict.fromkeys(("fine", "error", "reset", "garbage"))
+    return [
+        *faults,
+        *unknown_callers(KEYS),
+        *bad_requests(KEYS),
+        *sessions(KEYS, refused_there),
+        *uploads(KEYS),
+        *heads(KEYS),
+        *texts(PERSON, CARD),
+    ]
+
+
+def why(id_: str) -> FailingPath:
+    """The question why it failed."""
+    return FailingPath(f"decision {id_}", request("GET", f"/admin/decisions/{id_}", None, bearer(ADMIN_KEY)))
+
+
+@pytest.mark.parametrize(
+    ("workers", "every"),
+    [(1, 3), pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)],
+)
+async def test_no_secret_comes_out_of_a_gateway(workers: int, every: int, tmp_path: Path) -> None:
+    said: list[tuple[str, bytes]] = []
+    async with fault_provider() as faults, FakeUpstream(Provider()) as upstream:
+        config = config_in(tmp_path, upstream, faults)
+        async with gateway_process(config, workers=workers, env=ENVIRONMENT) as gateway:
+            # Until the keys of tokens are there, every token is one more way to fail.
+            while not (early := await said_on(gateway.port, post("", ask(), bearer(TOKEN)).data)).startswith(
+                b"HTTP/1.1 200"
+            ):
+                said.append(("the keys of tokens are away", early))
+                await asyncio.sleep(0.1)
+            await ask_all(gateway.port, on_data(every), said)
+            await ask_all(gateway.admin_port, [*admin_requests(KEYS), *heads(KEYS)], said)
+            # One after the other, because a key that was refused rests; and then whoever meets that.
+            for path in scripted(KEYS, SCRIPTS):
+                await ask_all(gateway.port, [path], said)
+            at_rest = [post(f"{name}, as it is", ask(name), bearer(MADE_KEY)) for name in config["models"]]
+            await ask_all(gateway.port, at_rest, said)
+            ids = {found for _, text in said for found in re.findall(rb"x-headgate-decision-id: (\S+)", text)}
+            await ask_all(gateway.admin_port, [why(id_.decode()) for id_ in ids], said)
             argv = arguments(gateway.pid, *gateway.worker_pids())
-            gateway.config_file.write_text(f"providers: {{up: {{api_key: {PROVIDER_KEY}, base_url: {CLIENT_KEY}")
-            gateway.signal(signal.SIGHUP)
-            await gateway.until(lambda: "gateway.yaml" in gateway.log, "the refusal")
+            offered = list(bad_files(tmp_path))[:: 12 * every]
+            reloads = sum([await offer(gateway, text) for _, text in offered])
+            assert not await offer(gateway, written(config, gateway.folder))
+            drain = FailingPath("drain", request("POST", "/drain", b"", bearer(ADMIN_KEY)))
+            await ask_all(gateway.admin_port, [drain], said)
+            await ask_all(gateway.port, [one for one in unknown_callers(KEYS) if ": chat" in one.name], said)
+            file = str(gateway.config_file)
+            for line in (["check", file], *([*one, "--config", file] for one in COMMANDS)):
+                done = await command(*line, env=ENVIRONMENT)
+                said.append((line[0], f"{done.out}{done.err}".encode()))
             assert await gateway.terminate() == 0
             kept = {path.name: path.read_bytes() for path in gateway.folder.rglob("*") if path.is_file()}
-            kept |= {"stdout": gateway.said, "argv": argv}
+            kept |= {"stdout": gateway.said, "argv": argv, "access.log": (tmp_path / "access.log").read_bytes()}
     kept.pop("gateway.yaml")
-    assert len(answers) > 100
-    assert len(upstream.requests) >= len(UPSTREAM)
-    # What a client itself writes into its id or a path comes back to it, and its id stands on its row.
-    echoed = (b"x-request-id", b"/v1/models/")
-    assert [
-        (data, hits) for data, text in answers if (hits := found(text)) and not any(e in data for e in echoed)
-    ] == []
-    assert {name: hits for name, text in kept.items() if (hits := found(text, allowed=["a wrong key"]))} == {}
+    failed = {name for name, text in said if not text.startswith(b"HTTP/1.1 2")}
+    assert len(failed) + reloads > 700
+    assert len(upstream.requests) > len(SCRIPTS)
+    assert leaks(said) == []
+    assert leaks(kept.items()) == []
+    assert leaks(((one.target, sent_up(one)) for one in upstream.requests), OUR_OWN) == []
+    assert [one for one in upstream.requests if "a person's address" in CANARIES.found(one.body)] == []
+
+
+KEY_FILES = {
+    "garbage": f"-----BEGIN PRIVATE KEY-----\n{PRIVATE_KEY[:60]}\n-----END PRIVATE KEY-----\n",
+    "a cut one": TLS_KEY.private_key_pem.bytes().decode()[:-200],
+    "another's": trustme.CA().issue_cert("127.0.0.1").private_key_pem.bytes().decode() + PRIVATE_KEY,
+    "no key": WRONG_KEY,
+}
+
+
+async def test_no_secret_comes_out_of_a_listener_with_tls(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(b"".join(one.bytes() for one in TLS_KEY.cert_chain_pems))
+    key.write_bytes(TLS_KEY.private_key_pem.bytes())
+    config = config_in(tmp_path)
+    config["listeners"] = {"data": {"port": 0, "tls": {"cert": str(cert), "key": str(key)}}, "admin": {"port": 0}}
+    strangers = [one for one in heads(KEYS) if one.name != "no host"][::4]
+    said: list[tuple[str, bytes]] = []
+    async with gateway_process(config, env=ENVIRONMENT) as gateway:
+        await ask_all(gateway.port, strangers, said)
+        with pytest.raises(ssl.SSLError):  # who does not trust it
+            await asyncio.open_connection("127.0.0.1", gateway.port, ssl=ssl.create_default_context())
+        for page in ("/config_dump", "/server_info", "/metrics"):
+            asked = request("GET", page, None, bearer(ADMIN_KEY))
+            said.append((page, await said_on(gateway.admin_port, asked)))
+        for text in KEY_FILES.values():
+            key.write_text(text)
+            await told(gateway, "certificate_not_renewed")
+        said.append(("the log", gateway.log.encode()))
+    for name, text in KEY_FILES.items():
+        key.write_text(text)
+        (tmp_path / "gateway.yaml").write_text(written(config, tmp_path))
+        done = await command("serve", str(tmp_path / "gateway.yaml"), env=ENVIRONMENT)
+        assert done.code != 0
+        said.append((name, f"{done.out}{done.err}".encode()))
+    assert leaks(said) == []
+
+
+@pytest.mark.parametrize("text", [f"{MADE_KEY}\n", f'{{"name":"a","digest":"{MADE_KEY}"}}\n', f'{{"key":"{MADE_KEY}'])
+async def test_no_secret_comes_out_of_a_keys_file_that_is_none(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(written(config_in(tmp_path), tmp_path))
+    (tmp_path / "keys.db").write_text(text)
+    done = await command("serve", str(file), env=ENVIRONMENT)
+    assert done.code != 0
+    assert leaks([("boot", f"{done.out}{done.err}".encode())]) == []
