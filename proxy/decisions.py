@@ -17,8 +17,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from .exchange import Exchange
     from .plan import Plan, Target, Vetoed
 
@@ -78,7 +76,7 @@ class Facts(NamedTuple):
     strategy: str
     plan: Plan | None
     overruled: tuple[Vetoed, ...]
-    skipped: Iterable[Vetoed]
+    skipped: tuple[Vetoed, ...]
     attempts: tuple[tuple[Any, ...], ...]
 
 
@@ -232,7 +230,7 @@ def _candidates(facts: Facts) -> list[dict[str, Any]]:
             {**_target(target), "rank": rank, "score": score, "veto": None, "soft": None, "overruled": overruled}
         )
     for one in facts.skipped:
-        if one.target in plan.targets:  # on_attempt did not let it pass
+        if one.target in plan.targets:  # a filter did not let it pass, or it had no room
             found[plan.targets.index(one.target)] |= {"veto": one.reason, "soft": one.soft}
     found += [
         {**_target(one.target), "rank": None, "score": None, "veto": one.reason, "soft": one.soft, "overruled": None}

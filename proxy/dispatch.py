@@ -58,7 +58,7 @@ class Dispatch:
     """The attempts of one exchange, one after the other."""
 
     __slots__ = (
-        "_current", "_hedging", "_last", "_next", "_plan", "_skipped", "_timer", "_tried", "_waits", "_waits_until",
+        "_current", "_hedging", "_last", "_next", "_plan", "_timer", "_waits", "_waits_until",
         "answer", "operation", "run",
     )  # fmt: skip
 
@@ -68,8 +68,6 @@ class Dispatch:
         self.answer: Answer | None = None
         """The committed answer: from here on nobody else is asked."""
         self._plan = NO_PLAN
-        self._tried: list[Attempt] = []
-        self._skipped: list[Vetoed] = []
         self._current: Attempt | None = None
         self._hedging: Hedging | None = None
         self._last: WholeAnswer | None = None
@@ -92,6 +90,7 @@ class Dispatch:
         `yielding` False those filters alone that say so of themselves."""
         ex = self.run.ex
         vetoes = ex.vetoes if yielding else [veto for veto in ex.vetoes if not veto.yields]
+        ex.skipped = ()
         plan = ex.plan = self._plan = build_plan(
             ex.candidates, vetoes, ex.scorer, self.run.engine.clock.monotonic(), soft=soft
         )
@@ -102,8 +101,9 @@ class Dispatch:
 
     def _exhausted(self) -> None:
         """Nobody can be asked now: refuse, wait, or ask who rests; as the model's entry says. Raises GatewayError."""
-        run, vetoed = self.run, (*self._plan.vetoed, *self._skipped)
+        run = self.run
         engine, ex = run.engine, run.ex
+        vetoed = (*self._plan.vetoed, *ex.skipped)
         now = engine.clock.monotonic()
         policy = ex.graph.models.exhaustion(ex.model)
         ex.overruled = vetoed
@@ -303,13 +303,12 @@ class Dispatch:
             target.cluster.retry_budget.count_first(now)
         ex.attempts.append(attempt)
         ex.attempt = self._current = attempt
-        self._tried.append(attempt)
         try:
-            attempt.start(request, self._needs(target) if len(self._tried) > 1 or target.cluster.asks else PLAIN)
+            attempt.start(request, self._needs(target) if len(ex.attempts) > 1 or target.cluster.asks else PLAIN)
         except OverloadError as error:
             self._undo(attempt, UNHEALTHY if isinstance(error, NoTargetError) else OVERLOADED)
             return False
-        if ex.retry is not None and ex.retry.hedge is not None and len(self._tried) == 1 and self._is_stream():
+        if ex.retry is not None and ex.retry.hedge is not None and len(ex.attempts) == 1 and self._is_stream():
             self._hedging = Hedging(self, attempt, target.cluster.hedge(target.model, ex.retry.hedge))
         return True
 
@@ -325,10 +324,9 @@ class Dispatch:
         """The cluster had no room for a request of its size: no attempt was made, and the filters hear of its end."""
         ex = self.run.ex
         ex.attempts.remove(attempt)
-        self._tried.remove(attempt)
         ex.attempt = ex.attempts[-1] if ex.attempts else None
         self._current = None
-        self._skipped.append(Vetoed(attempt.target, reason, soft=True))
+        ex.skipped += (Vetoed(attempt.target, reason, soft=True),)
         attempt.ended_at = self.run.engine.clock.monotonic()
         attempt.cancelled = True
         self._tell_end(attempt)
@@ -343,9 +341,9 @@ class Dispatch:
         ex, cluster, ledger = self.run.ex, target.cluster, self.run.engine.ledger
         tokens = ledger.estimate_tokens(ex) if cluster.counts_tokens else ledger.weigh(ex)
         key = affinity(ex) if cluster.is_sticky else None
-        if len(self._tried) == 1:
+        if len(ex.attempts) == 1:
             return Needs(tokens, key, ex.region)
-        avoid = tuple(made.host for made in self._tried if made.host is not None and made.target is target)
+        avoid = tuple(made.host for made in ex.attempts if made.host is not None and made.target is target)
         return Needs(tokens, key, ex.region, avoid)
 
     def _request(self, attempt: Attempt, target: Target) -> UpstreamRequest:
@@ -385,8 +383,7 @@ class Dispatch:
                     self.run.bug(crash, moment="on_attempt_end")
             if not isinstance(stop, SkipTarget):
                 raise
-            self._skipped.append(Vetoed(attempt.target, stop.reason, soft=False))
-            ex.skipped = self._skipped
+            ex.skipped += (Vetoed(attempt.target, stop.reason, soft=False),)
             return False
         return True
 
@@ -394,7 +391,7 @@ class Dispatch:
         for veto in self.run.ex.vetoes:
             if veto.check(target) is not None:
                 return True
-        return any(target is skipped.target for skipped in self._skipped)
+        return any(target is skipped.target for skipped in self.run.ex.skipped)
 
     def _strained(self, target: Target) -> bool:
         cluster = target.cluster
@@ -402,7 +399,7 @@ class Dispatch:
 
     def _spare(self, target: Target) -> bool:
         """Whether it has an endpoint or a key that this exchange has not tried."""
-        made = [attempt for attempt in self._tried if attempt.target is target]
+        made = [attempt for attempt in self.run.ex.attempts if attempt.target is target]
         hosts = [attempt.host for attempt in made if attempt.host is not None]
         keys = [attempt.credential for attempt in made if attempt.credential is not None]
         return target.cluster.has_spare(target.model, self.run.engine.clock.monotonic(), hosts, keys)
@@ -417,7 +414,7 @@ class Dispatch:
         remaining = self._remaining()
         step = next_step(
             self._plan,
-            [attempt.target for attempt in self._tried],
+            [attempt.target for attempt in ex.attempts],
             error,
             remaining=remaining,
             rng=run.engine.rng,
@@ -435,9 +432,14 @@ class Dispatch:
         return step if affordable else None
 
     def _queue(self, error: GatewayError) -> bool:
-        """Let the next attempt follow after its back-off, if there may be one."""
+        """Let the next attempt follow after its back-off, if there may be one. Who had no room before may have some
+        now."""
+        ex = self.run.ex
+        skipped = ex.skipped
+        ex.skipped = tuple([one for one in skipped if not one.soft]) if skipped else ()
         step = self._step(error)
         if step is None:
+            ex.skipped = skipped
             return False
         step.target.cluster.retries_waiting += 1
         self._next = step.target

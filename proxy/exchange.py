@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ModelNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from .accounting.estimate import PromptEstimate
     from .accounting.record import Outcome
@@ -156,8 +156,9 @@ class Exchange:
         """The latest one that was made for it."""
         self.overruled: tuple[Vetoed, ...] = ()
         """Soft vetoes that the plan passes over, because nobody was left."""
-        self.skipped: Sequence[Vetoed] = ()
-        """Targets of the plan that an `on_attempt` has skipped."""
+        self.skipped: tuple[Vetoed, ...] = ()
+        """Targets of the plan that an `on_attempt` has skipped, or that had no room when they were asked. Not asked
+        again before the next plan; for want of room, not before the next failure."""
         self.timings: Timings | None = None
         """When each filter began, where the caller asks for an explanation."""
         self.provider: str | None = None

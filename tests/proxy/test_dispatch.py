@@ -18,8 +18,9 @@ from headgate.proxy.errors import (
     ProtocolError,
 )
 from headgate.proxy.filter import Filter, SkipTarget
+from headgate.proxy.models import QUEUE, REJECT, Exhaustion
 from headgate.proxy.plan import CROWD, CROWD_SECONDS
-from headgate.proxy.upstream.cluster import Timeouts
+from headgate.proxy.upstream.cluster import OVERLOADED, Timeouts
 from headgate.proxy.upstream.limits import LimitSettings
 from tests_support.answers import chat_completion, error_response, json_response, response_head
 from tests_support.downstream import FakeDownstream
@@ -607,6 +608,78 @@ async def test_where_nobody_has_room_the_answer_says_so() -> None:
     exchange = relay.ask(BODY)
     assert (exchange.downstream.status, exchange.error["code"]) == (503, "overloaded")
     assert (exchange.row.attempts, len(watch.begun), len(watch.ended)) == (0, 1, 1)
+    assert relay.at_rest()
+
+
+def take_room(relay: Relay, at: int) -> None:
+    """No call of any size fits into a provider any more."""
+    relay.clusters[at].set_limits(LimitSettings(tokens=10), 0.0, relay.clock.monotonic())
+
+
+def give_room(relay: Relay, at: int) -> None:
+    relay.clusters[at].set_limits(LimitSettings(), 0.0, relay.clock.monotonic())
+
+
+async def test_waiting_for_room_remembers_each_target_once() -> None:
+    relay = Relay(providers=2, on_exhausted=Exhaustion(QUEUE, 60.0))
+    take_room(relay, 0)
+    take_room(relay, 1)
+    relay.ask(BODY)
+    [run] = relay.engine.live
+    for _ in range(100):
+        relay.clock.advance(0.05)
+    assert [(one.target.cluster.name, one.reason) for one in run.ex.skipped] == [
+        ("up0", OVERLOADED),
+        ("up1", OVERLOADED),
+    ]
+    give_room(relay, 1)
+    relay.clock.advance(0.05)
+    relay.providers[1].last.feed(GOOD)
+    assert relay.engine.waiting == 0
+    assert relay.at_rest()
+
+
+async def test_an_explanation_says_who_had_no_room() -> None:
+    relay = Relay(providers=2)
+    take_room(relay, 0)
+    exchange = relay.ask(BODY)
+    relay.providers[1].last.feed(GOOD)
+    decision = relay.engine.decisions.find(exchange.row.id)
+    assert decision is not None
+    assert f"up0/m was not asked: {OVERLOADED}." in decision["why"]
+
+
+@pytest.mark.parametrize("on_exhausted", [REJECT, Exhaustion(QUEUE, 60.0)])
+async def test_a_target_that_had_no_room_is_asked_once_it_has(on_exhausted: Exhaustion) -> None:
+    relay = Relay(providers=2, on_exhausted=on_exhausted)
+    take_room(relay, 0)
+    if on_exhausted.kind == QUEUE:
+        take_room(relay, 1)
+    exchange = relay.ask(BODY)
+    give_room(relay, 1)
+    relay.clock.advance(0.05)
+    assert asked(relay) == [0, 1]
+    give_room(relay, 0)
+    fail(relay, 1)
+    relay.clock.advance(BACKOFF)
+    assert asked(relay) == [1, 1]
+    relay.providers[0].last.feed(GOOD)
+    row = exchange.row
+    assert (row.outcome, row.provider, row.attempts) == ("ok", "up0", 2)
+    decision = relay.engine.decisions.find(row.id)
+    assert decision is not None
+    assert [one["veto"] for one in decision["candidates"]] == [None, None]
+
+
+async def test_a_target_that_still_has_no_room_after_a_failure_is_passed_over() -> None:
+    relay = Relay(providers=3)
+    take_room(relay, 1)
+    exchange = relay.ask(BODY)
+    fail(relay, 0)
+    relay.clock.advance(BACKOFF)
+    assert asked(relay) == [1, 0, 1]
+    relay.providers[2].last.feed(GOOD)
+    assert (exchange.row.attempts, relay.clusters[1].rq_retry) == (2, 0)
     assert relay.at_rest()
 
 

@@ -28,7 +28,7 @@ from headgate.proxy.clock import Deadlines
 from headgate.proxy.engine import Engine
 from headgate.proxy.faces import FaceTable
 from headgate.proxy.graph import Graph, Route
-from headgate.proxy.models import ModelTable, ModelTarget
+from headgate.proxy.models import REJECT, Exhaustion, ModelTable, ModelTarget
 from headgate.proxy.upstream.cluster import Cluster, Timeouts
 from headgate.proxy.upstream.credentials import Credential
 from headgate.proxy.upstream.host import Host
@@ -118,7 +118,7 @@ def _key() -> Credential:
 
 class Relay:
     """`providers` are asked in their order. `before` stands above `retry` in the chain, and `filters` below it;
-    `retry` None makes one attempt only."""
+    `retry` None makes one attempt only; `on_exhausted` is every model's."""
 
     def __init__(
         self,
@@ -131,6 +131,7 @@ class Relay:
         has_credential: bool = False,
         price: Price | None = None,
         lines: Lines | None = None,
+        on_exhausted: Exhaustion = REJECT,
     ) -> None:
         self.clock = FakeClock()
         self.lines = lines or Lines()
@@ -158,7 +159,7 @@ class Relay:
             prefix=Chain(links[:length]),
             routes=[],
             default=Route("default", Chain(links, length)),
-            models=ModelTable({"*": targets}, clusters, frozenset()),
+            models=ModelTable({"*": targets}, clusters, frozenset(), {"*": on_exhausted}),
             prices=None,
             clusters=clusters,
             body_limit=1 << 25,
