@@ -1,7 +1,7 @@
 """How often, and after what, a failed attempt is followed by another.
 
 The filter only installs a policy; whether a retry really happens is decided where the failure is seen
-(proxy/dispatch.py), by the policy, by what is left to try, and by the budget of the provider it would go to.
+(proxy/succession.py), by the policy, by what is left to try, and by the budget of the provider it would go to.
 
 Not here: time-outs (`providers.*.timeouts`).
 

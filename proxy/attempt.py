@@ -15,7 +15,7 @@ the request's body still goes up is EARLY: it is put off until the body is over.
 All its waits share one deadline in the coarse timer, moved by whatever happens. It never counts the time in which the
 client is behind: a provider that is not read cannot be late.
 
-Not here: what follows a failure (dispatch.py).
+Not here: what follows a failure (succession.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One request and what became of it: the object every filter sees.
 
 Slotted and plain. It holds facts and decisions, never behaviour of the engine: who moves it along is run.py,
-dispatch.py, attempt.py and answer.py.
+succession.py, dispatch.py, attempt.py and answer.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The first attempt is not given up: whichever commits first is the answer, and th
 What it has cost by then, its prompt, stands on the exchange's row. Until one commits, either may fail, and as long as
 the other is under way nothing follows.
 
-How late is late, and how much may be spent, is upstream/hedge.py; what follows when both have failed, dispatch.py.
+How late is late, and how much may be spent, is upstream/hedge.py; what follows when both have failed is succession.py.
 """
 
 from __future__ import annotations
