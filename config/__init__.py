@@ -19,7 +19,7 @@ from .effective import dump
 from .endpoints import MOCK_URL, EndpointConfig
 from .errors import ConfigError, Problem
 from .events import Events, Spool
-from .gateway import GatewayConfig, Prices, Routing, Stores
+from .gateway import GatewayConfig, Prices, Routing
 from .guard import GuardConfig, GuardRule
 from .headers import HeaderRules, HeadersConfig
 from .listeners import Limits, Listener, Listeners, is_loopback
@@ -31,6 +31,7 @@ from .resilience import HealthCheck, OutlierDetection, ProviderLimits
 from .routes import Match, Route
 from .schema import json_schema
 from .secret import Secret
+from .stores import Redis, Stores
 
 __all__ = [
     "MOCK_URL",
@@ -63,6 +64,7 @@ __all__ = [
     "Provider",
     "ProviderLimits",
     "RateLimitConfig",
+    "Redis",
     "RetryBudget",
     "RetryConfig",
     "Route",

@@ -14,6 +14,7 @@ from .listeners import Limits, Listeners
 from .models import Model
 from .providers import Provider
 from .routes import Route
+from .stores import Stores
 
 
 def _version(value: object) -> object:
@@ -34,14 +35,6 @@ class Routing(Section):
 
     mode: Literal["direct"] = "direct"
     """`direct`: straight to the provider. Default direct."""
-
-
-class Stores(Section):
-    """Where filters count what must outlive an exchange."""
-
-    default: Literal["auto", "memory", "shared"] = "auto"
-    """`memory`: in the process, which must be the only one. `shared`: in memory that all workers of the host share.
-    `auto`: memory for one worker, shared for more. Default auto."""
 
 
 class GatewayConfig(Section):

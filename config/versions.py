@@ -10,12 +10,13 @@ from typing import Final
 from pydantic import BaseModel
 
 from .events import Events
-from .gateway import GatewayConfig, Routing, Stores
+from .gateway import GatewayConfig, Routing
 from .guard import GuardConfig, GuardRule
 from .listeners import Listeners
 from .models import Model
 from .providers import Provider
 from .routes import Route
+from .stores import Stores
 
 LATER_FILTERS: Final = frozenset({"budget", "cache", "classifier", "strategy"})
 

@@ -13,6 +13,7 @@ makes `.types/tests_support`.
     traffic     the recorded traffic of ../shared/data, and an independent reading of streams
     relay       Relay: the real engine between FakeDownstream and FakeEndpoints, on a FakeClock
     heard       requests as a provider heard them directly and through the gateway, compared
+    redis       RedisServer, a real one, and RedisProxy: what can happen on the way to it
     process     gateway_process: the real command, for signals, workers and crashes
     gateway     running_gateway: the data half in this process, and configs for it
     admin       running_admin: the admin listener beside such a gateway
