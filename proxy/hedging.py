@@ -39,7 +39,7 @@ class Hedging:
     def committed(self, attempt: Attempt, now: float) -> None:
         """It is the answer: the other one is no longer wanted."""
         self.stop()
-        self._hedge.on_first_token(now - self.first.started, now)
+        self._learn(now)
         other = self.other(attempt)
         if other is not None:
             self._dispatch.lose(other)
@@ -47,7 +47,7 @@ class Hedging:
     def left(self, now: float) -> None:
         """The client did not wait for either. Not to count a long wait would make the delay ever shorter."""
         if self.rival is not None:
-            self._hedge.on_first_token(now - self.first.started, now)
+            self._learn(now)
         self.stop()
 
     def other(self, attempt: Attempt) -> Attempt | None:
@@ -60,6 +60,11 @@ class Hedging:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _learn(self, now: float) -> None:
+        """How long the first attempt has taken, unless it failed: then others have, and it is no measure."""
+        if self.first.error is None:
+            self._hedge.on_first_token(now - self.first.started, now)
 
     def _late(self) -> None:
         self._timer = None

@@ -122,6 +122,33 @@ async def test_the_bound_of_attempts_holds_for_hedges_too() -> None:
     finish(exchange, relay, 0)
 
 
+async def test_nothing_is_learned_from_a_first_attempt_that_failed() -> None:
+    """How long another took after it says nothing of when a first token is late."""
+    relay = relay_with(providers=2, learned=False)
+    for _ in range(120):
+        exchange = relay.ask(STREAM)
+        relay.providers[0].last.feed(error_response(500, "no"))
+        relay.clock.advance(BACKOFF)
+        relay.providers[1].last.feed(WHOLE)
+        assert exchange.row.outcome == "ok"
+    relay.ask(STREAM)
+    relay.clock.advance(10)
+    assert len(relay.providers[0].calls) == 1
+
+
+async def test_nor_where_the_client_left_its_rival() -> None:
+    relay = relay_with()
+    for _ in range(20):
+        exchange = relay.ask(STREAM)
+        relay.clock.advance(2 * USUAL)
+        relay.providers[0].calls[0].feed(error_response(500, "no"))
+        relay.clock.advance(5)
+        exchange.downstream.leave()
+    relay.ask(STREAM)
+    relay.clock.advance(2 * USUAL)
+    assert len(relay.providers[0].calls) == 2, "late is what it was"
+
+
 @pytest.mark.parametrize("loser", [0, 1])
 async def test_when_one_fails_the_other_goes_on(loser: int) -> None:
     relay = relay_with()
