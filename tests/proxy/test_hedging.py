@@ -138,11 +138,11 @@ async def test_nothing_is_learned_from_a_first_attempt_that_failed() -> None:
 
 async def test_nor_where_the_client_left_its_rival() -> None:
     relay = relay_with()
-    for _ in range(20):
+    for _ in range(10):
         exchange = relay.ask(STREAM)
         relay.clock.advance(2 * USUAL)
         relay.providers[0].calls[0].feed(error_response(500, "no"))
-        relay.clock.advance(5)
+        relay.clock.advance(2)
         exchange.downstream.leave()
     relay.ask(STREAM)
     relay.clock.advance(2 * USUAL)
