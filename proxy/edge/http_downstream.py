@@ -144,8 +144,9 @@ class HttpDownstream(Downstream):
                 self.abort()
                 return True
         unsent = self._unsent
-        if unsent is None:
-            connection.send(data)
+        if unsent is None:  # `send`, without a call: this runs for every event
+            connection.progress.written += len(data)
+            connection.transport.write(data)
         else:
             self._unsent = None
             connection.answer_begins()

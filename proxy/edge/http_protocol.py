@@ -68,8 +68,7 @@ class HttpProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_client", "context", "_exchange", "_idle_since", "_leftover", "_linger_until", "_loop",
-        "_now", "_phase", "_progress", "_reading_paused", "_transport", "deadline", "limits",
-        "unread", "write_paused",
+        "_now", "_phase", "_reading_paused", "deadline", "limits", "progress", "transport", "unread", "write_paused",
     )  # fmt: skip
 
     def __init__(
@@ -84,14 +83,14 @@ class HttpProtocol(asyncio.Protocol):
         self.context = context
         self._now = context.clock.monotonic
         self._loop = _loop or asyncio.get_running_loop()
-        self._transport: asyncio.Transport
+        self.transport: asyncio.Transport
         self._client = ""
         self._exchange: HttpDownstream | None = None
         self._leftover: RequestBody | None = None
         self._phase = HEAD
         self._advancing = self._reading_paused = False
         self._idle_since = self._linger_until = 0.0
-        self._progress = WriteProgress(context.limits)
+        self.progress = WriteProgress(context.limits)
         self.limits = context.limits
         self.deadline = NEVER
         self.unread = b""
@@ -104,8 +103,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         context, limits = self.context, self.limits
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(limits.write_buffer)
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(limits.write_buffer)
         peer = transport.get_extra_info("peername")
         self._client = peer[0] if isinstance(peer, tuple) else ""
         context.stats.accepted += 1
@@ -173,7 +172,7 @@ class HttpProtocol(asyncio.Protocol):
             if self.deadline == _SOON:
                 self._idle_since = now
             self.deadline = self._idle_since + (limits.last_call if self.context.draining else limits.keep_alive)
-            if self.deadline <= now and not has_unread(self._transport):
+            if self.deadline <= now and not has_unread(self.transport):
                 self.context.stats.idle_closed += 1
                 self._close()
         elif phase is BODY:
@@ -199,7 +198,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close at once if idle; an answer under way says `connection: close` where it has not begun."""
-        if self.is_idle and not has_unread(self._transport):
+        if self.is_idle and not has_unread(self.transport):
             self._close()
 
     def last_call(self) -> None:
@@ -213,7 +212,7 @@ class HttpProtocol(asyncio.Protocol):
         """Reset, whatever is under way; its acceptor hears that the client is gone."""
         self._phase = LINGER
         self.deadline = NEVER
-        self._transport.abort()
+        self.transport.abort()
 
     # What the request being served calls
 
@@ -224,11 +223,11 @@ class HttpProtocol(asyncio.Protocol):
 
     def send(self, data: bytes, more: bytes = b"") -> None:
         """Hand bytes to the transport; they leave in this turn of the loop unless the client is behind."""
-        self._progress.written += len(data) + len(more)
+        self.progress.written += len(data) + len(more)
         if more:
-            self._transport.writelines((data, more))
+            self.transport.writelines((data, more))
         else:
-            self._transport.write(data)
+            self.transport.write(data)
 
     def answer_begins(self) -> None:
         """From here on a client that takes nothing is noticed."""
@@ -296,12 +295,12 @@ class HttpProtocol(asyncio.Protocol):
         full = len(self.unread) > self.limits.unread and self._phase is not LINGER
         if self.unread and self._exchange is not None and self._exchange.body_paused:
             full = True
-        if full is not self._reading_paused and not self._transport.is_closing():
+        if full is not self._reading_paused and not self.transport.is_closing():
             self._reading_paused = full
             if full:
-                self._transport.pause_reading()
+                self.transport.pause_reading()
             else:
-                self._transport.resume_reading()
+                self.transport.resume_reading()
 
     def _begin(self) -> bool:
         """Read a head and hand the request over. Whether that was possible."""
@@ -376,10 +375,10 @@ class HttpProtocol(asyncio.Protocol):
         self.unread = b""
         self._leftover = None
         now = self._now()
-        self._progress.begin(now)
+        self.progress.begin(now)
         self._linger_until = now + self.limits.linger
         self.deadline = now + self.limits.linger_idle
-        transport = self._transport
+        transport = self.transport
         if transport.is_closing():
             return
         if linger and transport.can_write_eof():
@@ -397,7 +396,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _watches_writing(self, now: float) -> bool:
         """Whether bytes wait for the client; sees to the next look at them, or to the end of a client that stalls."""
-        progress, transport = self._progress, self._transport
+        progress, transport = self.progress, self.transport
         if self.deadline == _SOON:
             progress.begin(now)
         if progress.has_stalled(transport, now):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headgate.dialects.chat_stream import StoredChat
 from headgate.dialects.objects import ResponseWatch, read_id, read_object, read_response
-from headgate.dialects.openai import StoredChat
 from headgate.dialects.responses import _EVENTS, StoredStream
 from headgate.proxy.stateful import NOTHING, Said
 from tests_support.answers import chat_chunks, event, response_events, response_object, typed_event

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.dialects.openai import Chat, ChatStream, OpenAI
+from headgate.dialects.chat_stream import ChatStream
+from headgate.dialects.openai import Chat, OpenAI
 from headgate.dialects.sse import EventSplitter
 from headgate.proxy.accounting.usage import Usage
 from headgate.proxy.errors import BrokenAnswerError, GatewayError
