@@ -209,6 +209,7 @@ class Gateway:
             deadlines=self.deadlines,
             rng=self._rng,
             ledger=Ledger(self.spool, Estimator(), self.worker),
+            sampled=self.config.events.decisions.inputs_percent / 100,
         )
         await find_models(graph, self.clock)
         self._found = FoundModels(self.engine)

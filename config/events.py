@@ -2,9 +2,11 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from .fields import Duration, Section, Size
+from pydantic import Field
+
+from .fields import Duration, Rate, Section, Size
 
 
 class Spool(Section):
@@ -18,6 +20,13 @@ class Spool(Section):
 
     on_full: Literal["drop", "refuse"] = "drop"
     """When it is full: `drop` the record, counted and shown, or `refuse` the request (503). Default drop."""
+
+
+class Decisions(Section):
+    """What is remembered of why exchanges went as they did, in the memory of each worker."""
+
+    inputs_percent: Annotated[Rate, Field(le=100)] = 1
+    """Of how many, in percent, the state of every candidate is kept, too. Default 1."""
 
 
 class Events(Section):
@@ -34,6 +43,9 @@ class Events(Section):
 
     max_size: Size = 1 << 30
     """Bytes the database may take; the oldest records go first. Default 1GiB."""
+
+    decisions: Decisions = Decisions()
+    """What is remembered of decisions. Default inputs of 1 percent."""
 
     spool: Spool = Spool()
     """The files before the store. Default ./headgate-spool, 256MiB, drop."""

@@ -4,16 +4,17 @@ On the request's path nothing is rendered and nothing is copied that is not plai
 tuple of strings, numbers and its plan. The exchange itself is not kept, so neither are its bodies, its headers or any
 secret; of an error its code and the message that the client has read. Whoever asks pays for the rest.
 
-What is kept is bounded by number: the latest exchanges, the latest of those that failed, and the latest of those that
-`auth` refused, so that neither traffic nor guessing drives out a failure.
+What is kept is bounded by number: the latest exchanges, the latest of those that failed, of those whose inputs were
+read, and of those that `auth` refused, so that neither traffic nor guessing drives out a failure.
 
-Not here: who may ask (run.py for the header, control/admin for the rest).
+Not here: what the state of a candidate was (decision_inputs.py), who may ask (run.py for the header, control/admin for
+the rest).
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 KEPT: Final = 4096
 KEPT_FAILED: Final = 1024
+KEPT_SAMPLED: Final = 256
 KEPT_UNKNOWN: Final = 256
-"""Exchanges of which the facts are kept in a worker: any, those that failed, and those that auth refused."""
+"""Exchanges of which the facts are kept in a worker: any, those that failed, those with their inputs, and those that
+auth refused."""
 
 MAX_FIELD: Final = 4096
 """Bytes of `x-headgate-explain`."""
@@ -78,6 +81,7 @@ class Facts(NamedTuple):
     overruled: tuple[Vetoed, ...]
     skipped: tuple[Vetoed, ...]
     attempts: tuple[tuple[Any, ...], ...]
+    inputs: dict[str, Any] | None
 
 
 def facts_of(ex: Exchange, now: float) -> tuple[Any, ...]:
@@ -99,18 +103,26 @@ def facts_of(ex: Exchange, now: float) -> tuple[Any, ...]:
         route.name if route is not None else "", ex.model[:_MODEL],
         route.chain.names if route is not None else ex.graph.prefix.names, ex.reached, ex.timings, ex.status,
         ex.outcome, error.code if error is not None else "", error.message[:_MESSAGE] if error is not None else "",
-        scorer.name if scorer is not None else "config-order", ex.plan, ex.overruled, ex.skipped, attempts,
+        scorer.name if scorer is not None else "config-order", ex.plan, ex.overruled, ex.skipped, attempts, ex.inputs,
     )  # fmt: skip
 
 
 class Decisions:
     """What one worker remembers."""
 
-    __slots__ = ("_failed", "_latest", "_unknown")
+    __slots__ = ("_failed", "_latest", "_sampled", "_unknown")
 
-    def __init__(self, *, kept: int = KEPT, failed: int = KEPT_FAILED, unknown: int = KEPT_UNKNOWN) -> None:
+    def __init__(
+        self,
+        *,
+        kept: int = KEPT,
+        failed: int = KEPT_FAILED,
+        sampled: int = KEPT_SAMPLED,
+        unknown: int = KEPT_UNKNOWN,
+    ) -> None:
         self._latest: deque[tuple[Any, ...]] = deque(maxlen=kept)
         self._failed: deque[tuple[Any, ...]] = deque(maxlen=failed)
+        self._sampled: deque[tuple[Any, ...]] = deque(maxlen=sampled)
         self._unknown: deque[tuple[Any, ...]] = deque(maxlen=unknown)
 
     def keep(self, ex: Exchange, now: float, *, known: bool) -> None:
@@ -122,10 +134,12 @@ class Decisions:
         self._latest.append(facts)
         if ex.outcome != "ok":
             self._failed.append(facts)
+        if ex.inputs is not None:
+            self._sampled.append(facts)
 
     def find(self, id_: str) -> dict[str, Any] | None:
         """The decision of this id, rendered; None where it is not kept any more, or never was here."""
-        for kept in (self._latest, self._failed, self._unknown):
+        for kept in (self._latest, self._failed, self._sampled, self._unknown):
             for facts in reversed(kept):
                 if facts[0] == id_:
                     return render(Facts._make(facts))
@@ -154,6 +168,8 @@ def render(facts: Facts) -> dict[str, Any]:
         "filters": _filters(facts),
         "strategy": facts.strategy if facts.plan is not None else None,
         "candidates": _candidates(facts),
+        "vetoes": _vetoes(facts),
+        "inputs": facts.inputs,
         "attempts": [_attempt(n, one, facts.started) for n, one in enumerate(attempts, 1)],
     }
     decision["why"] = _why(decision)
@@ -237,6 +253,12 @@ def _candidates(facts: Facts) -> list[dict[str, Any]]:
         for one in plan.vetoed
     ]
     return found
+
+
+def _vetoes(facts: Facts) -> dict[str, int]:
+    """How many candidates each reason has taken out."""
+    taken_out = (*(facts.plan.vetoed if facts.plan is not None else ()), *facts.skipped)
+    return dict(Counter(one.reason for one in taken_out))
 
 
 def _target(target: Target) -> dict[str, Any]:

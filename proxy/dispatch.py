@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .answer import Answer
 from .attempt import Attempt
+from .decision_inputs import read_inputs
 from .errors import (
     AnswerRefusedError,
     BusyStatusError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .answer import WholeAnswer
+    from .decision_inputs import Sampling
     from .dialect import AnswerFacts, RequestFacts, StreamReader
     from .errors import GatewayError
     from .exchange import Exchange
@@ -68,9 +70,20 @@ class Dispatch:
         ex = self.run.ex
         if ex.deadline < inf and self._remaining() <= 0:
             raise UpstreamTimeoutError("The time the caller gives was over before a provider could be asked.")
+        sampling = self.run.engine.sampling
+        sampling.left -= 1
+        if sampling.left < 0 or ex.timings is not None:
+            self._read_inputs(sampling)
         succession = self._succession
         if not succession.begin():
             succession.exhausted()
+
+    def _read_inputs(self, sampling: Sampling) -> None:
+        """This exchange is one of a sample, or its caller wants to know."""
+        if sampling.left < 0:
+            sampling.draw()
+        ex = self.run.ex
+        ex.inputs = read_inputs(ex, self.run.engine.clock.monotonic())
 
     def stop(self) -> None:
         """Nobody waits any more. What was delivered is settled, and no filter is left with an attempt that has not

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from .decision_inputs import Sampling
 from .decisions import Decisions
 from .errors import OverloadError, ShuttingDownError
 from .issuers import Issuers
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 class Engine:
     """What all exchanges of one worker share. The `Acceptor` of its edges.
 
-    `graph` is replaced whole on reload; exchanges under way keep theirs.
+    `graph` is replaced whole on reload; exchanges under way keep theirs. `sampled`: the share of exchanges of which the
+    inputs of their plan are kept.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Engine:
         deadlines: Deadlines,
         rng: Random,
         ledger: Ledger,
+        sampled: float = 0.0,
     ) -> None:
         self.graph = graph
         self.clock = clock
@@ -53,6 +56,7 @@ class Engine:
         self.issuers = Issuers(clock, ledger)
         self.stats = Stats()
         self.decisions = Decisions()
+        self.sampling = Sampling(sampled, rng)
         self.log: structlog.stdlib.BoundLogger = structlog.get_logger("headgate")
         self.live: set[Run] = set()
         self.lingering: set[Attempt] = set()

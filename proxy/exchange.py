@@ -107,6 +107,7 @@ class Exchange:
         "graph",
         "head",
         "id",
+        "inputs",
         "lost_cost_usd",
         "model",
         "is_stranger",
@@ -159,6 +160,8 @@ class Exchange:
         self.skipped: tuple[Vetoed, ...] = ()
         """Targets of the plan that an `on_attempt` has skipped, or that had no room when they were asked. Not asked
         again before the next plan; for want of room, not before the next failure."""
+        self.inputs: dict[str, Any] | None = None
+        """What its plan was made from, where that was read."""
         self.timings: Timings | None = None
         """When each filter began, where the caller asks for an explanation."""
         self.provider: str | None = None

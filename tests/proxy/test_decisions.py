@@ -199,7 +199,7 @@ async def test_an_exchange_is_freed_although_its_decision_is_kept() -> None:
 def exchange(id_: str, outcome: str = "ok") -> Any:
     """As much of one as is kept."""
     ex: Any = type("Kept", (), {})()
-    for name in ("route", "error", "scorer", "plan", "timings"):
+    for name in ("route", "error", "scorer", "plan", "timings", "inputs"):
         setattr(ex, name, None)
     ex.id, ex.outcome, ex.model, ex.wall, ex.started, ex.reached, ex.status = id_, outcome, "m", 0.0, 0.0, 0, 200
     ex.attempts, ex.overruled, ex.skipped = [], (), ()
@@ -222,7 +222,7 @@ def test_what_is_kept_is_bounded_and_failures_outlive_the_rest() -> None:
 def test_a_client_that_left_in_a_filter_interrupted_it() -> None:
     facts = Facts(
         "hg_1", 0.0, 0.0, 1.0, "v", "chat", "app", "", "", ("slow", "next"), 0, [(0, 0.25)], 499, "cancelled", "", "",
-        "config-order", None, (), (), (),
+        "config-order", None, (), (), (), None,
     )  # fmt: skip
     assert render(facts)["filters"] == [
         {"name": "slow", "verdict": "interrupted", "ms": 750.0},
