@@ -1,4 +1,4 @@
-"""One try at one target: has its answer really begun, and is it still moving?
+"""One try at one target: has its answer really begun?
 
 Until commit an attempt may fail and another take its place without the client noticing. A stream commits with its first
 event that has content, reasoning, refusal, audio, a tool call or a finish; role chunks and pings before it are held,
@@ -12,10 +12,7 @@ the bytes are answer.py's.
 A WebSocket is RELAYING from its 101 on, and any other good answer to it is a failure. A good answer that begins while
 the request's body still goes up is EARLY: it is put off until the body is over. A bad one ends the body.
 
-All its waits share one deadline in the coarse timer, moved by whatever happens. It never counts the time in which the
-client is behind: a provider that is not read cannot be late.
-
-Not here: what follows a failure (succession.py).
+Not here: how long it may take (patience.py), what follows a failure (succession.py).
 """
 
 from __future__ import annotations
@@ -25,11 +22,10 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from .answer import WholeAnswer
-from .clock import NEVER
 from .errors import BrokenAnswerError, ErrorEventError, ProtocolError, UpstreamTimeoutError
 from .headers import is_document
 from .json_splice import is_no_json, is_object
-from .upstream.call import CallReceiver
+from .patience import LINGER_SECONDS, Patience
 from .upstream.cluster import PLAIN
 
 if TYPE_CHECKING:
@@ -46,12 +42,9 @@ if TYPE_CHECKING:
     from .websocket.opening import Opening
 
 HELD_BYTES = 64 * 1024
-HELD_SECONDS = 2.0
 COLLECTED_BYTES = 8 * 1024 * 1024
 COLLECTED_PIECES = 4096
 """More are joined: a provider that sends byte by byte must not make us keep forty for each."""
-LINGER_SECONDS = 2.0
-"""How long the rest of a message may take after its terminal event, so that its connection can be used again."""
 
 
 class State(IntEnum):
@@ -69,27 +62,23 @@ class State(IntEnum):
 WAITING, EARLY, COLLECTING, HOLDING, RELAYING, LINGERING, OVER = State
 
 
-class Attempt(CallReceiver):
+class Attempt(Patience):
     """Filters read `number`, `target`, `host`, `status`, `error`, `cancelled` and the times (monotonic seconds)."""
 
     __slots__ = (
-        "_answer", "_call", "_dispatch", "_engine", "_first_token_by", "_head", "_paused_at", "_reader", "_size",
-        "_relayed", "_state", "_taken", "_total_at", "_upload", "cancelled", "credential", "deadline", "ended_at",
-        "error", "head_at", "host", "number", "opening", "request_id", "sent_at", "started", "status", "target",
-        "tokens",
+        "_answer", "_call", "_dispatch", "_head", "_reader", "_relayed", "_size", "_state", "_taken", "_upload",
+        "cancelled", "credential", "error", "host", "number", "opening", "request_id", "status", "target", "tokens",
     )  # fmt: skip
 
     def __init__(self, dispatch: Dispatch, number: int, target: Target, started: float) -> None:
+        run = dispatch.run
+        super().__init__(run.engine, run.ex, target.cluster.timeouts, started)
         self.number = number
         self.target = target
         self.host: Host | None = None
         """The endpoint that was picked; None while the cluster has no room."""
         self.credential: Credential | None = None
         self.tokens = 0
-        self.started = started
-        self.sent_at: float | None = None
-        self.head_at: float | None = None
-        self.ended_at: float | None = None
         self.status = 0
         self.error: GatewayError | None = None
         self.cancelled = False
@@ -97,9 +86,7 @@ class Attempt(CallReceiver):
         """The provider's."""
         self.opening: Opening | None = None
         """Where it is to open a session over a WebSocket."""
-        self.deadline = NEVER
         self._dispatch = dispatch
-        self._engine = dispatch.run.engine
         self._state = WAITING
         self._call: Call | None = None
         """None once the message has ended: there is nothing to pause or to cancel."""
@@ -110,18 +97,10 @@ class Attempt(CallReceiver):
         self._answer: Answer
         self._taken: list[bytes] = []
         self._size = 0
-        self._first_token_by = inf
-        self._total_at = inf
-        self._paused_at: float | None = None
         self._upload: Upload | None = None
 
     def __repr__(self) -> str:
         return f"<Attempt {self.number} at {self.target!r} {self._state.name.lower()}>"
-
-    @property
-    def paused(self) -> bool:
-        """The client is behind."""
-        return self._paused_at is not None
 
     # -- from the dispatcher and the answer
 
@@ -129,15 +108,15 @@ class Attempt(CallReceiver):
         """Begin. Until the request has been sent, it has as long for that as it may take in all.
 
         Raises GatewayError where the cluster has no room or no host."""
-        run, cluster = self._dispatch.run, self.target.cluster
-        self._total_at = self.deadline = min(self.started + cluster.timeouts.total, run.ex.deadline)
-        upload = self._upload = run.upload
+        upload = self._upload = self._dispatch.run.upload
         if upload is not None:
             # How long the client may take for its body is the edge's to say.
-            self._total_at = self.deadline = run.ex.deadline
+            self._total_at = self.deadline = self._client_by
             upload.watcher = self
-        self._call = cluster.start(request, self, self.target.model, self.started, needs)
-        run.engine.deadlines.add(self)
+        else:
+            self._total_at = self.deadline = min(self.started + self._timeouts.total, self._client_by)
+        self._call = self.target.cluster.start(request, self, self.target.model, self.started, needs)
+        self._engine.deadlines.add(self)
 
     def stop(self) -> None:
         """Nobody waits for it any more. Harmless when it is over."""
@@ -174,39 +153,22 @@ class Attempt(CallReceiver):
     def end_soon(self) -> None:
         """The provider has said that it failed: what else it has to say must come now."""
         now = self._now()
-        self._total_at = min(self._total_at, now + LINGER_SECONDS)
-        self._expect(now)
+        self._hasten(now)
+        self._expect(now, self._reader)
 
     def pause(self) -> None:
         """The client is behind."""
-        if self._paused_at is None:
-            self._paused_at = self._now()
-        self.deadline = self._total_at
+        self._rest()
         if self._call is not None:
             self._call.pause()
 
     def resume(self) -> None:
         """The client reads again."""
-        now = self._now()
-        if self._paused_at is not None:
-            self._first_token_by += now - self._paused_at
-            self._paused_at = None
-        self._expect(now)
+        self._wake(self._reader)
         if self._call is not None:
             self._call.resume()
 
     # -- from the provider
-
-    def on_sent(self, call: Call) -> None:
-        """The clock of the answer starts."""
-        run, timeouts = self._dispatch.run, self.target.cluster.timeouts
-        now = self.sent_at = run.engine.clock.monotonic()
-        self._total_at = self.deadline = min(now + timeouts.total, run.ex.deadline)
-        self._first_token_by = now + timeouts.first_token
-        if run.ex.face.websocket:
-            self.deadline = min(now + timeouts.connect, run.ex.deadline)
-        elif run.ex.facts is not None and run.ex.facts.stream:
-            self.deadline = min(self._first_token_by, self._total_at)
 
     def on_head(self, call: Call, head: ResponseHead) -> None:
         """Decide how this answer is taken: held, collected or relayed."""
@@ -227,7 +189,7 @@ class Attempt(CallReceiver):
             if head.status < 300 and not upload.abandoned and self._call is not None:
                 self._state = EARLY
                 self._call.pause()
-                self._total_at = self._dispatch.run.ex.deadline
+                self._total_at = self._client_by
                 if upload.behind:
                     self.body_waits()
                 else:
@@ -249,8 +211,8 @@ class Attempt(CallReceiver):
             self._reader = self._dispatch.open_stream(facts)
         if self._reader is not None:
             self._state = HOLDING
-            self.deadline = min(self._first_token_by, self._total_at, now + HELD_SECONDS)
-        elif self._dispatch.run.ex.head.method == "HEAD":
+            self._hold_until(now)
+        elif run.ex.head.method == "HEAD":
             self._commit()
         elif status >= 300 or not kind or is_document(kind):
             self._state = COLLECTING
@@ -268,7 +230,7 @@ class Attempt(CallReceiver):
             if state is RELAYING:
                 reader = self._reader
                 if reader is not None and reader.committed and self._paused_at is None:
-                    until = self._engine.deadlines.soon + self.target.cluster.timeouts.idle
+                    until = self._engine.deadlines.soon + self._timeouts.idle
                     if until > self._total_at:
                         until = self._total_at
                     self.deadline = until
@@ -330,7 +292,7 @@ class Attempt(CallReceiver):
     def body_waits(self) -> None:
         """The provider takes nothing: not for longer than it may be silent."""
         if self._state <= EARLY:
-            self.deadline = min(self._now() + self.target.cluster.timeouts.idle, self._total_at)
+            self._expect_progress()
 
     def body_flows(self) -> None:
         """It takes more."""
@@ -366,36 +328,18 @@ class Attempt(CallReceiver):
             return
         run = self._dispatch.run
         try:
-            if state is HOLDING and now < self._total_at and now < self._first_token_by:
+            if state is HOLDING and self._is_overheld(now):
                 self._commit()
             else:
-                error = UpstreamTimeoutError(f"The provider did not {self._overdue(now)} in time.")
+                sending = state <= EARLY and self._upload is not None and not self._upload.passed
+                what = self._overdue(now, self._reader, sending=sending)
+                error = UpstreamTimeoutError(f"The provider did not {what} in time.")
                 if state is RELAYING:
                     self._answer.on_error(error)
                 else:
                     self._fail(error)
         except Exception as error:
             run.crash(error)
-
-    def _overdue(self, now: float) -> str:
-        upload = self._upload
-        if self._state <= EARLY and upload is not None and not upload.passed:
-            return "take the request"
-        if self._dispatch.run.ex.face.websocket:
-            return "open the WebSocket"
-        if now >= self._total_at:
-            return "finish" if self.sent_at is not None else "take the request"
-        return "go on" if self._reader is not None and self._reader.committed else "send a first token"
-
-    def _expect(self, now: float) -> None:
-        """The deadline of an answer under way: a stream's first token, then its silence; and always the total."""
-        reader = self._reader
-        if reader is None or self._paused_at is not None:
-            self.deadline = self._total_at
-        elif reader.committed:
-            self.deadline = min(now + self.target.cluster.timeouts.idle, self._total_at)
-        else:
-            self.deadline = min(self._first_token_by, self._total_at)
 
     # -- before commit
 
@@ -460,7 +404,7 @@ class Attempt(CallReceiver):
         """From here on the client sees this attempt."""
         self._state = RELAYING
         taken, self._taken = b"".join(self._taken), []
-        self._expect(self._now())
+        self._expect(self._now(), self._reader)
         self._answer = self._dispatch.commit(self, self._head, self._reader)
         self._relayed = True
         self._answer.begin(taken)

@@ -175,7 +175,8 @@ class Dispatch:
         if error is None:
             if self._hedging is not None:
                 self._settle_race(whole.attempt)
-            self._send(whole)
+            self.answer = answer = Answer(self, whole.attempt, whole.head, None)
+            answer.send(whole)
         else:
             self._last = whole
             self.failed(whole.attempt, error)
@@ -240,7 +241,8 @@ class Dispatch:
             return
         ex.error = error
         ex.attempt = last.attempt
-        self._send(last)
+        self.answer = answer = Answer(self, last.attempt, last.head, None)
+        answer.send(last)
 
     # -- from the hedge
 
@@ -332,7 +334,3 @@ class Dispatch:
         elif isinstance(error, UpstreamAuthError) and whole.head.status == 401:
             cluster.refused(attempt, clock.monotonic())
         return error
-
-    def _send(self, whole: WholeAnswer) -> None:
-        self.answer = Answer(self, whole.attempt, whole.head, None)
-        self.answer.send(whole)

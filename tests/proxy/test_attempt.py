@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from headgate.proxy.attempt import COLLECTED_BYTES, COLLECTED_PIECES, HELD_BYTES, HELD_SECONDS, LINGER_SECONDS
+from headgate.proxy.attempt import COLLECTED_BYTES, COLLECTED_PIECES, HELD_BYTES
 from headgate.proxy.errors import ConnectError
 from headgate.proxy.filter import Filter
+from headgate.proxy.patience import HELD_SECONDS, LINGER_SECONDS
 from headgate.proxy.upstream.cluster import Timeouts
 from tests_support.answers import (
     DONE,

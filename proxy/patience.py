@@ -1,0 +1,119 @@
+"""Is an attempt still moving, or is it late? One deadline in the coarse timer, moved by whatever happens.
+
+Until the request has been sent it may take as long for that as for everything; a body that comes from the client is the
+edge's to hurry. Once it is sent, a plain answer has a total; a stream has its first token and each silence besides; a
+session over a WebSocket has its opening, and then no end that a clock would know.
+
+The time in which the client is behind is never counted: a provider that is not read cannot be late.
+
+Not here: what follows when it is late (attempt.py).
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+from .clock import NEVER
+from .upstream.call import CallReceiver
+
+if TYPE_CHECKING:
+    from .dialect import StreamReader
+    from .engine import Engine
+    from .exchange import Exchange
+    from .upstream.call import Call
+    from .upstream.cluster import Timeouts
+
+HELD_SECONDS = 2.0
+"""How long the beginning of a stream is held, from its head on."""
+LINGER_SECONDS = 2.0
+"""How long the rest of a message may take after its terminal event, so that its connection can be used again."""
+
+
+class Patience(CallReceiver):
+    """The times of an attempt. All are monotonic seconds; `deadline` is when it will be late."""
+
+    __slots__ = (
+        "_client_by", "_engine", "_first_token_by", "_is_session", "_paused_at", "_streams", "_timeouts", "_total_at",
+        "deadline", "ended_at", "head_at", "sent_at", "started",
+    )  # fmt: skip
+
+    def __init__(self, engine: Engine, ex: Exchange, timeouts: Timeouts, started: float) -> None:
+        self.started = started
+        self.sent_at: float | None = None
+        self.head_at: float | None = None
+        self.ended_at: float | None = None
+        self.deadline = NEVER
+        self._engine = engine
+        self._timeouts = timeouts
+        self._client_by = ex.deadline
+        self._is_session = ex.face.websocket
+        self._streams = ex.facts is not None and ex.facts.stream
+        self._first_token_by = inf
+        self._total_at = inf
+        self._paused_at: float | None = None
+
+    @property
+    def paused(self) -> bool:
+        """The client is behind."""
+        return self._paused_at is not None
+
+    def on_sent(self, call: Call) -> None:
+        """The clock of the answer starts."""
+        timeouts, by = self._timeouts, self._client_by
+        now = self.sent_at = self._engine.clock.monotonic()
+        self._total_at = self.deadline = min(now + timeouts.total, by)
+        self._first_token_by = now + timeouts.first_token
+        if self._is_session:
+            self.deadline = min(now + timeouts.connect, by)
+        elif self._streams:
+            self.deadline = min(self._first_token_by, self._total_at)
+
+    def _hold_until(self, now: float) -> None:
+        """The head of a stream is here, and its beginning is awaited."""
+        self.deadline = min(self._first_token_by, self._total_at, now + HELD_SECONDS)
+
+    def _expect(self, now: float, reader: StreamReader | None) -> None:
+        """The deadline of an answer under way: a stream's first token, then its silence; and always the total."""
+        if reader is None or self._paused_at is not None:
+            self.deadline = self._total_at
+        elif reader.committed:
+            self.deadline = min(now + self._timeouts.idle, self._total_at)
+        else:
+            self.deadline = min(self._first_token_by, self._total_at)
+
+    def _expect_progress(self) -> None:
+        """The provider takes nothing of the request: not for longer than it may be silent."""
+        self.deadline = min(self._engine.clock.monotonic() + self._timeouts.idle, self._total_at)
+
+    def _hasten(self, now: float) -> None:
+        """Whatever is still to come must come now."""
+        self._total_at = min(self._total_at, now + LINGER_SECONDS)
+
+    def _rest(self) -> None:
+        """The client is behind: only the total counts on."""
+        if self._paused_at is None:
+            self._paused_at = self._engine.clock.monotonic()
+        self.deadline = self._total_at
+
+    def _wake(self, reader: StreamReader | None) -> None:
+        """The client reads again: what it has taken is added to the time for a first token."""
+        now = self._engine.clock.monotonic()
+        if self._paused_at is not None:
+            self._first_token_by += now - self._paused_at
+            self._paused_at = None
+        self._expect(now, reader)
+
+    def _is_overheld(self, now: float) -> bool:
+        """It is late because its beginning has been held for so long, and for nothing else."""
+        return now < self._total_at and now < self._first_token_by
+
+    def _overdue(self, now: float, reader: StreamReader | None, *, sending: bool) -> str:
+        """What it has not done in time. `sending`: the client's body still goes up."""
+        if sending:
+            return "take the request"
+        if self._is_session:
+            return "open the WebSocket"
+        if now >= self._total_at:
+            return "finish" if self.sent_at is not None else "take the request"
+        return "go on" if reader is not None and reader.committed else "send a first token"
