@@ -21,6 +21,7 @@ from anyio import Lock, to_thread
 from .config import (
     AccessLogConfig,
     AuthConfig,
+    BudgetConfig,
     CircuitBreakerConfig,
     GatewayConfig,
     GuardConfig,
@@ -40,6 +41,7 @@ from .control.process.front import Front
 from .dialects.openai import OpenAI
 from .filters.access_log import AccessLog
 from .filters.auth import Auth, find_auth
+from .filters.budget import Budget
 from .filters.circuit_breaker import CircuitBreaker
 from .filters.guard import make_guard
 from .filters.headers import Headers
@@ -53,7 +55,7 @@ from .proxy.accounting.price_file import PriceFileError, read_price_file
 from .proxy.accounting.price_table import PriceTableError, load_price_table
 from .proxy.accounting.prices import own_price
 from .proxy.accounting.spool import Spool
-from .proxy.clock import Clock, Deadlines, LoopClock, monotonic_time
+from .proxy.clock import Clock, Deadlines, LoopClock, monotonic_time, wall_time
 from .proxy.engine import Engine
 from .proxy.graph import Graph
 from .proxy.models import Exhaustion, ModelTable, ModelTarget
@@ -68,10 +70,12 @@ if TYPE_CHECKING:
     from .filters.stores.rules import Store
     from .proxy.accounting.price_file import PriceFile
     from .proxy.accounting.price_lookup import PriceTable
+    from .proxy.accounting.record import Reserved, Spent
     from .proxy.catalog import Listing
     from .proxy.dialect import Dialect
     from .proxy.exchange import Exchange
     from .proxy.filter import Filter
+    from .proxy.plan import Target
     from .proxy.upstream.call import Endpoint
     from .proxy.upstream.cluster import Cluster
     from .proxy.upstream.health import Verdict
@@ -119,10 +123,14 @@ def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tup
 
 
 class Means(NamedTuple):
-    """What filters work with besides the time: what a call may use in tokens, and where limits are counted."""
+    """What filters work with besides the time: what a call may use in tokens, where limits are counted, the time of the
+    calendar, what a call may cost at a target, and the spool."""
 
-    estimate: Callable[[Exchange], int]
-    store: Store
+    estimate: Callable[[Exchange], int] = lambda ex: 0
+    store: Store = MemoryStore()
+    wall: Callable[[], float] = wall_time
+    foresee: Callable[[Exchange, Target, int | None], float | None] = lambda ex, target, output: None
+    write: Callable[[Reserved | Spent], object] = lambda record: None
 
 
 def make_filter(
@@ -149,8 +157,19 @@ def make_filter(
         case HeadersConfig():
             return Headers(settings)
         case RateLimitConfig():
-            estimate, store = means or Means(lambda ex: 0, MemoryStore())
-            return RateLimit(settings, place=place, store=store, monotonic=now, estimate=estimate)
+            means = means or Means()
+            return RateLimit(settings, place=place, store=means.store, monotonic=now, estimate=means.estimate)
+        case BudgetConfig():
+            means = means or Means()
+            return Budget(
+                settings,
+                place=place,
+                store=means.store,
+                monotonic=now,
+                wall=means.wall,
+                foresee=means.foresee,
+                write=means.write,
+            )
         case UseConfig():
             return users_filter(settings)
     raise TypeError(f"no filter for {type(settings).__name__}")
@@ -197,7 +216,7 @@ class Gateway:
         """Build everything. Raises ConfigError, or BootError with what the operator must mend."""
         self.clock = self._clock or LoopClock()
         self.deadlines = Deadlines(self.clock)
-        self.resources = Resources(self.clock, self.deadlines, self._rng, Means(self._estimate, self._store))
+        self.resources = Resources(self.clock, self.deadlines, self._rng, self._means())
         graph, _ = self._compile(self.config)
         await self._read_keys(graph)
         if self._keeps_records:
@@ -239,8 +258,15 @@ class Gateway:
         except (OSError, AttributeError) as error:  # no memfd on this system
             raise BootError(f"stores: default: shared cannot be had here: {error}") from error
 
-    def _estimate(self, ex: Exchange) -> int:
-        return self.engine.ledger.estimate_tokens(ex)
+    def _means(self) -> Means:
+        """For filters, which are made before the engine is: nothing of it is used before an exchange."""
+        return Means(
+            lambda ex: self.engine.ledger.estimate_tokens(ex),
+            self._store,
+            self.clock.wall,
+            lambda ex, target, output: self.engine.ledger.foresee(ex, target, output),
+            lambda record: self.engine.ledger.write(record),
+        )
 
     def take_jwks(self, url: str, jwks: bytes) -> None:
         """The keys of tokens, as found at `url`. Raises ValueError where they are of no use."""

@@ -4,6 +4,7 @@ Imports nothing else of Headgate. After a load nobody checks again.
 """
 
 from .access_log import AccessLogConfig
+from .budget import BudgetConfig, BudgetLimit
 from .chain import (
     AuthConfig,
     CircuitBreakerConfig,
@@ -37,6 +38,8 @@ __all__ = [
     "MOCK_URL",
     "AccessLogConfig",
     "AuthConfig",
+    "BudgetConfig",
+    "BudgetLimit",
     "CircuitBreakerConfig",
     "ConfigError",
     "EndpointConfig",

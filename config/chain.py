@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from .access_log import AccessLogConfig
+from .budget import BudgetConfig
 from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text, Wait
 from .guard import GuardConfig
 from .headers import HeadersConfig
@@ -323,6 +324,7 @@ def _masked(key: str, value: Any) -> Any:
 FilterConfig = (
     AccessLogConfig
     | AuthConfig
+    | BudgetConfig
     | CircuitBreakerConfig
     | GuardConfig
     | HeadersConfig
@@ -342,6 +344,7 @@ class FilterEntry(Section):
 
     kind: Literal[
         "auth",
+        "budget",
         "circuit_breaker",
         "access_log",
         "guard",
@@ -357,6 +360,7 @@ class FilterEntry(Section):
 
     config: Annotated[
         Annotated[AuthConfig, Tag("auth")]
+        | Annotated[BudgetConfig, Tag("budget")]
         | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
         | Annotated[AccessLogConfig, Tag("access_log")]
         | Annotated[GuardConfig, Tag("guard")]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from .access_log import AccessLogConfig
+from .budget import BudgetConfig
 from .chain import AuthConfig, CircuitBreakerConfig, RetryConfig, UseConfig, kind_of
 from .fields import ModelName, Name, Named, Section
 from .guard import GuardConfig
@@ -29,6 +30,7 @@ def _switch(value: object) -> str | None:
 Override = Annotated[
     Annotated[Literal["off"], Tag("off")]
     | Annotated[AuthConfig, Tag("auth")]
+    | Annotated[BudgetConfig, Tag("budget")]
     | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
     | Annotated[RetryConfig, Tag("retry")]
     | Annotated[AccessLogConfig, Tag("access_log")]

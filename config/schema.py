@@ -23,6 +23,7 @@ _EXPANSION: Final = {"type": "string", "pattern": r"\$\{"}
 _NAME: Final = {"type": "string", "description": "How routes, metrics and logs call it. Default: its kind."}
 _BUILT_IN: Final = {
     "auth": "AuthConfig",
+    "budget": "BudgetConfig",
     "circuit_breaker": "CircuitBreakerConfig",
     "access_log": "AccessLogConfig",
     "guard": "GuardConfig",

@@ -16,6 +16,7 @@ from .yaml_nodes import MAX_NODES
 
 KINDS: Final = (
     "auth",
+    "budget",
     "circuit_breaker",
     "access_log",
     "guard",

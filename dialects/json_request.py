@@ -5,7 +5,7 @@ All else in a body is the provider's to judge, and passes as the client wrote it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import msgspec
 
@@ -29,6 +29,7 @@ MAX_MODEL = 256
 _MODEL = b'"model"'
 _BACKSLASH = 0x5C
 _encode = msgspec.json.encode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def read_object(body: bytes, decode: Callable[[bytes], T], *, max_depth: int) -> T:
@@ -101,7 +102,10 @@ def positive(value: object) -> int | None:
 class JsonFacts(RequestFacts):
     """A request that is one JSON object. `model_at` None: it names no model, and the target's goes without."""
 
-    __slots__ = ("_encoded", "model_at")
+    __slots__ = ("_encoded", "_limited", "model_at")
+
+    output_fields: ClassVar[tuple[bytes, ...]] = ()
+    """Fields that limit the tokens of an answer, the one to write first; none: nothing here does."""
 
     def __init__(
         self,
@@ -117,6 +121,16 @@ class JsonFacts(RequestFacts):
         super().__init__(body, model, stream=stream, wants_usage=wants_usage, max_tokens=max_tokens, n=n)
         self.model_at = model_at
         self._encoded: tuple[str, bytes] | None = None
+        self._limited = False
+
+    def limit_output(self, tokens: int) -> bool:
+        """The field is spliced into what goes up."""
+        if not self.output_fields or self.max_tokens is not None:
+            return False
+        self.max_tokens = tokens
+        self._limited = True
+        self._encoded = None
+        return True
 
     def respell(self, body: bytes) -> bool:
         """The model's place is found anew."""
@@ -136,6 +150,8 @@ class JsonFacts(RequestFacts):
         changes = list(splices or ())
         if self.model_at is not None and model != self.model:
             changes.append((*self.model_at, _encode(model)))
+        if self._limited:
+            changes.append(self._limit())
         body = self.body
         if changes:
             parts: list[bytes] = []
@@ -147,3 +163,17 @@ class JsonFacts(RequestFacts):
             body = b"".join(parts)
         self._encoded = (model, body)
         return body
+
+    def _limit(self) -> Splice:
+        """The limit: for a value that is none, where there is one, else a field of its own."""
+        body, limit = self.body, b"%d" % (self.max_tokens or 0)
+        members = _decode_members(body)
+        for field in self.output_fields:
+            if field.decode() in members:
+                start = find_members(body, field)[-1]
+                return start, value_end(body, start), limit
+        if self.model_at is not None:
+            end = self.model_at[1]
+            return end, end, b',"%b":%b' % (self.output_fields[0], limit)
+        start = body.index(b"{") + 1
+        return start, start, b'"%b":%b%b' % (self.output_fields[0], limit, b"," if members else b"")

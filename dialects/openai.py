@@ -7,7 +7,7 @@ again. Of an answer nothing changes; it is only read (chat_chunk.py, chat_stream
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -57,6 +57,8 @@ class ChatFacts(JsonFacts):
 
     __slots__ = ("stream_options",)
 
+    output_fields: ClassVar[tuple[bytes, ...]] = (b"max_completion_tokens", b"max_tokens")
+
     def __init__(self, body: bytes, request: _ChatRequest, model_at: tuple[int, int]) -> None:
         options = request.stream_options
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
@@ -73,24 +75,35 @@ class ChatFacts(JsonFacts):
         self.stores = request.store is True
 
 
+class CompletionFacts(ChatFacts):
+    """A request of the older endpoint."""
+
+    __slots__ = ()
+
+    output_fields = (b"max_tokens",)
+
+
 class Chat(Operation):
     """POST /chat/completions, and the older /completions, whose chunks carry `text` instead of a delta."""
 
-    def __init__(self, name: str = "chat", path: bytes = b"/chat/completions") -> None:
+    def __init__(
+        self, name: str = "chat", path: bytes = b"/chat/completions", facts: type[ChatFacts] = ChatFacts
+    ) -> None:
         self.name = name
         self._path = path
+        self._facts = facts
 
     def read(self, body: bytes, *, max_depth: int) -> ChatFacts:
         """Check JSON, depth and model."""
         request = read_object(body, _decode_request, max_depth=max_depth)
-        return ChatFacts(body, request, find_model(body, request.model))
+        return self._facts(body, request, find_model(body, request.model))
 
     def read_for(self, model: str, body: bytes, *, max_depth: int) -> ChatFacts:
         """The same with the model of the path put in."""
         request = read_object(body, _decode_request, max_depth=max_depth)
         request.model = model
         body = name_model(body, model)
-        return ChatFacts(body, request, find_model(body, model))
+        return self._facts(body, request, find_model(body, model))
 
     def encode(self, facts: RequestFacts, model: str) -> bytes:
         """Splice the model's name in, and the wish for usage into a stream that lacks it."""
@@ -151,7 +164,7 @@ class OpenAI(Dialect):
     def __init__(self) -> None:
         operations = (
             Chat(),
-            Chat("completions", b"/completions"),
+            Chat("completions", b"/completions", CompletionFacts),
             Responses(),
             Realtime(),
             *ONE_SHOT,

@@ -62,6 +62,14 @@ _decode_request = msgspec.json.Decoder(_Request).decode
 _decode_response = msgspec.json.Decoder(_Response).decode
 
 
+class ResponseFacts(JsonFacts):
+    """A request for a response."""
+
+    __slots__ = ()
+
+    output_fields = (b"max_output_tokens",)
+
+
 class StoredStream(TypedStream):
     """A stream of which something is kept."""
 
@@ -97,7 +105,7 @@ class Responses(Operation):
         the provider that says whether one is missing."""
         request = read_object(body, _decode_request, max_depth=max_depth)
         model_at = find_optional_model(body, request.model)
-        facts = JsonFacts(
+        facts = ResponseFacts(
             body,
             request.model or "",
             model_at,

@@ -8,8 +8,10 @@ Each kind of name has a letter of its own: a key named like an owner is not that
 
 from __future__ import annotations
 
+import re
+from hashlib import blake2b
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..proxy.errors import ModelNotFoundError
 from ..proxy.exchange import ANONYMOUS
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 _NO_MODEL = "-"
 _UNKNOWN_MODEL = "?"
+MOST_PLAIN: Final = 128
+"""Characters; a longer name is spelled as its digest."""
+_SPECIAL: Final = re.compile(r"[&\\#'\"]")
 
 
 def _key(ex: Exchange) -> str:
@@ -66,3 +71,13 @@ SCOPES: Mapping[str, Callable[[Exchange], str]] = {
     "model": _model,
     "address": _address,
 }
+
+
+def spelled(caller: str) -> str:
+    """A caller as plain text that can stand beside others: printable ASCII without `&`, and short. No two are spelled
+    alike."""
+    if len(caller) <= MOST_PLAIN and caller.isascii() and caller.isprintable() and not _SPECIAL.search(caller):
+        return caller
+    if len(caller) > MOST_PLAIN:
+        return f"#{blake2b(caller.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+    return ascii(caller)[1:-1].replace("&", "\\x26")

@@ -48,6 +48,7 @@ class Chain:
         "names",
         "observers",
         "requests",
+        "reservations",
         "responses",
     )
 
@@ -62,6 +63,8 @@ class Chain:
             for at, f in placed
             if at >= first and _overrides(f, "on_request")
         )
+        self.reservations = tuple(step for step in self.requests if self.filters[step.position].reserves)
+        """What depends on the model that is asked for."""
         self.attempts = tuple(
             AttemptStep(f.on_attempt, f.on_attempt_end) for f in self.filters if _overrides(f, "on_attempt")
         )

@@ -51,6 +51,11 @@ class RequestFacts:
         """The body for a target that calls the model `model`; the client's own bytes where nothing has to change."""
         return self.body
 
+    def limit_output(self, tokens: int) -> bool:
+        """Have the body say that an answer may have so many tokens, where it says nothing of the kind; False where it
+        does, or this kind of request cannot."""
+        return False
+
     def respell(self, body: bytes) -> bool:
         """Let another body take the place of the one that was read, which differs in the texts of other fields than
         `model` alone; False where that cannot be done."""

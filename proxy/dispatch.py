@@ -308,7 +308,7 @@ class Dispatch:
             self._tell(attempt, [step.end for step in reversed(passed)])
             if not isinstance(stop, SkipTarget):
                 raise
-            ex.skipped += (Vetoed(attempt.target, stop.reason, soft=False),)
+            ex.skipped += (Vetoed(attempt.target, stop.reason, soft=False, error=stop.error),)
             return False
         return True
 

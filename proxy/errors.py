@@ -277,6 +277,25 @@ class OverLimitError(RateLimitError):
     hopeless = True
 
 
+class BudgetError(DownstreamError):
+    """Money is counted, and this request may not be paid for. `retry_after`: until there is a new budget."""
+
+    status = 402
+    type = "insufficient_quota"
+
+
+class BudgetExceededError(BudgetError):
+    """It may cost more than is left."""
+
+    code = "budget_exceeded"
+
+
+class PriceUnknownError(BudgetError):
+    """Nobody knows what it would cost."""
+
+    code = "price_unknown"
+
+
 class HeadersTooLargeError(DownstreamError):
     """More header bytes or fields than the listener takes."""
 

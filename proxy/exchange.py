@@ -119,6 +119,7 @@ class Exchange:
         "provider",
         "reached",
         "region",
+        "reserved_for",
         "retry",
         "rough_prompt",
         "route",
@@ -197,7 +198,10 @@ class Exchange:
         self.bytes_in = 0
         self.bytes_out = 0
         self.model = ""
-        """What the exchange asks for: the client's, until a filter sets another."""
+        """What the exchange asks for: the client's, until a filter sets another. What was reserved for the one before
+        is then reserved anew."""
+        self.reserved_for = ""
+        """The model that the filters have reserved for."""
         self._candidates: tuple[Target, ...] | None = None
         self._resolved = ""
         """The model that the candidates belong to."""

@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
     from .attempt import Attempt
+    from .errors import GatewayError
     from .exchange import Exchange
     from .replies import Reply
     from .upstream.call import ResponseHead
 
 
 class SkipTarget(Exception):  # noqa: N818 - not an error: a filter's word to the dispatcher
-    """Raised by `on_attempt`: not this target. `reason` stands in the message if no other is left."""
+    """Raised by `on_attempt`: not this target. `reason` stands in the message if no other is left; with `error` it may
+    say more."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, error: GatewayError | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.error = error
 
 
 class Event:
@@ -52,6 +55,9 @@ class Filter:
     """False: may run before the body has been read, when nothing before it reads the body and no route overrides it."""
     admits: ClassVar[bool] = False
     """True: what this filter refuses never became an exchange, so it leaves no record (auth)."""
+
+    reserves: ClassVar[bool] = False
+    """True: `on_request` runs once more before the plan, where a filter has changed `ex.model` since."""
 
     name: str = ""
 

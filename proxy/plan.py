@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 from .errors import (
+    BudgetExceededError,
     GatewayError,
     ModelNotAllowedError,
     NoTargetError,
     OverloadError,
+    PriceUnknownError,
     ProviderNotConfiguredError,
     UpstreamAuthError,
     UpstreamRateLimitedError,
@@ -45,7 +47,10 @@ CREDENTIAL = "credential"
 UNCONFIGURED = "unconfigured"
 STAND_IN = "stand-in"
 POLICY = "policy"
+BUDGET = "budget"
+PRICE_UNKNOWN = "price unknown"
 """Why a target is not asked, whatever its cluster says (`Cluster.objection`)."""
+MONEY = frozenset((BUDGET, PRICE_UNKNOWN))
 
 
 class Target:
@@ -78,11 +83,13 @@ class Scorer(Protocol):
 
 
 class Vetoed(NamedTuple):
-    """A target that is not asked, and why. `soft`: it could be, and may be when nobody better is left."""
+    """A target that is not asked, and why. `soft`: it could be, and may be when nobody better is left. `error`: what
+    the client is told where all are not asked for such a reason."""
 
     target: Target
     reason: str
     soft: bool
+    error: GatewayError | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -161,6 +168,8 @@ def rejection(model: str, vetoed: Sequence[Vetoed], now: float) -> GatewayError:
     if reasons == {POLICY}:
         what = f"use the model '{model[:128]}'" if model else "do what names no model: its paths do not say so"
         return ModelNotAllowedError(f"This key may not {what}.", param="model")
+    if reasons & MONEY and reasons <= MONEY | {POLICY}:
+        return _unpaid(model, meant)
     resting = (one.target for one in meant if one.soft)
     soonest = min((target.cluster.rests_for(target.model, now) for target in resting), default=0.0)
     if reasons == {COOLING}:
@@ -181,6 +190,15 @@ def rejection(model: str, vetoed: Sequence[Vetoed], now: float) -> GatewayError:
 
 def _what_is_missing(target: Target) -> str:
     return target.cluster.credential_origin or f"providers.{target.cluster.name}.api_key"
+
+
+def _unpaid(model: str, vetoed: Sequence[Vetoed]) -> GatewayError:
+    for one in vetoed:
+        if one.error is not None:
+            return one.error
+    if any(one.reason == BUDGET for one in vetoed):
+        return BudgetExceededError(f"What is left of the budget does not pay for the model '{model[:128]}'.")
+    return PriceUnknownError(f"The price of the model '{model[:128]}' is not known, and money is counted here.")
 
 
 class RetryPolicy:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import GatewayError, MethodNotAllowedError, OverLimitError, RateLimitError, UpgradeRequiredError
+from .errors import (
+    BudgetError,
+    GatewayError,
+    MethodNotAllowedError,
+    OverLimitError,
+    RateLimitError,
+    UpgradeRequiredError,
+)
 
 if TYPE_CHECKING:
     from .edge.downstream import Headers
@@ -57,11 +64,13 @@ def error_reply(error: GatewayError, request_id: str | None = None, *, attempts:
     """The answer to an exchange that cannot go on, after `attempts` at providers.
 
     429 and 503 carry `retry-after` in whole seconds, at least 1. It is at most 60, for SDKs ignore more and come back
-    at once; a limit of ours says how long it really is. `x-should-retry: false` tells an SDK not to come back by
-    itself: where that would be too soon, and where our own attempts were made and spent.
+    at once; a limit of ours says how long it really is, and so does a budget (402). `x-should-retry: false` tells an
+    SDK not to come back by itself: where that would be too soon, and where our own attempts were made and spent.
     """
     headers: Headers = [JSON]
-    final = attempts > 1 or error.hopeless
+    final = attempts > 1 or error.hopeless or isinstance(error, BudgetError)
+    if isinstance(error, BudgetError) and error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after))))
     if error.status in (429, 503) and not isinstance(error, OverLimitError):
         wait = max(1, ceil(error.retry_after or 1))
         if isinstance(error, RateLimitError):

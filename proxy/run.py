@@ -109,7 +109,8 @@ class Run:
         ex = self.ex
         for index in range(at, len(steps)):
             step = steps[index]
-            ex.reached = step.position
+            if step.position > ex.reached:
+                ex.reached = step.position
             if ex.timings is not None:
                 ex.timings.append((step.position, self.engine.clock.monotonic()))
             if step.is_async:
@@ -210,6 +211,7 @@ class Run:
     def _enter_rest(self, chain: Chain) -> None:
         """From here on the route's filters count: whoever is refused before has met those of the prefix alone."""
         self.chain = chain
+        self.ex.reserved_for = self.ex.model
         self._advance(chain.requests, 0)
 
     def _on_issuers(self, refs: list[Ref], found: Mapping[str, Sequence[Issued]] | None) -> None:
@@ -224,9 +226,15 @@ class Run:
             self.fail(error)
 
     def _after_rest(self) -> None:
-        handler = self.ex.face.handler
+        ex = self.ex
+        if ex.model != ex.reserved_for:
+            ex.reserved_for = ex.model
+            if self.chain.reservations:
+                self._advance(self.chain.reservations, 0)
+                return
+        handler = ex.face.handler
         if handler is not None:
-            self.reply(handler(self.ex))
+            self.reply(handler(ex))
         else:
             self.dispatch = Dispatch(self)
             self.dispatch.start()

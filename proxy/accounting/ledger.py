@@ -17,7 +17,7 @@ from ..errors import OverloadError
 from .estimate import BYTES_PER_TOKEN, delivered_tokens
 from .record import Done, Opened, encode
 from .spool import SpoolFullError
-from .usage import NO_USAGE, Usage, add_usage
+from .usage import MOST_SECONDS, NO_USAGE, Usage, add_usage
 
 if TYPE_CHECKING:
     from ..dialect import AnswerFacts
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from ..plan import Target
     from .estimate import Estimator
     from .prices import Price
-    from .record import Forgotten, Issued
+    from .record import Forgotten, Issued, Reserved, Spent
     from .spool import Spool
 
+BYTES_PER_SECOND: Final = 1000
+"""Of sound in a request whose length nobody knows: Opus at 8 kbit/s, the tightest that speech is understood at."""
 SHORT_BODY: Final = 8192
 """Bytes of a request that needs no reading to be weighed: an image or a file in it would be a tiny one."""
 
@@ -70,8 +72,8 @@ class Ledger:
                 "The gateway cannot record this request: its ledger is full.", retry_after=5.0
             ) from None
 
-    def write(self, record: Issued | Forgotten) -> None:
-        """What became of an object at a provider."""
+    def write(self, record: Issued | Forgotten | Reserved | Spent) -> None:
+        """What became of an object at a provider, or of somebody's money."""
         if self._spool is not None:
             self._spool.append(encode(record))
 
@@ -175,6 +177,25 @@ class Ledger:
         output = self.estimator.output_reservation(facts.max_tokens, facts.n)
         return price.cost(Usage(prompt.tokens, output, source="estimated"))
 
+    def foresee(self, ex: Exchange, target: Target, output: int | None) -> float | None:
+        """US dollars that the exchange may cost at `target`, with so many tokens for its answer where it sets no limit
+        itself; None for `output`: its prompt alone. None: price unknown.
+
+        What its price has no rate for is left out: the answer of an embedding, the prompt of speech."""
+        price, facts = ex.graph.price(target), ex.facts
+        if price is None or facts is None:
+            return None
+        rates = price.rates
+        prompt = self.prompt_tokens(ex) if rates.input is not None else 0
+        completion = 0
+        if output is not None and rates.output is not None:
+            completion = self.estimator.output_reservation(facts.max_tokens or output, facts.n)
+        seconds = 0.0
+        if rates.audio_hour is not None:
+            seconds = min(_body_bytes(ex) / BYTES_PER_SECOND, MOST_SECONDS)
+        characters = facts.characters if rates.million_characters is not None else 0
+        return rates.cost(Usage(prompt, completion, source="estimated", audio_seconds=seconds, characters=characters))
+
     def close(self, ex: Exchange, now: float) -> None:
         """Write the `done` record; once for each admitted exchange."""
         self.rows += 1
@@ -241,6 +262,14 @@ def _spoken(characters: int, price: Price) -> Usage:
     if price.rates.million_characters is None:
         return NO_USAGE
     return Usage(source="estimated", characters=characters)
+
+
+def _body_bytes(ex: Exchange) -> int:
+    """Of a request that may still be arriving."""
+    announced = ex.head.header(b"content-length")
+    if announced is not None and announced.isdigit():
+        return int(announced)
+    return ex.bytes_in
 
 
 def _ms(seconds: float) -> float:

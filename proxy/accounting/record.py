@@ -2,7 +2,8 @@
 
 An exchange leaves two lines in the spool: `Opened` when it is admitted, `Done` when it is over. `Done` is complete by
 itself; `Opened` is there for the worker that dies in between, whose exchanges become `lost`. Between the two stand an
-`Issued` for each object that a provider made for it, and a `Forgotten` for one that it deleted.
+`Issued` for each object that a provider made for it, and a `Forgotten` for one that it deleted; and where money is
+counted, a `Reserved` before a provider hears of it and a `Spent` at its end.
 
 Everything a client or a provider can put into a string ends up here, so `encode` holds whatever comes to one line of
 valid JSON: no character that any reader takes for a line end, no control character a terminal would obey, no lone
@@ -133,7 +134,40 @@ class Forgotten(msgspec.Struct, tag_field="event", tag="forgotten", frozen=True,
     provider: str
 
 
-Record = Opened | Done | Issued | Forgotten
+class Share(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Whose money it is, and of which period: `caller` is plain ASCII, `per` and `unit` those of the limit, `period`
+    its name (`2026-11`). `until` is in Unix seconds."""
+
+    per: str
+    unit: str
+    caller: str
+    period: str
+    until: int
+
+
+class Reserved(msgspec.Struct, tag_field="event", tag="reserved", frozen=True, gc=False):
+    """So many nano-dollars of the filter `budget` are set aside for an exchange, instead of what was before."""
+
+    id: str
+    at: float
+    budget: str
+    nanos: int
+    shares: tuple[Share, ...]
+
+
+class Spent(msgspec.Struct, tag_field="event", tag="spent", frozen=True, omit_defaults=True, gc=False):
+    """An exchange is over, and this is what it is charged, instead of what was set aside. `exhausted`: for want of
+    money it was refused, and has cost nothing."""
+
+    id: str
+    at: float
+    budget: str
+    nanos: int
+    shares: tuple[Share, ...]
+    exhausted: bool = False
+
+
+Record = Opened | Done | Issued | Forgotten | Reserved | Spent
 
 _BACKSLASH: Final = 0x5C
 _DEL: Final = 0x7F

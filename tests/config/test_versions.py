@@ -93,7 +93,6 @@ KEY = "sk-Zk3v9QmT2xLw7RbN"
         ("providers: {p: {base_url: 'mock:', dialect: gemini}}", "providers.p.dialect", "gemini"),
         ("routing: {mode: plano_proxy, plano_proxy: {timeout: 30s}}", "routing.mode", "plano_proxy"),
         ("routing: {mode: plano_embedded}", "routing.mode", "plano_embedded"),
-        ("filters: [budget]", "filters[0]", "budget"),
         ("filters: [{cache: {}}]", "filters[0]", "cache"),
     ],
 )  # fmt: skip

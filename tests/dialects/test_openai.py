@@ -475,3 +475,61 @@ def test_any_cuts_change_nothing(events: list[bytes], places: list[int]) -> None
 @given(st.lists(st.binary(max_size=40), max_size=10))
 def test_any_bytes_are_taken(pieces: list[bytes]) -> None:
     outcome(pieces)
+
+
+@pytest.mark.parametrize(
+    ("sent", "goes_up"),
+    [
+        (b'{"model":"m","n":2}', b'{"model":"m","max_completion_tokens":7,"n":2}'),
+        (b'{"max_tokens": null, "model":"m"}', b'{"max_tokens": 7, "model":"m"}'),
+        (b'{"max_tokens":null,"max_completion_tokens":-1,"model":"m"}',
+         b'{"max_tokens":null,"max_completion_tokens":7,"model":"m"}'),
+        (b'{"a":{"max_tokens":1},"model":"m"}', b'{"a":{"max_tokens":1},"model":"m","max_completion_tokens":7}'),
+    ],
+)  # fmt: skip
+def test_an_answer_is_limited_where_the_request_does_not_say(sent: bytes, goes_up: bytes) -> None:
+    chat = Chat()
+    facts = chat.read(sent, max_depth=64)
+    assert chat.encode(facts, "m") == sent
+    assert facts.limit_output(7)
+    assert chat.encode(facts, "m") == goes_up
+    assert facts.max_tokens == 7
+
+
+def test_a_stream_that_is_limited_is_asked_for_its_usage_too_and_both_fit_another_model() -> None:
+    chat = Chat()
+    facts = chat.read(b'{"model":"m","stream":true}', max_depth=64)
+    assert facts.limit_output(7)
+    assert json.loads(chat.encode(facts, "longer")) == {
+        "model": "longer",
+        "stream": True,
+        "max_completion_tokens": 7,
+        "stream_options": {"include_usage": True},
+    }
+    assert facts.respell(b'{"user":"x","model":"m","stream":true}')
+    assert json.loads(chat.encode(facts, "m"))["max_completion_tokens"] == 7
+
+
+def test_a_limit_of_the_callers_own_stays_and_what_has_no_field_for_one_is_left_alone() -> None:
+    facts = Chat().read(b'{"model":"m","max_tokens":3}', max_depth=64)
+    assert not facts.limit_output(7)
+    assert facts.max_tokens == 3
+    operations = OpenAI().operations
+    embedding = operations["embeddings"].read(b'{"model":"m","input":"x"}', max_depth=64)
+    assert not embedding.limit_output(7)
+
+
+@pytest.mark.parametrize(
+    ("operation", "sent", "goes_up"),
+    [
+        ("completions", b'{"model":"m"}', b'{"model":"m","max_tokens":7}'),
+        ("responses", b'{"model":"m"}', b'{"model":"m","max_output_tokens":7}'),
+        ("responses", b" {}", b' {"max_output_tokens":7}'),
+        ("responses", b'{ "input":1}', b'{"max_output_tokens":7, "input":1}'),
+    ],
+)
+def test_each_endpoint_has_its_own_field_for_it(operation: str, sent: bytes, goes_up: bytes) -> None:
+    endpoint = OpenAI().operations[operation]
+    facts = endpoint.read(sent, max_depth=64)
+    assert facts.limit_output(7)
+    assert endpoint.encode(facts, facts.model) == goes_up

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from headgate.dialects.openai import OpenAI
 from headgate.proxy.errors import (
     BadStatusError,
+    BudgetExceededError,
     BusyStatusError,
     ConnectError,
     GatewayError,
@@ -24,11 +25,14 @@ from headgate.proxy.errors import (
 from headgate.proxy.exchange import Veto
 from headgate.proxy.plan import (
     BACKOFF_MAX,
+    BUDGET,
     POLICY,
+    PRICE_UNKNOWN,
     Plan,
     RetryPolicy,
     Step,
     Target,
+    Vetoed,
     backoff,
     build_plan,
     next_step,
@@ -75,7 +79,7 @@ def test_a_veto_takes_a_target_out_and_its_reason_is_kept() -> None:
     veto = Veto(lambda target: "tired" if target is targets[0] else None, soft=True)
     plan = build_plan(targets, [veto], None, 0.0)
     assert _names(plan) == ["b"]
-    assert plan.vetoed == ((targets[0], "tired", True),)
+    assert plan.vetoed == (Vetoed(targets[0], "tired", True),)
 
 
 def test_the_stand_in_answers_while_nobody_else_is_configured() -> None:
@@ -104,6 +108,17 @@ def test_missing_credentials_are_named() -> None:
 def test_policy_alone_is_a_403() -> None:
     plan = build_plan([_target("a")], [Veto(lambda _: POLICY, soft=False)], None, 0.0)
     assert isinstance(rejection("m", plan.vetoed, 0.0), ModelNotAllowedError)
+
+
+def test_money_alone_or_beside_policy_is_a_402() -> None:
+    dear, other = Vetoed(_target("a"), BUDGET, soft=False), Vetoed(_target("b"), POLICY, soft=False)
+    unpriced, resting = Vetoed(_target("c"), PRICE_UNKNOWN, soft=False), Vetoed(_target("d"), "cooling", soft=True)
+    assert rejection("m", [dear, other, unpriced], 0.0).code == "budget_exceeded"
+    assert "is not known" in (unknown := rejection("m", [unpriced], 0.0)).message
+    assert (unknown.status, unknown.code) == (402, "price_unknown")
+    assert rejection("m", [dear, resting], 0.0).status == 503
+    said = BudgetExceededError("3 USD is left")
+    assert rejection("m", [unpriced, dear._replace(error=said)], 0.0) is said
 
 
 def _nobody(_: Target) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from headgate.proxy import errors
 from headgate.proxy.errors import (
     BadStatusError,
+    BudgetExceededError,
     GatewayError,
     MethodNotAllowedError,
     OverLimitError,
@@ -47,6 +48,14 @@ def test_a_limit_of_ours_says_how_long_it_lasts_even_where_no_sdk_waits(wait: fl
     headers = dict(error_reply(RateLimitError("x", retry_after=wait, fields=[(b"x-left", b"0")])).headers)
     assert (headers[b"retry-after"], headers[b"x-left"]) == (sent, b"0")
     assert (headers.get(b"x-should-retry") == b"false") is later
+
+
+@pytest.mark.parametrize(("wait", "sent"), [(None, None), (0.2, b"1"), (2_000_000.5, b"2000001")])
+def test_a_budget_says_when_there_is_a_new_one_and_that_no_sdk_should_try_before(
+    wait: float | None, sent: bytes | None
+) -> None:
+    headers = dict(error_reply(BudgetExceededError("x", retry_after=wait)).headers)
+    assert (headers.get(b"retry-after"), headers[b"x-should-retry"]) == (sent, b"false")
 
 
 def test_nobody_is_told_to_wait_for_what_will_never_fit() -> None:

@@ -1,0 +1,303 @@
+"""How much money each caller may spend, hard: what may not be paid for is refused before a provider hears of it.
+
+What a call costs is known when it is over. So what it may cost at most is set aside first: the dearest target of its
+model, twice where a late stream may be asked for a second time. Where that is not left, a cheaper target may do. An
+attempt only shares out what is set aside, so a fallback never costs more than was counted. At the end it is corrected
+to what the ledger charges; where the provider has answered and nobody knows what it used, what was foreseen stands, and
+a client that left before the answer began pays for its prompt. A call counts in the day, week or month it began in.
+
+That no call spends what another has set aside is exact. What may go over the limit is what calls that were under way
+cost beyond what was foreseen for them: a prompt longer than estimated, an answer without a limit (`strict` gives it
+one).
+
+Every amount goes to the spool before a provider hears of it, so a process that dies is charged what it had set aside,
+and one that starts knows what was spent before (control/events/spending.py).
+
+Not here: how attempts share (purse.py), where it is counted (stores/), who a caller is (callers.py).
+
+Status: stable. Trusts: upstream for the usage it reports.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from ..proxy.accounting.money import nanos, usd
+from ..proxy.accounting.record import Reserved, Share, Spent
+from ..proxy.errors import BudgetExceededError, ModelNotFoundError, PriceUnknownError, UnknownIssuerError
+from ..proxy.filter import Filter, SkipTarget
+from ..proxy.plan import BUDGET
+from .callers import SCOPES, spelled
+from .periods import Calendar
+from .purse import Purse
+from .retry import Retry
+from .stores.rules import Kind, Refused, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..config import BudgetConfig
+    from ..proxy.attempt import Attempt
+    from ..proxy.exchange import Exchange
+    from ..proxy.plan import Target
+    from .stores.rules import Limits, Store
+
+FREE: Final = frozenset(("files", "uploads", "conversations", "stored_responses", "stored_chats"))
+"""Endpoints that name no model and cost nothing to use. What others of them start (a batch, a training) nobody here can
+put a price on."""
+READING: Final = frozenset(("GET", "HEAD", "DELETE"))
+MOST_TOLD: Final = 4096
+"""Callers of whom it is remembered that the ledger knows their money is spent."""
+
+
+class Budget(Filter):
+    """Refuses with 402 what its limits do not pay for.
+
+    `store` keeps the sums under `place`, this filter's name; `monotonic` and `wall` give seconds; `foresee` what a call
+    may cost at a target (`Ledger.foresee`); `write` takes records to the spool.
+    """
+
+    after = ("auth",)
+    reserves = True
+
+    def __init__(
+        self,
+        config: BudgetConfig,
+        *,
+        place: str,
+        store: Store,
+        monotonic: Callable[[], float],
+        wall: Callable[[], float],
+        foresee: Callable[[Exchange, Target, int | None], float | None],
+        write: Callable[[Reserved | Spent], object],
+    ) -> None:
+        self.name = "budget"
+        self.admitted = 0
+        self.refused = 0
+        self.vetoed = 0
+        """Targets that were not asked because their price is unknown."""
+        self.skipped = 0
+        """Attempts that were not made because what is set aside does not pay for them."""
+        self.unpriced = 0
+        """Calls that were let in and of which nobody knows what they cost."""
+        self.overrun = 0
+        """Calls that have cost more than was set aside for them."""
+        self.crowded = 0
+        """Calls that were counted together with those of strangers, for want of room."""
+        self._place = place
+        self._rules = rules_of(config)
+        self._limits: Limits = store.open(place, self._rules)
+        self._least = min(rule.limit for rule in self._rules)
+        self._monotonic = monotonic
+        self._wall = wall
+        self._foresee = foresee
+        self._write = write
+        self._calendar = Calendar(config.time_zone)
+        self._output = config.output_tokens
+        self._strict = config.strict
+        self._refuses_unknown = config.unknown_price == "refuse"
+        self._told: set[tuple[str, ...]] = set()
+
+    def on_request(self, ex: Exchange) -> None:
+        """Set aside what it may cost, or raise BudgetError. Once more where another filter has changed the model."""
+        face = ex.face
+        if face.handler is not None or (face.passes and self._is_free(ex)):
+            return
+        purses = ex.state.setdefault(Budget, {})
+        purse: Purse | None = purses.get(self.name)
+        if purse is None:
+            purse = purses[self.name] = Purse(self._shares(ex))
+        elif purse.model == ex.model:
+            return
+        purse.model = ex.model
+        if self._strict and ex.facts is not None:
+            ex.facts.limit_output(self._output)
+        costs = self._costs(ex)
+        if costs is None:
+            return
+        purse.costs = costs
+        asked = [cost for target, cost in costs.items() if _may_be_asked(ex, target)]
+        known = {cost for cost in asked if cost is not None}
+        if self._refuses_unknown and None in asked:
+            if not known:
+                self.refused += 1
+                raise PriceUnknownError(
+                    f"The price of the model '{ex.model[:128]}' is not known, and money is counted here. Give its "
+                    "target a price, or this budget unknown_price: allow.",
+                    param="model",
+                )
+            if not purse.wary:
+                purse.wary = True
+                ex.veto(purse.objection)
+            self.vetoed += asked.count(None)
+        if known and self._may_be_hedged(ex):
+            known |= {2 * cost for cost in known}
+        self._set_aside(ex, purse, sorted(known, reverse=True))
+        self.admitted += 1
+
+    def on_attempt(self, ex: Exchange, attempt: Attempt) -> None:
+        """Its share of what is set aside."""
+        purse = self._purse(ex)
+        if purse is None:
+            return
+        cost = purse.costs.get(attempt.target)
+        if cost is None and attempt.target not in purse.costs:
+            raise SkipTarget(BUDGET)  # it was no candidate when there was money to be set aside
+        if cost and not purse.hold(attempt.number, cost, nanos(ex.lost_cost_usd)):
+            self.skipped += 1
+            message = f"This request may cost {usd(cost)} USD, which is more than is left of the budget."
+            raise SkipTarget(BUDGET, BudgetExceededError(message))
+
+    def on_attempt_end(self, ex: Exchange, attempt: Attempt) -> None:
+        """What it has cost is the exchange's, what it has not is free for another."""
+        purse = self._purse(ex)
+        if purse is not None:
+            purse.let_go(attempt.number)
+
+    def on_done(self, ex: Exchange) -> None:
+        """Correct what was set aside to what the call is charged."""
+        purse = self._purse(ex)
+        if purse is None:
+            return
+        amount = self._charge(ex, purse)
+        if amount > purse.amount:
+            self.overrun += 1
+        if purse.granted is not None:
+            self._limits.settle(purse.granted, amount, self._now())
+            self._write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
+
+    # -- before
+
+    def _is_free(self, ex: Exchange) -> bool:
+        """What names no model. Raises PriceUnknownError for what may cost something."""
+        if not self._refuses_unknown or ex.face.name in FREE or ex.head.method in READING:
+            return True
+        self.refused += 1
+        raise PriceUnknownError(
+            "Nobody knows what this request will cost, and money is counted here. unknown_price: allow lets it pass."
+        )
+
+    def _costs(self, ex: Exchange) -> dict[Target, int | None] | None:
+        """What each target may cost; None where there is none, or none yet: a filter below may set another model, and
+        where none does, the plan says what is wrong."""
+        try:
+            candidates = ex.candidates
+        except (ModelNotFoundError, UnknownIssuerError):
+            return None
+        foresee, output = self._foresee, self._output
+        costs: dict[Target, int | None] = {}
+        for target in candidates:
+            cost = foresee(ex, target, output)
+            costs[target] = nanos(cost) if cost is not None else None
+        return costs
+
+    def _set_aside(self, ex: Exchange, purse: Purse, amounts: Sequence[int]) -> None:
+        """The first of the amounts, which descend, that is left. Raises BudgetExceededError where none is."""
+        now, limits = self._now(), self._limits
+        if purse.granted is not None:  # for the model before
+            limits.settle(purse.granted, 0, now)
+            purse.granted, purse.amount = None, 0
+            self._write(Spent(ex.id, ex.wall, self._place, 0, purse.shares))
+        keys = [f"{share.caller} {share.period}" for share in purse.shares]
+        refused: Refused | None = None
+        for amount in amounts:
+            if not amount:
+                return
+            if amount > self._least or (refused is not None and amount > refused.report.left):
+                continue
+            result = limits.take(keys, amount, now)
+            if isinstance(result, Refused):
+                refused = result
+                continue
+            purse.granted, purse.amount = result, amount
+            self.crowded = limits.crowded
+            self._write(Reserved(ex.id, ex.wall, self._place, amount, purse.shares))
+            return
+        if amounts:
+            self.refused += 1
+            raise self._refusal(ex, purse, amounts[-1], refused)
+
+    def _shares(self, ex: Exchange) -> tuple[Share, ...]:
+        wall = ex.wall
+        shares = []
+        for rule in self._rules:
+            kind = rule.kind
+            period = self._calendar.at(kind.unit, wall)
+            caller = " & ".join([spelled(SCOPES[name](ex)) for name in kind.per])
+            shares.append(Share("+".join(kind.per), kind.unit, caller, period.name, period.until))
+        return tuple(shares)
+
+    def _may_be_hedged(self, ex: Exchange) -> bool:
+        if ex.facts is None or not ex.facts.stream:
+            return False
+        if ex.retry is not None and ex.retry.hedge is not None:
+            return True
+        chain = ex.route.chain.filters if ex.route is not None else ()
+        return any(isinstance(link, Retry) and link.policy.hedge is not None for link in chain)
+
+    def _refusal(self, ex: Exchange, purse: Purse, amount: int, refused: Refused | None) -> BudgetExceededError:
+        may_cost = f"This request may cost {usd(amount)} USD"
+        if refused is None:
+            rule = min(self._rules, key=lambda rule: rule.limit)
+            return BudgetExceededError(f"{may_cost}, and the budget is {rule}. Shorten it, or lower max_tokens.")
+        share = purse.shares[self._rules.index(refused.rule)]
+        self._tell(ex, share)
+        again = datetime.fromtimestamp(share.until, UTC)
+        return BudgetExceededError(
+            f"{may_cost}, and of the budget of {refused.rule} {usd(refused.report.left)} USD is left until "
+            f"{again:%Y-%m-%d %H:%M} UTC.",
+            retry_after=max(1.0, share.until - self._wall()),
+        )
+
+    def _tell(self, ex: Exchange, share: Share) -> None:
+        """The ledger hears once of each caller whose money is spent."""
+        told = (share.per, share.caller, share.period)
+        if told not in self._told:
+            if len(self._told) >= MOST_TOLD:
+                self._told.clear()
+            self._told.add(told)
+            self._write(Spent(ex.id, ex.wall, self._place, 0, (share,), exhausted=True))
+
+    # -- after
+
+    def _charge(self, ex: Exchange, purse: Purse) -> int:
+        """Nano-dollars of a call that is over."""
+        if ex.cost_usd is not None:
+            return nanos(ex.cost_usd)
+        lost = nanos(ex.lost_cost_usd)
+        attempt = ex.attempt
+        if attempt is None or attempt.sent_at is None or attempt.status >= 300 or ex.face.websocket:
+            return lost
+        cost = purse.costs.get(attempt.target)
+        if cost is None:
+            self.unpriced += 1
+            return lost
+        if attempt.status and ex.outcome == "ok":
+            return cost + lost
+        if ex.outcome in ("cancelled", "truncated"):
+            return min(cost, nanos(self._foresee(ex, attempt.target, None) or 0.0)) + lost
+        return lost
+
+    def _purse(self, ex: Exchange) -> Purse | None:
+        purses: dict[str, Purse] | None = ex.state.get(Budget)
+        return purses.get(self.name) if purses is not None else None
+
+    def _now(self) -> int:
+        return int(self._monotonic() * 1e6)
+
+
+def _may_be_asked(ex: Exchange, target: Target) -> bool:
+    """Nothing speaks against it for good. What else does may be over when it is its turn."""
+    if target.cluster.unconfigured:
+        return False
+    return not any(not veto.soft and veto.check(target) is not None for veto in ex.vetoes)
+
+
+def rules_of(config: BudgetConfig) -> list[Rule]:
+    """Each amount of the config, as a rule."""
+    return [
+        Rule(Kind("money", limit.per, unit), amount)
+        for limit in config.written
+        for unit, amount in limit.amounts.items()
+    ]

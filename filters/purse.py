@@ -1,0 +1,54 @@
+"""What is set aside for one exchange, and how its attempts share it.
+
+An attempt that is under way holds what it may cost; one that has ended holds nothing, but what it has cost all the same
+(a hedge that lost) is gone. So attempts one after the other may each use all of it, and two at a time its halves.
+
+Pure, in whole nano-dollars. Not here: where the money comes from (budget.py, stores/).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..proxy.plan import PRICE_UNKNOWN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..proxy.accounting.record import Share
+    from ..proxy.plan import Target
+    from .stores.rules import Granted
+
+
+class Purse:
+    """Of one exchange in one filter. `costs`: what each target may cost, None where nobody knows."""
+
+    __slots__ = ("_held", "amount", "costs", "granted", "model", "shares", "wary")
+
+    def __init__(self, shares: tuple[Share, ...]) -> None:
+        self.shares = shares
+        self.model: str | None = None
+        """The one that the targets belong to."""
+        self.costs: Mapping[Target, int | None] = {}
+        self.granted: Granted[Any] | None = None
+        """None: nothing is counted for it."""
+        self.amount = 0
+        """What is set aside."""
+        self.wary = False
+        """It objects to targets already."""
+        self._held: dict[int, int] = {}
+
+    def hold(self, number: int, cost: int, lost: int) -> bool:
+        """The attempt `number` may cost so much, and `lost` is gone already; False where that is not left."""
+        if cost + lost + sum(self._held.values()) > self.amount:
+            return False
+        self._held[number] = cost
+        return True
+
+    def let_go(self, number: int) -> None:
+        """The attempt has ended. Harmless for one that holds nothing."""
+        self._held.pop(number, None)
+
+    def objection(self, target: Target) -> str | None:
+        """To a target whose cost nobody knows."""
+        return PRICE_UNKNOWN if self.costs.get(target, 0) is None else None
