@@ -12,8 +12,8 @@ to the ASGI app (asgi_app.py); so every rule here holds for both.
 A client that half-closes has left: it cannot be told from one that is gone, and nobody should pay for an answer to
 nobody.
 
-Not here: the grammar (request_head.py), bodies (body.py), one request's answer (http_downstream.py), sockets
-(listen.py).
+Not here: the grammar (request_head.py, head_reader.py), bodies (body.py), one request's answer (http_downstream.py),
+sockets (listen.py).
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from ..errors import BodyTimeoutError, GatewayError, InvalidRequestError, Overlo
 from ..replies import error_reply, internal_error
 from ..websocket.handshake import NOT_HERE, check_handshake
 from .body import RequestBody
+from .head_reader import HeadReader
 from .http_downstream import HttpDownstream
 from .kernel_buffer import has_unread
-from .request_head import may_be_whole, read_head
+from .request_head import may_be_whole
 from .response_head import response_head
 from .write_progress import WriteProgress
 
@@ -67,7 +68,7 @@ class HttpProtocol(asyncio.Protocol):
     """One connection. It serves one request at a time; the next ones wait, unread."""
 
     __slots__ = (
-        "_advancing", "_client", "context", "_exchange", "_idle_since", "_leftover", "_linger_until", "_loop",
+        "_advancing", "_client", "context", "_exchange", "_heads", "_idle_since", "_leftover", "_linger_until", "_loop",
         "_now", "_phase", "_reading_paused", "deadline", "limits", "progress", "transport", "unread", "write_paused",
     )  # fmt: skip
 
@@ -86,6 +87,7 @@ class HttpProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport
         self._client = ""
         self._exchange: HttpDownstream | None = None
+        self._heads = HeadReader()
         self._leftover: RequestBody | None = None
         self._phase = HEAD
         self._advancing = self._reading_paused = False
@@ -306,7 +308,7 @@ class HttpProtocol(asyncio.Protocol):
         """Read a head and hand the request over. Whether that was possible."""
         context = self.context
         try:
-            found = read_head(self.unread, self.limits, self._client)
+            found = self._heads.read(self.unread, self.limits, self._client)
         except GatewayError as error:
             self._refuse(error)
             return False

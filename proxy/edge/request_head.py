@@ -37,13 +37,14 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*+)(.*+)", re.IGNORECASE)
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _NOT_TEXT = re.compile(rb"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\xff]")
-_CONTENT_LENGTH_DIGITS = 18
+CONTENT_LENGTH = b"content-length"
+LENGTH_DIGITS = 18
 
 METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _SINGLE = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type", b"origin", b"expect")
 )
-_NOT_REMEMBERED = frozenset(
+NOT_REMEMBERED = frozenset(
     (b"authorization", b"proxy-authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"x-headgate-key",
      b"cookie", b"x-request-id", b"traceparent", b"tracestate", b"idempotency-key",
      b"sec-websocket-key", b"sec-websocket-protocol")
@@ -62,7 +63,7 @@ class _FieldLines(dict[bytes, tuple[bytes, bytes]]):
         name = match[1].lower()
         # After `chunked`, a tab is white space to some readers and an unknown coding to others.
         field = (name, match[2].rstrip(b" " if name == b"transfer-encoding" else b" \t"))
-        if len(line) <= _REMEMBERED_BYTES and name not in _NOT_REMEMBERED:
+        if len(line) <= _REMEMBERED_BYTES and name not in NOT_REMEMBERED:
             if len(self) >= _REMEMBERED:
                 self.clear()
             self[line] = field
@@ -140,6 +141,24 @@ class HttpRequestHead(RequestHead):
         self.websocket = False
         self.names_fields = False
 
+    def again(self, headers: Headers, fields: dict[bytes, bytes], length: int, client: str) -> HttpRequestHead:
+        """A head that differs from this one in the values of some fields. For one that asks for nothing special."""
+        head = HttpRequestHead.__new__(HttpRequestHead)
+        head.method = self.method
+        head.target = self.target
+        head.path = self.path
+        head.query = self.query
+        head.http_version = self.http_version
+        head.headers = headers
+        head.fields = fields
+        head.header = fields.get
+        head.client = client
+        head.scheme = self.scheme
+        head.length = length
+        head.keep_alive = self.keep_alive
+        head.expects_continue = head.websocket = head.names_fields = False
+        return head
+
 
 def read_head(data: bytes, limits: EdgeLimits, client: str) -> tuple[HttpRequestHead, int] | None:
     """The head at the start of `data` and where it ends; None while it is not whole. Raises what the client is told."""
@@ -212,7 +231,7 @@ def _read_framing(head: HttpRequestHead, fields: dict[bytes, bytes]) -> None:
             raise InvalidRequestError("The only transfer-encoding taken is chunked.")
         head.length = CHUNKED
     elif length is not None:
-        if not length.isdigit() or len(length) > _CONTENT_LENGTH_DIGITS:
+        if not length.isdigit() or len(length) > LENGTH_DIGITS:
             raise InvalidRequestError("The content-length is not a number.")
         head.length = int(length)
     connection = fields.get(b"connection")

@@ -1,0 +1,124 @@
+"""The heads of one connection. A client repeats itself, so the next head is held against the last one.
+
+From one request to the next a client changes the length of the body and, behind a proxy that serves many, the key. So a
+head is remembered as the bytes around these two values. The next one that has the same bytes around its own two means
+the same but for them, and only they are read: the length must be digits, the key plain text. Anything else is read line
+by line (request_head.py), which is also what tests hold this against.
+
+The key is never compared with the one before it: the time that takes would tell a client of a shared connection how far
+it had guessed another's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from .request_head import CONTENT_LENGTH, LENGTH_DIGITS, NOT_REMEMBERED, read_head
+
+if TYPE_CHECKING:
+    from .context import EdgeLimits
+    from .request_head import HttpRequestHead
+
+_TRIES: Final = 3
+"""How many heads of a connection are taken for a model of the next ones before it is given up."""
+_LARGEST: Final = 4096
+_TEXT: Final = bytes(range(0x20, 0x7F))
+_SPACE: Final = 0x20
+
+
+class HeadReader:
+    """Reads the heads of one connection, in their order."""
+
+    __slots__ = ("_first", "_known", "_tries")
+
+    def __init__(self) -> None:
+        self._first = True
+        self._known: KnownHead | None = None
+        self._tries = _TRIES
+
+    def read(self, data: bytes, limits: EdgeLimits, client: str) -> tuple[HttpRequestHead, int] | None:
+        """See `read_head`."""
+        known = self._known
+        if known is not None:
+            end = data.find(b"\r\n\r\n", 0, limits.head_bytes) + 4
+            head = known.read(data, end, client)
+            if head is not None:
+                return head, end
+        found = read_head(data, limits, client)
+        if found is not None:
+            if self._first:
+                self._first = False  # many connections carry but one
+            elif self._tries:
+                self._tries -= 1
+                self._known = known_head(found[0], data[: found[1]])
+        return found
+
+
+class KnownHead:
+    """A head as `before`, and then each value that may be another, with the bytes that follow it: field line after
+    field line up to the next value or the end of the head."""
+
+    __slots__ = ("_before", "_head", "_start", "_values")
+
+    def __init__(self, head: HttpRequestHead, before: bytes, values: list[tuple[int, bytes, bytes, int]]) -> None:
+        self._head = head
+        self._before = before
+        self._start = len(before)
+        self._values = values
+        """Place in the head's fields, name, what follows, and how long that is."""
+
+    def read(self, data: bytes, end: int, client: str) -> HttpRequestHead | None:
+        """The head that ends at `end`; None where it is another."""
+        if not data.startswith(self._before):
+            return None
+        known = self._head
+        headers, fields, length = known.headers.copy(), known.fields.copy(), b""
+        at = self._start
+        for place, name, following, size in self._values:
+            stop = data.find(b"\r\n", at)
+            value = data[at:stop]
+            if not data.startswith(following, stop) or not value:
+                return None
+            if name is CONTENT_LENGTH:
+                if not value.isdigit():
+                    return None
+                length = value
+            elif value.translate(None, _TEXT) or value[0] == _SPACE or value[-1] == _SPACE:
+                return None
+            headers[place] = (name, value)
+            fields[name] = value
+            at = stop + size
+        if at != end or len(length) > LENGTH_DIGITS:
+            return None
+        return known.again(headers, fields, int(length), client)
+
+
+def known_head(head: HttpRequestHead, raw: bytes) -> KnownHead | None:
+    """What to hold the next head against; None for a head that does not come again, or not so simply: two keys, an
+    upgrade, a target that is more than a path."""
+    fields = head.fields
+    changing = [CONTENT_LENGTH, *(name for name in fields if name in NOT_REMEMBERED)]
+    simple = head.length >= 0 and not (head.expects_continue or head.names_fields or head.websocket)
+    if not (simple and CONTENT_LENGTH in fields and raw.startswith(head.method.encode() + b" " + head.target)):
+        return None
+    if len(changing) > 2 or len(fields) != len(head.headers) or len(raw) > _LARGEST:
+        return None
+    places = {name: place for place, (name, _) in enumerate(head.headers)}
+    lines = raw[:-4].split(b"\r\n")
+    offsets: list[tuple[int, int, bytes]] = []
+    for name in changing:
+        line = lines[places[name] + 1]
+        value = len(line) - len(line[len(name) + 1 :].lstrip(b" \t"))
+        start = sum(len(one) + 2 for one in lines[: places[name] + 1]) + value
+        offsets.append((start, start + len(line) - value, name))
+    offsets.sort()
+    ends = [start for start, _, _ in offsets[1:]] + [len(raw)]
+    values = [
+        (places[name], name, raw[stop:until], until - stop)
+        for (_, stop, name), until in zip(offsets, ends, strict=True)
+    ]
+    headers, fields = head.headers.copy(), fields.copy()  # those of `head` go to filters, who may change them
+    for place, name, _, _ in values:
+        headers[place] = (name, b"")
+        fields[name] = b""
+    return KnownHead(head.again(headers, fields, 0, ""), raw[: offsets[0][0]], values)
