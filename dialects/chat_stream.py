@@ -51,32 +51,36 @@ class ChatStream(StreamReader):
         """Part of an oversized event has passed raw."""
         return self._splitter.mid_event
 
+    def passes(self, data: bytes) -> bool:
+        """A chunk of the shape that others had before it."""
+        shape, splitter = self._shape, self._splitter
+        if shape is None or splitter.tail or splitter.mid_event:
+            return False
+        size = shape.measure(data)
+        if size > 0:
+            self.text_bytes += size
+            self.text_events += 1
+        return size >= 0
+
     def feed(self, data: bytes) -> bytes:
         """Complete events; the hidden usage event left out, our comment put before `[DONE]`, nothing after it."""
         splitter = self._splitter
-        if not (splitter.tail or splitter.mid_event):
-            shape = self._shape
-            if shape is not None and (size := shape.measure(data)) >= 0:
-                if size:
-                    self.text_bytes += size
-                    self.text_events += 1
-                return data
-            if (
-                data.startswith(b"data: {")
-                and data.find(b"\n") == len(data) - 2
-                and data[-1] == _LF
-                and not (self.finished or self.rewrite is not None)
-            ):
-                # One event of one line and nothing before it: what nearly every read of a stream is. A CR in it may end
-                # lines, too; then this is not JSON.
-                try:
-                    chunk = decode_chunk(data[6:])
-                except UNREADABLE:
-                    pass
-                else:
-                    if self._shapes_left and self.committed:
-                        self._find_shape(data, chunk)
-                    return data if self._take(chunk) else b""
+        if (
+            data.startswith(b"data: {")
+            and data.find(b"\n") == len(data) - 2
+            and data[-1] == _LF
+            and not (splitter.tail or splitter.mid_event or self.finished or self.rewrite is not None)
+        ):
+            # One event of one line and nothing before it: what nearly every read of a stream is. A CR in it may end
+            # lines, too; then this is not JSON.
+            try:
+                chunk = decode_chunk(data[6:])
+            except UNREADABLE:
+                pass
+            else:
+                if self._shapes_left and self.committed:
+                    self._find_shape(data, chunk)
+                return data if self._take(chunk) else b""
         goes_on = splitter.mid_event
         pieces = splitter.feed(data)
         whole = len(pieces) - splitter.mid_event

@@ -138,6 +138,14 @@ class Answer:
                 self._meter.feed(data)
             self._down(data)
             return
+        if reader.passes(data):  # `_down`, without a call: this runs for every event
+            run = self._run
+            if self._observers:
+                self._observe(data)
+            run.ex.bytes_out += len(data)
+            if not run.downstream.write(data):
+                self._attempt.pause()
+            return
         ready = reader.feed(data)
         if reader.named is not None:
             self._note_named(reader)
@@ -146,13 +154,8 @@ class Answer:
         if reader.finished:
             self.complete(ready)
             return
-        if ready:  # `_down`, without a call: this runs for every event
-            run = self._run
-            if self._observers:
-                self._observe(ready)
-            run.ex.bytes_out += len(ready)
-            if not run.downstream.write(ready):
-                self._attempt.pause()
+        if ready:
+            self._down(ready)
         if reader.failed or reader.whole:
             self._attempt.end_soon()
 

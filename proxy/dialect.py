@@ -180,6 +180,11 @@ class StreamReader(ABC):
     def mid_event(self) -> bool:
         """Part of an unfinished event has been given out: nothing may be added to the stream."""
 
+    def passes(self, data: bytes) -> bool:
+        """Whether this is more text and nothing else, so that it goes down as it is. Then it is counted, and not for
+        `feed`; no other attribute has changed."""
+        return False
+
     @abstractmethod
     def feed(self, data: bytes) -> bytes:
         """What of `data`, and of what was held before, may go down now."""

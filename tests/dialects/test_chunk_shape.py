@@ -28,7 +28,7 @@ def read(events: list[bytes], *, shapes: bool) -> tuple[ChatStream, list[bytes]]
     reader = ChatStream(hide_usage=True, choices=1)
     if not shapes:
         reader._shapes_left = 0
-    return reader, [reader.feed(event) for event in events]
+    return reader, [event if reader.passes(event) else reader.feed(event) for event in events]
 
 
 def facts(reader: ChatStream) -> tuple[object, ...]:
