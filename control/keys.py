@@ -1,4 +1,4 @@
-"""Makes, replaces and revokes the keys of a `keys_file`: what `headgate keys` does.
+"""Makes, replaces and revokes the keys of a `keys_file`: what `headgate keys` and `/admin/keys` do.
 
 A key is shown to whoever makes it and to nobody after; what is kept is its digest (filters/keys_file.py). Each change
 writes the file anew, under a lock, and puts it in the old one's place: a gateway that looks meanwhile sees the one or
@@ -11,17 +11,20 @@ import fcntl
 import os
 import secrets
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from pydantic import ValidationError
 
+from ..config import Key, Secret
+from ..config.complaints import message_of
 from ..filters.keys_file import KeyRecord, KeysFileError, digest, pepper_path, read_pepper, read_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ..config import Secret
+    from ..config import AuthConfig
 
 PREFIX = "hg-"
 """So that scanners of repositories and logs know one when they see it."""
@@ -30,12 +33,35 @@ REMEMBERED_SECONDS = 30 * 86400.0
 """How long one that has expired stays in the file, for its holder to be told so."""
 
 
+SCOPES = ("owner", "team", "roles", "models", "paths", "tags", "allow_tags")
+
+
+class BadKeyError(ValueError):
+    """What was asked for is no key; `field` says where."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class KeyExistsError(Exception):
     """There is a key of this name."""
 
 
 class NoSuchKeyError(Exception):
     """There is none of this name."""
+
+
+def make_template(name: str, scopes: Mapping[str, Any], auth: AuthConfig, expires: float | None) -> KeyRecord:
+    """A record without its key, checked as the config checks a key that is written there. Raises BadKeyError."""
+    try:
+        key = Key(name=name, key=Secret(""), **scopes)
+    except ValidationError as invalid:
+        error = invalid.errors()[0]
+        raise BadKeyError(str(error["loc"][0]), message_of(error)) from None
+    if any(key.name == written.name for written in auth.keys):
+        raise BadKeyError("name", f"auth.keys has a key '{key.name}'")
+    return KeyRecord(key.name, "", 0.0, expires=expires, **{one: getattr(key, one) for one in SCOPES})
 
 
 class KeyRing:

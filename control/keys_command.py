@@ -10,13 +10,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
-from pydantic import ValidationError
 
-from ..config import ConfigError, Key, Problem, Secret
-from ..config.complaints import message_of
+from ..config import ConfigError, Problem
 from ..config.pepper import pepper_file
-from ..filters.keys_file import KeyRecord, KeysFileError
-from .keys import KeyExistsError, KeyRing, NoSuchKeyError, make_pepper
+from ..filters.keys_file import KeysFileError
+from .keys import SCOPES, BadKeyError, KeyExistsError, KeyRing, NoSuchKeyError, make_pepper, make_template
 from .process.source import ConfigSource
 
 if TYPE_CHECKING:
@@ -25,9 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..config import AuthConfig
+    from ..filters.keys_file import KeyRecord
 
 COLUMNS = ("name", "id", "owner", "team", "roles", "models", "paths", "created", "expires")
-SCOPES = ("owner", "team", "roles", "models", "paths", "tags", "allow_tags")
 DONE, FAILED, USAGE = 0, 1, 2
 
 
@@ -71,15 +69,9 @@ def _template(arguments: Namespace, auth: AuthConfig, wall: Callable[[], float])
     """What the arguments say, checked. Raises ConfigError."""
     scopes = {name: getattr(arguments, name) for name in SCOPES}
     try:
-        key = Key(name=arguments.name, key=Secret(""), **scopes)
-    except ValidationError as invalid:
-        raise ConfigError(
-            [Problem("keys create", 0, 0, f"--{error['loc'][0]}", message_of(error)) for error in invalid.errors()]
-        ) from None
-    if any(key.name == written.name for written in auth.keys):
-        raise ConfigError([Problem("keys create", 0, 0, "--name", f"auth.keys has a key '{key.name}'")])
-    checked = {name: getattr(key, name) for name in SCOPES}
-    return KeyRecord(key.name, "", 0.0, expires=_expires(arguments, wall), **checked)
+        return make_template(arguments.name, scopes, auth, _expires(arguments, wall))
+    except BadKeyError as error:
+        raise ConfigError([Problem("keys create", 0, 0, f"--{error.field}", str(error))]) from None
 
 
 def _expires(arguments: Namespace, wall: Callable[[], float]) -> float | None:

@@ -222,6 +222,13 @@ class ModelTooLateError(DownstreamError):
     code = "model_field_too_late"
 
 
+class ConflictError(DownstreamError):
+    """A change that does not fit what is there."""
+
+    status = 409
+    code = "conflict"
+
+
 class UnknownIssuerError(DownstreamError):
     """An id, or a request without a model, that one of several providers must answer, and nobody says which."""
 
@@ -321,6 +328,12 @@ class KeysAwayError(OverloadError):
     """The keys that tokens are checked with are not known yet."""
 
     code = "jwks_away"
+
+
+class KeysFileAwayError(OverloadError):
+    """The file of keys, or their pepper, cannot be read or written."""
+
+    code = "keys_file_away"
 
 
 class IssuersAwayError(OverloadError):

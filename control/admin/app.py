@@ -22,8 +22,10 @@ from ...config.effective import dump
 from ...proxy.errors import ObjectNotFoundError
 from ..telemetry.exposition import CONTENT_TYPE
 from .access import Access
+from .audit import Audit
 from .clusters import clusters_json, clusters_text
 from .gate import Endpoint, Gate, permitted
+from .keys import KeyPages
 from .metrics import Metrics
 from .page import page
 from .state import LIVE, readiness, server_info, state
@@ -42,13 +44,13 @@ def admin_app(view: AdminView) -> Starlette:
     rows = endpoints(view)
     return Starlette(
         routes=[Route(row.path, row.handler, methods=[row.method]) for row in rows],
-        middleware=[Middleware(Gate, view=view, endpoints=rows)],
+        middleware=[Middleware(Gate, view=view, endpoints=rows, audit=Audit(view))],
     )
 
 
 def endpoints(view: AdminView) -> list[Endpoint]:
     """All there is."""
-    pages = Pages(view)
+    pages, keys = Pages(view), KeyPages(view)
     return [
         Endpoint("GET", "/", Access.OPEN, pages.status),
         Endpoint("GET", "/ready", Access.EVERYBODY, pages.ready),
@@ -59,6 +61,11 @@ def endpoints(view: AdminView) -> list[Endpoint]:
         Endpoint("GET", "/config_dump", Access.VIEWER, pages.config_dump),
         Endpoint("GET", "/admin/usage", Access.VIEWER, pages.usage),
         Endpoint("GET", "/admin/decisions/{id}", Access.VIEWER, pages.decision),
+        Endpoint("GET", "/admin/keys", Access.VIEWER, keys.list),
+        Endpoint("POST", "/admin/keys", Access.ADMIN, keys.create),
+        Endpoint("POST", "/admin/keys/{name}/rotate", Access.ADMIN, keys.rotate),
+        Endpoint("DELETE", "/admin/keys/{name}", Access.ADMIN, keys.revoke),
+        Endpoint("GET", "/admin/audit", Access.VIEWER, Audit(view).show),
         Endpoint("POST", "/drain", Access.ADMIN, pages.drain),
     ]
 

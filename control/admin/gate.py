@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from ...proxy.exchange import Principal
+    from .audit import Audit
     from .view import AdminView
 
 BEARER = b"authorization"
-ANY = "{}"
 THIS_MACHINE = Guard(open_to_all=True)
 SAFE = (
     (b"cache-control", b"no-store"),
@@ -48,8 +48,8 @@ log = structlog.get_logger("headgate.admin")
 
 
 class Endpoint(NamedTuple):
-    """One method of one path, and who may use it. GET serves HEAD, too. The last segment of a path may be a name in
-    braces, which stands for any."""
+    """One method of one path, and who may use it. GET serves HEAD, too. A segment of a path may be a name in braces,
+    which stands for any."""
 
     method: str
     path: str
@@ -60,30 +60,35 @@ class Endpoint(NamedTuple):
 class Gate:
     """ASGI middleware that lets declared requests of those who may through to `app`."""
 
-    def __init__(self, app: ASGIApp, *, view: AdminView, endpoints: Iterable[Endpoint]) -> None:
+    def __init__(self, app: ASGIApp, *, view: AdminView, endpoints: Iterable[Endpoint], audit: Audit) -> None:
         self._app = app
         self._view = view
+        self._audit = audit
         self._paths: dict[str, dict[str, Access]] = {}
         for endpoint in endpoints:
-            self._paths.setdefault(_declared(endpoint.path), {})[endpoint.method] = endpoint.access
+            self._paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint.access
+        self._patterns = {tuple(path.split("/")): path for path in self._paths if "{" in path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)  # the app's lifespan; it has no WebSocket
             return
         started = False
+        request_id = secrets.token_hex(16)
+        changing: Principal | None = None
 
         async def send_safe(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message["headers"], *SAFE]
+                if changing is not None:
+                    await self._audit.record(scope, changing, message["status"], request_id)
             await send(message)
 
-        request_id = secrets.token_hex(16)
         extra: list[tuple[bytes, bytes]] = []
         try:
-            self._admit(scope)
+            changing = self._admit(scope)
             await self._app(scope, receive, send_safe)
             return
         except GatewayError as refusal:
@@ -104,7 +109,8 @@ class Gate:
         await send_safe({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send_safe({"type": "http.response.body", "body": reply.body})
 
-    def _admit(self, scope: Scope) -> None:
+    def _admit(self, scope: Scope) -> Principal | None:
+        """Whoever is about to change something, if this is to change anything."""
         methods = self._methods(scope["path"])
         if methods is None:
             check(self._view, Access.OPEN, scope)
@@ -115,22 +121,25 @@ class Gate:
             check(self._view, Access.OPEN, scope)
             raise MethodNotAllowedError(f"This path takes {', '.join(sorted(methods))}.")
         principal = check(self._view, access, scope)
-        if access is Access.ADMIN and principal is not None:
-            log.info("admin_change", method=method, path=scope["path"], key=principal.name, client=scope["client"])
+        return principal if access is Access.ADMIN else None
 
     def _methods(self, path: str) -> dict[str, Access] | None:
-        """Of what is declared: the path itself, else with any last segment."""
-        above, _, last = path.rpartition("/")
-        return self._paths.get(path) or (self._paths.get(f"{above}/{ANY}") if last else None)
+        """Of what is declared: the path itself, else one with any segments in the places of its names."""
+        if path in self._paths:
+            return self._paths[path]
+        segments = path.split("/")
+        for pattern, declared in self._patterns.items():
+            if len(pattern) == len(segments) and all(map(_fits, pattern, segments)):
+                return self._paths[declared]
+        return None
 
     def _allow(self, path: str) -> bytes:
         methods = set(self._methods(path) or ())
         return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set()))).encode()
 
 
-def _declared(path: str) -> str:
-    above, _, last = path.rpartition("/")
-    return f"{above}/{ANY}" if last.startswith("{") else path
+def _fits(declared: str, segment: str) -> bool:
+    return segment == declared or (declared.startswith("{") and segment != "")
 
 
 def check(view: AdminView, access: Access, scope: Scope) -> Principal | None:

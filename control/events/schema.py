@@ -5,6 +5,7 @@
     open_exchanges  opened, not done: what becomes `lost` when its worker dies
     offsets         how far each spool segment has been taken over
     dead_letters    lines that are no record, with the reason
+    audit           changes asked for over the admin listener
     issuers         which provider made an object (a file, a stored response), and for which team
 
 A migration is SQL that is never edited again once released; the file carries the number of the last one applied. A
@@ -99,7 +100,19 @@ ALTER TABLE usage ADD COLUMN audio_seconds REAL NOT NULL DEFAULT 0;
 ALTER TABLE usage ADD COLUMN characters INTEGER NOT NULL DEFAULT 0;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _ISSUERS, _SOUND)
+_AUDIT: Final = """
+CREATE TABLE audit (
+    n INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    key TEXT NOT NULL,
+    client TEXT NOT NULL,
+    what TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    request_id TEXT NOT NULL
+);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _ISSUERS, _SOUND, _AUDIT)
 
 
 class SchemaError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -35,6 +36,13 @@ async def command(gateway: GatewayProcess, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+async def made_over_http(gateway: GatewayProcess, ops: str, name: str) -> str:
+    """The key that the admin listener has made."""
+    answer = await gateway.admin.send("POST", "/admin/keys", json.dumps({"name": name}).encode(), key=ops)
+    assert answer.status == 201
+    return str(answer.json()["key"])
+
+
 async def answers(gateway: GatewayProcess, key: str) -> set[int]:
     """What the SDK gets on connections of their own, so that every worker is likely to be asked."""
     seen = set()
@@ -62,6 +70,7 @@ async def test_a_key_comes_and_goes_while_workers_serve(workers: int, tmp_path: 
         config = config_for(up)
         config["filters"][0]["auth"]["keys_file"] = str(tmp_path / "keys.db")
         async with gateway_process(config, workers=workers) as gateway:
+            ops = await command(gateway, "create", "--name", "ops", "--roles", "admin")
             key = await command(gateway, "create", "--name", "made", "--roles", "viewer")
             await within(gateway, key, 200)
             assert (await gateway.admin.send("GET", "/config_dump", key=key)).status == 200
@@ -73,8 +82,12 @@ async def test_a_key_comes_and_goes_while_workers_serve(workers: int, tmp_path: 
             assert await answers(gateway, key) == {401}
             assert (await gateway.admin.send("GET", "/config_dump", key=key)).status == 401
             assert await answers(gateway, config["filters"][0]["auth"]["keys"][0]["key"]) == {200}
+            own = await made_over_http(gateway, ops, "over-http")
+            await within(gateway, own, 200)
+            assert (await gateway.admin.send("DELETE", "/admin/keys/over-http", b"", key=ops)).status == 200
+            await within(gateway, own, 401)
             (tmp_path / "keys.db").write_text("nonsense")
             await sleep(2.5)
             assert "keys_refused" in gateway.log
-            for secret in (key, new, (tmp_path / "headgate-pepper").read_text().strip()):
+            for secret in (key, new, own, ops, (tmp_path / "headgate-pepper").read_text().strip()):
                 assert secret not in gateway.log

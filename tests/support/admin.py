@@ -10,6 +10,7 @@ test may be told to be public.
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +60,13 @@ class RunningAdmin:
         key: str | None = None,
         host: str | None = "localhost",
         headers: Iterable[tuple[str, str]] = (),
+        body: object = None,
     ) -> Answer:
-        """One request; `key` is a name of `KEYS`."""
-        body = None if method in ("GET", "HEAD") else b""
+        """One request; `key` is a name of `KEYS`, `body` what becomes JSON, or bytes."""
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         sent = [*headers, *bearer(KEYS[key] if key is not None else None)]
         async with RawClient(self.port) as client:
-            await client.send(request(method, target, body, sent, host=host))
+            await client.send(request(method, target, None if method in ("GET", "HEAD") else data, sent, host=host))
             return await client.answer(bodiless=method == "HEAD")
 
     async def get(self, target: str, *, key: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> Answer:
