@@ -138,7 +138,8 @@ def _worker(arguments: Namespace) -> int:
     from .control.process.orphans import die_with
     from .control.process.source import ConfigSource
     from .control.process.worker import run_worker
-    from .filters.stores.shared import SharedMemory, SharedStore
+    from .filters.stores.shared import SharedStore
+    from .filters.stores.shared_memory import SharedMemory
     from .gateway import Gateway
 
     die_with(arguments.parent)

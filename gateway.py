@@ -48,7 +48,8 @@ from .filters.headers import Headers
 from .filters.rate_limit import RateLimit
 from .filters.retry import Retry
 from .filters.stores.memory import MemoryStore
-from .filters.stores.shared import SharedMemory, SharedStore
+from .filters.stores.shared import SharedStore
+from .filters.stores.shared_memory import SharedMemory
 from .proxy.accounting.estimate import Estimator
 from .proxy.accounting.ledger import Ledger
 from .proxy.accounting.price_file import PriceFileError, read_price_file

@@ -27,7 +27,7 @@ from .worker_process import WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ...filters.stores.shared import Berths
+    from ...filters.stores.shared_memory import Berths
     from ...proxy.clock import Clock
     from ..admin.view import ControlStats
     from ..events.lookups import Lookups

@@ -19,7 +19,7 @@ from anyio import to_thread
 
 from ...config import ConfigError
 from ...filters.auth import Auth
-from ...filters.stores.shared import Berths, SharedMemory
+from ...filters.stores.shared_memory import Berths, SharedMemory
 from ...proxy.edge.listen import BACKLOG
 from ..clusters import open_check, open_url
 from ..filter_set import read_keys

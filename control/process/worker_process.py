@@ -19,7 +19,7 @@ from ...config import ConfigError, Problem
 from .channel import Answer, Ask, Channel, Configure, Explain, Explained, Ready, Refused, Retire, Told, WantJwks
 
 if TYPE_CHECKING:
-    from ...filters.stores.shared import Berths
+    from ...filters.stores.shared_memory import Berths
     from ...proxy.accounting.record import Issued
     from ...proxy.snapshot import Life, Totals
     from ..events.lookups import Lookups

@@ -1,23 +1,19 @@
-"""shared: as exact as memory, over processes, and over their sudden ends."""
+"""shared: as exact as memory, over processes that come and go."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from contextlib import contextmanager
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.filters.stores import shared
+from headgate.filters.stores import shared_counts
 from headgate.filters.stores.memory import MemoryStore
 from headgate.filters.stores.rules import Granted, Kind, Limits, Refused, Rule
-from headgate.filters.stores.shared import Berths, SharedMemory, SharedStore
+from headgate.filters.stores.shared import SharedStore
+from headgate.filters.stores.shared_memory import Berths, SharedMemory
 from headgate.proxy.errors import OverloadError
 
 if TYPE_CHECKING:
@@ -30,30 +26,6 @@ EVENLY = Kind("tokens", ("user",), "day", continuous=True)
 TOKENS = Kind("tokens", ("user",), "minute")
 AT_ONCE = Kind("concurrent", ("user",), "")
 MONEY = Kind("money", ("team",), "month")
-WORKER = """
-import sys
-from headgate.filters.stores.rules import Granted, Kind, Rule
-from headgate.filters.stores.shared import SharedMemory, SharedStore
-from headgate.proxy.errors import OverloadError
-file, process, calls, slots, tokens, much = map(int, sys.argv[1:])
-rules = [Rule(Kind("requests", ("user",), "day"), calls), Rule(Kind("concurrent", ("user",), ""), slots),
-         Rule(Kind("tokens", ("user",), "day"), tokens)]
-limits = SharedStore(SharedMemory.attach(file), process).open("it", rules)
-print("ready", flush=True)
-sys.stdin.readline()
-now = 0
-for _ in range(much):
-    now += 1
-    try:
-        call = limits.take(["ann", "ann", "ann"], 10, now)
-    except OverloadError:
-        continue
-    if isinstance(call, Granted):
-        sys.stdout.write("+"); sys.stdout.flush()
-        limits.settle(call, 5, now)
-        sys.stdout.write("-"); sys.stdout.flush()
-print(flush=True)
-"""
 
 
 @pytest.fixture
@@ -129,57 +101,82 @@ def test_the_slots_of_a_dead_process_are_given_back_and_its_tokens_stay_charged(
     assert berths.take() == 1
 
 
-def test_there_is_a_berth_for_as_many_as_were_planned(memory: SharedMemory) -> None:
-    berths = Berths(memory)
-    assert [berths.take() for _ in range(8)] == list(range(8))
-    with pytest.raises(OSError, match="as many processes"):
-        berths.take()
-
-
-def test_a_call_that_cannot_be_counted_is_refused_and_what_it_used_is_settled_later(memory: SharedMemory) -> None:
-    limits = SharedStore(memory).open("it", [Rule(TOKENS, 100), Rule(AT_ONCE, 1)])
+@pytest.mark.parametrize("kind", [TOKENS, EVENLY])
+def test_a_call_that_cannot_be_counted_is_refused_and_what_it_used_is_settled_all_the_same(
+    memory: SharedMemory, kind: Kind
+) -> None:
+    limits = SharedStore(memory).open("it", [Rule(kind, 100), Rule(AT_ONCE, 1)])
     with another(memory) as other:
         call = granted(limits.take(["ann", "ann"], 60, 0))
-        assert other.lock()
+        assert other.lock.take()
         limits.settle(call, 10, 0)
         for _ in range(3):
             with pytest.raises(OverloadError):
                 limits.take(["ann", "ann"], 60, 0)
-        other.unlock()
-    assert granted(limits.take(["ann", "ann"], 60, 0)).tokens == (100, 30, 60 * S)
+        other.lock.release()
+    call = granted(limits.take(["ann", "ann"], 60, 0))
+    assert call.tokens is not None
+    assert call.tokens.left == 30
 
 
-def test_newcomers_share_one_meter_where_there_is_no_room(
+def test_a_settlement_needs_no_lock(memory: SharedMemory) -> None:
+    memory.expect(1)
+    rules = [Rule(TOKENS, 100), Rule(AT_ONCE, 1)]
+    with another(memory) as other:
+        one, two = SharedStore(memory, 0).open("it", rules), SharedStore(other, 1).open("it", rules)
+        call = granted(one.take(["ann", "ann"], 60, 0))
+        assert other.lock.take()
+        one.settle(call, 10, 0)
+        other.lock.release()
+        assert granted(two.take(["ann", "ann"], 60, 0)).tokens == (100, 30, 60 * S)
+
+
+def test_what_is_settled_after_its_window_counts_in_no_other(memory: SharedMemory) -> None:
+    memory.expect(1)
+    with another(memory) as other:
+        one, two = (SharedStore(of, n).open("it", [Rule(TOKENS, 100)]) for n, of in enumerate((memory, other)))
+        late = granted(one.take(["ann"], 60, 0))
+        granted(two.take(["ann"], 30, 60 * S))
+        one.settle(late, 100, 60 * S)
+        assert granted(two.take(["ann"], 30, 60 * S)).tokens == (100, 40, 120 * S)
+        late = granted(one.take(["ann"], 10, 60 * S))
+        granted(one.take(["ann"], 30, 120 * S))
+        one.settle(late, 100, 120 * S)
+        assert granted(one.take(["ann"], 30, 120 * S)).tokens == (100, 40, 180 * S)
+
+
+def test_what_a_dead_process_had_settled_stays_settled(memory: SharedMemory) -> None:
+    berths = Berths(memory)
+    first, second = berths.take(), berths.take()
+    alive = SharedStore(memory, first).open("it", [Rule(TOKENS, 100)])
+    for _ in range(2):
+        with another(memory) as other:
+            limits = SharedStore(other, second).open("it", [Rule(TOKENS, 100)])
+            limits.settle(granted(limits.take(["ann"], 40, 0)), 10, 0)
+        berths.leave(second)
+        assert berths.take() == second
+    assert granted(alive.take(["ann"], 40, 0)).tokens == (100, 40, 60 * S)
+
+
+def test_a_caller_that_comes_again_has_the_row_it_had_though_others_came_between(
     memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "PROBE", 1)
-    monkeypatch.setattr(shared, "RECORDS", shared.OTHERS + 1)
-    limits = SharedStore(memory).open("it", [Rule(PER_SECOND, 2)])
-    granted(limits.take(["ann"], 0, 0))
-    for name in ("bob", "cid"):
-        granted(limits.take([name], 0, 1))
-    assert isinstance(limits.take(["dan"], 0, 1), Refused)
-    granted(limits.take(["ann"], 0, 1))
-    assert isinstance(limits.take(["bob"], 0, S), Refused)  # ann's is over, theirs is not
-    granted(limits.take(["dan"], 0, S + 1))
-    assert limits.crowded == 2
+    monkeypatch.setattr(shared_counts, "MOST_KNOWN", 2)
+    limits = SharedStore(memory).open("it", [Rule(PER_DAY, 2)])
+    for left in (1, 0):
+        for caller in "abcde":
+            assert granted(limits.take([caller], 0, 0)).requests == (2, left, 86_400 * S)
 
 
-def test_a_write_that_a_kill_cuts_short_leaves_the_state_before_it(memory: SharedMemory) -> None:
-    """Every write to the map but the last of `save` is undone in turn: what is read is old, or nobody's."""
-    key, rule = b"k" * 16, Rule(PER_DAY, 9)
-    meter = rule.kind.meter()
-    meter.take(9, 4, 1)
-    memory.save(2000, key, meter, 9)
-    before = memory.map[:]
-    meter.take(9, 1, 2)
-    memory.save(2000, key, meter, 9)
-    after = memory.map[:]
-    selector = next(at for at in range(64, len(before)) if before[at] != after[at])
-    memory.map[selector] = before[selector]
-    assert memory.meter(2000, key, rule).left(9, 3) == 5
-    memory.map[selector] = after[selector]
-    assert memory.meter(2000, key, rule).left(9, 3) == 4
+def test_however_much_is_set_aside_and_not_used_it_is_counted(memory: SharedMemory) -> None:
+    most = shared_counts.MOST
+    limits = SharedStore(memory).open("it", [Rule(TOKENS, most)])
+    for n in range(20):
+        call = granted(limits.take(["ann"], most - n, 0))
+        assert call.tokens == (most, 0, 60 * S)
+        limits.settle(call, 1, 0)
+    limits.settle(granted(limits.take(["ann"], 1, 0)), 3 * most, 0)
+    assert isinstance(limits.take(["ann"], 1, 0), Refused)
 
 
 @given(
@@ -207,85 +204,6 @@ def test_it_decides_as_memory_does(calls: list[tuple[str, int, int, int, bool]])
             for limits, call in zip(both, open_calls.pop(0), strict=True):
                 limits.settle(call, used, now)
     made.close()
-
-
-def started(memory: SharedMemory, berth: int, *numbers: int) -> subprocess.Popen[bytes]:
-    """A process that counts once it is sent a line."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, *map(str, (memory.file, berth, *numbers))],
-        pass_fds=[memory.file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    return process
-
-
-def killed(seed: int, rounds: int) -> None:
-    """Two processes take and give back; each in turn is killed at any moment, and replaced."""
-    rng = Random(seed)
-    most, kills, said = 10**6, 0, 0
-    memory = SharedMemory.create(4)
-    berths = Berths(memory)
-
-    def start() -> tuple[subprocess.Popen[bytes], int]:
-        berth = berths.take()
-        process = started(memory, berth, most, 2, 10**9, 10**9)
-        assert process.stdin is not None
-        process.stdin.write(b"\n")
-        return process, berth
-
-    running = [start() for _ in range(2)]
-    for left in reversed(range(rounds)):
-        process, berth = running.pop(0)
-        assert process.stdout is not None
-        for _ in range(rng.randrange(1, 300)):
-            said += process.stdout.read(1).count(b"+")
-        os.kill(process.pid, signal.SIGKILL)
-        said += process.stdout.readall().count(b"+")  # type: ignore[attr-defined]  # a FileIO, for it is not buffered
-        process.communicate()
-        berths.leave(berth)
-        kills += 1
-        if left > 1:
-            running.append(start())
-    assert not running
-    limits = SharedStore(memory, 0).open("it", rules_of(most, 2, 10**9))
-    first, _ = (granted(limits.take(["ann"] * 3, 10, 1)) for _ in range(2))
-    assert isinstance(limits.take(["ann"] * 3, 10, 1), Refused)  # two slots, no more and no less
-    assert first.requests is not None
-    assert first.tokens is not None
-    counted, used = most - first.requests.left - 1, 10**9 - first.tokens.left - 10
-    assert said <= counted <= said + kills  # each may be killed between its call and its word
-    assert 5 * (counted - kills) <= used <= 5 * (counted + kills)  # and before it settles, or between two rules
-    memory.close()
-
-
-def rules_of(calls: int, slots: int, tokens: int) -> list[Rule]:
-    """Those of WORKER."""
-    return [Rule(PER_DAY, calls), Rule(AT_ONCE, slots), Rule(Kind("tokens", ("user",), "day"), tokens)]
-
-
-def test_processes_that_are_killed_give_their_slots_back_and_were_never_uncounted() -> None:
-    killed(1, 4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 8))
-def test_hundreds_of_kills(seed: int) -> None:
-    killed(seed, 40)
-
-
-def test_processes_that_take_at_once_get_exactly_the_limit_together() -> None:
-    memory = SharedMemory.create(4)
-    for process in range(4):
-        memory.expect(process)
-    workers = [started(memory, n, 1000, 100, 10**6, 600) for n in range(4)]
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write(b"\n")
-    admitted = sum(worker.communicate(timeout=60)[0].count(b"+") for worker in workers)
-    refused = SharedStore(memory, 0).open("it", [Rule(PER_DAY, 1000)]).take(["ann"], 0, 1)
-    memory.close()
-    assert (admitted, isinstance(refused, Refused)) == (1000, True)
 
 
 async def test_what_was_spent_before_counts_for_every_process_and_once(memory: SharedMemory) -> None:
