@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PLAIN: Final = bytes(set(range(0x20, 0x7F)) - {0x22, 0x5C})
-"""What stands for itself in a JSON string."""
+_PLAIN: Final = bytes(byte if 0x20 <= byte < 0x7F and byte not in b'"\\' else byte ^ 0xFF for byte in range(256))
+"""Leaves alone what stands for itself in a JSON string, and nothing else."""
 _PADDING: Final = b'"obfuscation":"'
 _PROBE: Final = b"zq zq"
 _OTHER_PROBE: Final = b"qzz"
@@ -28,26 +28,29 @@ SHORTEST: Final = 2
 class Shape:
     """`before` text `after`, or `before` text `between` padding `after`; `measure` says how long the text is."""
 
-    __slots__ = ("_after", "_around", "_before", "_between", "_end", "_left", "_start")
+    __slots__ = ("_after", "_around", "_before", "_between")
 
     def __init__(self, before: bytes, between: bytes, after: bytes) -> None:
         self._before = before
         self._between = between
         self._after = after
-        self._start = len(before)
-        self._end = -len(after)
-        self._around = len(before) + len(between) + len(after)
-        self._left = between.translate(None, PLAIN)
+        self._around = len(before) + len(after)
 
     def measure(self, event: bytes) -> int:
         """Bytes of the text in an event of this shape; -1 for one of another."""
-        if event.startswith(self._before) and event.endswith(self._after) and len(event) >= self._around:
-            inner = event[self._start : self._end]
-            if inner.translate(None, PLAIN) == self._left:
-                if not self._between:
-                    return len(inner)
-                return inner.find(self._between)
-        return -1
+        inner = event.removeprefix(self._before).removesuffix(self._after)
+        size = len(inner)
+        if size + self._around != len(event):
+            return -1
+        if not self._between:
+            return size if inner.translate(_PLAIN) == inner else -1
+        text, between, padding = inner.partition(self._between)
+        return len(text) if between and is_plain(text) and is_plain(padding) else -1
+
+
+def is_plain(text: bytes) -> bool:
+    """Whether JSON takes it as it stands."""
+    return text.translate(_PLAIN) == text
 
 
 def find_shape(event: bytes, key: bytes, text: str, proves: Callable[[bytes, str], bool]) -> Shape | None:
@@ -56,7 +59,7 @@ def find_shape(event: bytes, key: bytes, text: str, proves: Callable[[bytes, str
     `proves(event, text)` decodes another event and says whether it differs from this one in that text alone.
     """
     value = text.encode()
-    if len(value) < SHORTEST or value.translate(None, PLAIN):
+    if len(value) < SHORTEST or not is_plain(value):
         return None
     start = event.find(value, event.find(b'"%b"' % key) + len(key) + 2)
     if start < 0:
@@ -67,7 +70,7 @@ def find_shape(event: bytes, key: bytes, text: str, proves: Callable[[bytes, str
     if padding >= 0:
         padding += len(_PADDING)
         close = event.find(b'"', padding)
-        if event[padding:close].translate(None, PLAIN):
+        if not is_plain(event[padding:close]):
             return None
         between, after = event[end:padding], event[close:]
     before = event[:start]

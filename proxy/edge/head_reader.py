@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _TRIES: Final = 3
 """How many heads of a connection are taken for a model of the next ones before it is given up."""
 _LARGEST: Final = 4096
-_TEXT: Final = bytes(range(0x20, 0x7F))
+_TEXT: Final = bytes(byte if 0x20 <= byte < 0x7F else byte ^ 0xFF for byte in range(256))
+"""Leaves text alone, and nothing else."""
 _SPACE: Final = 0x20
 
 
@@ -83,7 +84,7 @@ class KnownHead:
                 if not value.isdigit():
                     return None
                 length = value
-            elif value.translate(None, _TEXT) or value[0] == _SPACE or value[-1] == _SPACE:
+            elif value.translate(_TEXT) != value or value[0] == _SPACE or value[-1] == _SPACE:
                 return None
             headers[place] = (name, value)
             fields[name] = value

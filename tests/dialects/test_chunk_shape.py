@@ -69,6 +69,7 @@ def test_the_next_chunk_is_measured(key: str, padding: str | None) -> None:
         chunk({"content": "one"}, error={"message": "no"}),
         chunk({"content": "one"}).replace(b'"index":0', b'"index":1'),
         chunk({"content": "one"}).replace(b"null}]", b'"stop"}]'),
+        chunk({"content": "one"}).replace(b"one", b"one\x00"),
         chunk({"content": "one"}).replace(b"one", b"one\x01"),
         chunk({"content": "one"}).replace(b"one", b"one\x7f"),
         chunk({"content": "one"}).replace(b"one", b"one\xff"),
