@@ -101,8 +101,7 @@ class ClusterSet:
             hosts = {"mock:": kept.hosts["mock:"] if kept and "mock:" in kept.hosts else Host(MockEndpoint())}
         if kept is not None and kept.identity == identity:
             cluster = kept.cluster
-            if list(cluster.hosts) != list(hosts.values()):
-                cluster.set_hosts(tuple(hosts.values()))
+            cluster.set_hosts(tuple(hosts.values()))  # also where they are the same: their weights may not be
         else:
             cluster = self._cluster(name, provider, hosts.values())
         self._apply(cluster, provider, workers)

@@ -26,7 +26,7 @@ from .errors import BrokenAnswerError, ErrorEventError, ProtocolError, UpstreamT
 from .headers import is_document
 from .json_splice import is_no_json, is_object
 from .patience import LINGER_SECONDS, Patience
-from .upstream.cluster import PLAIN
+from .upstream.place import PLAIN
 
 if TYPE_CHECKING:
     from .answer import Answer
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from .plan import Target
     from .upload import Upload
     from .upstream.call import Call, ResponseHead, UpstreamRequest
-    from .upstream.cluster import Needs
     from .upstream.credentials import Credential
     from .upstream.host import Host
+    from .upstream.place import Needs
     from .websocket.opening import Opening
 
 HELD_BYTES = 64 * 1024

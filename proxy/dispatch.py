@@ -34,7 +34,8 @@ from .own_fields import stream_comment, wants_comment
 from .plan import Vetoed
 from .statuses import failure_of
 from .succession import Succession
-from .upstream.cluster import OVERLOADED, PLAIN, UNHEALTHY
+from .upstream.cluster import OVERLOADED, UNHEALTHY
+from .upstream.place import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .affinity import affinity
 from .headers import AZURE, below_v1, to_upstream, without_version
 from .upstream.call import UpstreamRequest
-from .upstream.cluster import Needs
+from .upstream.place import Needs
 from .websocket.opening import Opening
 
 if TYPE_CHECKING:

@@ -6,27 +6,24 @@ the host's. A cluster that cannot take a call now says why beforehand (`objectio
 
 `strained` is the one thing every request asks. It is False while nobody could object, which is nearly always.
 
-Not here: connections (pool.py), which target comes next (plan.py), the rules themselves (balance.py, outlier.py,
-credentials.py, limits.py).
+Not here: connections (pool.py), which target comes next (plan.py), the rules themselves (admission.py, balance.py,
+outlier.py, credentials.py).
 """
 
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
-
-import msgspec
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..clock import NEVER
-from ..errors import NoTargetError, PoolOverflowError
+from ..errors import NoTargetError
+from .admission import Admission, overflow
 from .balance import Balancer, Balancing
-from .call import CallReceiver
 from .credentials import Credentials
-from .gradient import Gradient, GradientSettings
 from .hedge import Hedge
-from .host import Host
-from .limits import Limits, LimitSettings
-from .outlier import Outlier, OutlierSettings
+from .limits import LimitSettings
+from .outlier import Outlier, OutlierSettings, result_of
+from .place import PLAIN
 from .queued import QueuedCall
 from .retry_budget import RetryBudget
 
@@ -42,7 +39,8 @@ if TYPE_CHECKING:
     from .call import Call, UpstreamRequest
     from .credentials import Credential
     from .hedge import HedgeSettings
-    from .outlier import Result
+    from .host import Host
+    from .place import Holder, Needs
 
 COOLING = "cooling after a 429"
 REFUSED = "credential refused"
@@ -51,7 +49,6 @@ OVERLOADED = "overloaded"
 """Why a cluster cannot take a call now."""
 
 MAX_HEDGES = 64
-_GATEWAY_FAILURES = frozenset((502, 503, 504))
 
 
 class Timeouts(NamedTuple):
@@ -67,39 +64,14 @@ class Timeouts(NamedTuple):
     total: float = 600.0
 
 
-class Needs(msgspec.Struct, frozen=True, gc=False):
-    """What a call asks of its place, beyond its model."""
-
-    tokens: int = 0
-    """What it is estimated to use, roughly where no limit counts it; 0 where nobody asks."""
-    key: int | None = None
-    """What ring_hash follows."""
-    region: str = ""
-    avoid: tuple[Host, ...] = ()
-    """Hosts that have failed this exchange."""
-
-
-PLAIN = Needs()
-
-
-class Holder(CallReceiver, Protocol):
-    """Who has a place in a cluster, from `start` to `end`. The cluster sets all three."""
-
-    host: Host | None
-    """None while it waits for a place."""
-    credential: Credential | None
-    tokens: int
-
-
 class Cluster:
     """One provider. Outlives the configs that name it, as long as its dialect and credentials stay."""
 
     __slots__ = (
-        "_balancer", "_bounds", "_credentials", "_deadlines", "_gradient", "_hedges", "_limits", "_outlier", "_rng",
-        "_single", "address", "asks", "counts_tokens", "credential_origin", "deadline", "dialect", "host", "hosts",
-        "is_sticky", "listed", "name", "price", "price_as", "queue_seconds", "retries_waiting", "retry_budget",
-        "rq_error", "rq_hedged", "rq_retry", "rq_success", "rq_timeout", "rq_total", "stand_in", "strained",
-        "timeouts", "unconfigured",
+        "_balancer", "_credentials", "_deadlines", "_hedges", "_outlier", "_rng", "_single", "address", "admission",
+        "asks", "counts_tokens", "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky", "listed",
+        "name", "price", "price_as", "retries_waiting", "retry_budget", "rq_error", "rq_hedged", "rq_retry",
+        "rq_success", "rq_timeout", "rq_total", "stand_in", "strained", "timeouts", "unconfigured",
     )  # fmt: skip
 
     def __init__(
@@ -162,18 +134,13 @@ class Cluster:
         """A call has to say which session it belongs to."""
         self.counts_tokens = False
         """There is a bound on the tokens of all calls: what a call says of its own must be a good estimate."""
-        self.queue_seconds = queue_seconds
-        """How long a call may wait for a place; with 0 it never does."""
+        self.admission = Admission(limits, queue_seconds, deadlines)
         self.hosts: tuple[Host, ...] = ()
         self.deadline = NEVER
         """Of the next look at who was ejected."""
         self._rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
         self._balancer = Balancer(policy, (), self._rng, balancing)
         self._credentials = Credentials(credentials) if credentials else None
-        self._limits: Limits[QueuedCall] = Limits(limits)
-        self._bounds = limits
-        """As configured; what is learned may lower them."""
-        self._gradient: Gradient | None = None
         self._outlier = Outlier(outliers, (), self._rng)
         self._deadlines = deadlines
         self._hedges: dict[str, Hedge] = {}
@@ -196,17 +163,17 @@ class Cluster:
     @property
     def rq_active(self) -> int:
         """Calls under way."""
-        return self._limits.requests
+        return self.admission.requests
 
     @property
     def rq_pending_active(self) -> int:
         """Calls that wait for a place."""
-        return self._limits.pending
+        return self.admission.pending
 
     @property
     def rq_overflow(self) -> int:
         """Calls refused because of `limits`."""
-        return self._limits.overflow
+        return self.admission.overflow
 
     @property
     def ejections(self) -> int:
@@ -229,13 +196,13 @@ class Cluster:
         """Why a call for `model` cannot be taken now; None when it can. Ask only while `strained`."""
         if self.hosts and not self._balancer.usable:
             return UNHEALTHY
-        if self._limits.is_full and not (self.queue_seconds and self._limits.has_queue_room):
+        if self.admission.refuses:
             return OVERLOADED
         keys = self._credentials
         rests = keys.soonest(model, now) if keys is not None else 0.0
         if keys is not None and rests > 0:
             return COOLING if keys.limited(model, now) else REFUSED
-        self.strained = self._limits.is_full or (keys is not None and keys.is_strained(now))
+        self.strained = self.admission.is_full or (keys is not None and keys.is_strained(now))
         return None
 
     def rests_for(self, model: str, now: float) -> float:
@@ -258,18 +225,14 @@ class Cluster:
         Raises PoolOverflowError when there is no room, NoTargetError when there is no host at all. The place is
         `holder`'s until it is given back by `end`, whatever becomes of the call.
         """
-        limits = self._limits
-        if limits.try_acquire(needs.tokens):
-            if limits.requests >= limits.settings.requests or limits.settings.tokens is not None:
+        admission = self.admission
+        if admission.try_acquire(needs.tokens):
+            if admission.requests >= admission.settings.requests or admission.settings.tokens is not None:
                 self.strained = True
             return self._begin(request, holder, model, now, needs)
-        if not self.queue_seconds or self._deadlines is None:
-            limits.overflow += 1
-            raise self.overflow()
-        queued = QueuedCall(self, request, holder, model, needs, now + self.queue_seconds)
-        if not limits.enqueue(queued):
-            raise self.overflow()
-        self._deadlines.add(queued)
+        queued = QueuedCall(self, request, holder, model, needs, now + admission.queue_seconds)
+        if not admission.enqueue(queued):
+            raise overflow()
         self.strained = True
         return queued
 
@@ -281,7 +244,7 @@ class Cluster:
             return
         host.active -= 1
         host.tokens -= holder.tokens
-        self._limits.release(holder.tokens)
+        self.admission.release(holder.tokens)
         if cancelled:
             host.rq_cancelled += 1
         else:
@@ -295,8 +258,8 @@ class Cluster:
                 self._count_failure(host, error)
             if self._single is None:
                 self._judge(host, now, error, status)
-        if self._limits.queue:
-            self._serve(now)
+        if self.admission.queue:
+            self.admission.serve(now)
 
     def limited(self, holder: Holder, model: str, now: float, seconds: float) -> None:
         """A 429: its key rests for this model."""
@@ -323,15 +286,13 @@ class Cluster:
     @property
     def adapts(self) -> bool:
         """It wants to know when first tokens come."""
-        return self._gradient is not None
+        return self.admission.adapts
 
     def on_first_token(self, seconds: float, prompt_tokens: int, now: float) -> None:
         """The first token of a stream came, `seconds` after its request began; who waits may be next."""
-        if self._gradient is None:
-            return
-        self._gradient.on_sample(seconds, prompt_tokens, self._limits.requests, now)
-        self._bound()
-        self._serve(now)
+        if self.admission.on_first_token(seconds, prompt_tokens, now):
+            self.strained = True
+        self.admission.serve(now)
 
     # -- for the queue
 
@@ -339,44 +300,28 @@ class Cluster:
         """As `start`, for a call that has a place now. Raises NoTargetError."""
         return self._begin(queued.request, queued.holder, queued.model, now, queued.needs)
 
-    def leave(self, queued: QueuedCall) -> None:
-        """It waits no longer. Harmless when it does not."""
-        self._limits.leave(queued)
-        if self._deadlines is not None:
-            self._deadlines.discard(queued)
-
-    @staticmethod
-    def overflow() -> GatewayError:
-        """The error for a call that found no room."""
-        return PoolOverflowError("Too many requests are under way to this provider. Try again later.", retry_after=1.0)
-
     # -- for reloads and checks
 
     def set_hosts(self, hosts: Sequence[Host]) -> None:
-        """Who is there from now on. Calls under way at others go on."""
+        """Who is there from now on, with the weights and places they have now. Calls under way at others go on."""
         self.hosts = tuple(hosts)
         self._outlier.states = [host.outlier for host in hosts]
         self._single = self.hosts[0] if len(self.hosts) == 1 else None
-        self.counts_tokens = self._limits.settings.tokens is not None
-        self.asks = self.is_sticky or self._single is None or self.counts_tokens
+        self._settle_needs()
         self._rebuild()
 
     def set_limits(self, limits: LimitSettings, queue_seconds: float, now: float) -> None:
         """Bounds from now on; who waits may be next."""
-        self._bounds = limits
-        self.queue_seconds = queue_seconds
-        self._bound()
-        self.set_hosts(self.hosts)
-        self._serve(now)
+        if self.admission.bound(limits, queue_seconds):
+            self.strained = True
+        self._settle_needs()
+        self.admission.serve(now)
 
     def set_adaptive(self, on: bool) -> None:
         """Whether first tokens that come late lower the limit on requests. What was learned is forgotten when it is
         turned off."""
-        if on and self._gradient is None:
-            self._gradient = Gradient(GradientSettings())
-        elif not on:
-            self._gradient = None
-        self._bound()
+        if self.admission.adapt(on):
+            self.strained = True
 
     def set_outliers(self, outliers: OutlierSettings) -> None:
         """Rules from now on; who is out stays out for its time."""
@@ -425,15 +370,6 @@ class Cluster:
         host.tokens += needs.tokens
         return host.endpoint.start(request, holder)
 
-    def _bound(self) -> None:
-        """The limits that hold: as configured, or fewer requests where that was learned."""
-        limits = self._bounds
-        if self._gradient is not None:
-            limits = limits._replace(requests=min(limits.requests, self._gradient.limit()))
-        if limits != self._limits.settings:
-            self._limits.settings = limits
-            self.strained = True
-
     def _pick(self, now: float, needs: Needs) -> Host:
         """The balancer's choice; where it has none without a host that failed before, one of those."""
         pick = self._balancer.pick
@@ -443,19 +379,13 @@ class Cluster:
         if member is None and self.hosts:
             member = self._rng.choice(self.hosts)  # all are down, and somebody decided to ask all the same
         if member is None:
-            self._limits.release(needs.tokens)
+            self.admission.release(needs.tokens)
             raise NoTargetError(f"The provider '{self.name}' has no endpoint.")
         return member  # type: ignore[return-value]  # a cluster's members are its hosts; `cast` would be a call
 
-    def _serve(self, now: float) -> None:
-        """Those who wait, in their order, as far as there is room."""
-        while (queued := self._limits.admit()) is not None:
-            self.leave(queued)
-            queued.begin(now)
-
     def _judge(self, host: Host, now: float, error: GatewayError | None, status: int) -> None:
         """What the end of a call says about its host."""
-        if self._outlier.on_result(host.outlier, "ok" if error is None else _result(error, status), now):
+        if self._outlier.on_result(host.outlier, "ok" if error is None else result_of(error, status), now):
             self._update(host, now)
         if self.deadline == NEVER and self._deadlines is not None:
             self.deadline = now + self._outlier.settings.interval
@@ -475,19 +405,14 @@ class Cluster:
         if self.hosts and not self._balancer.usable:
             self.strained = True
 
+    def _settle_needs(self) -> None:
+        """What a call has to say of itself."""
+        self.counts_tokens = self.admission.settings.tokens is not None
+        self.asks = self.is_sticky or self._single is None or self.counts_tokens
+
     def _count_failure(self, host: Host, error: GatewayError) -> None:
         self.rq_error += 1
         host.rq_error += 1
         if error.status == 504:
             self.rq_timeout += 1
             host.rq_timeout += 1
-
-
-def _result(error: GatewayError | None, status: int) -> Result:
-    """A 429, a refused key and an error event in a stream are not about the host."""
-    condition = error.condition if error is not None else None
-    if condition in ("connect-failure", "reset", "timeout"):
-        return "gateway"
-    if condition == "5xx" and status >= 500:
-        return "gateway" if status in _GATEWAY_FAILURES else "5xx"
-    return "ok"

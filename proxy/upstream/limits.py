@@ -4,9 +4,9 @@ First come, first served: nobody passes a queue that has formed, and a large req
 small ones behind it. A place that falls free is given to the head of the queue in the same call that hands it out, so
 it cannot be taken twice.
 
-The structure is passive. Its owner asks `admit` after each `release` or `leave`, and fails those that `expired` names.
+The structure is passive. Its owner asks `admit` after each `release` or `leave`, and `hopeless` after a change.
 
-Not here: connections (pool.py).
+Not here: how long anybody waits (admission.py), connections (pool.py).
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ class Waiting(Protocol):
     """A request in the queue. Compared by identity."""
 
     tokens: int
-    deadline: float
-    """Monotonic seconds; `inf` for none."""
 
 
 W = TypeVar("W", bound=Waiting)
@@ -43,7 +41,7 @@ class Limits(Generic[W]):
 
     def __init__(self, settings: LimitSettings) -> None:
         self.settings = settings
-        """May be replaced at any time; what runs already is not touched. Ask `admit` after it."""
+        """May be replaced at any time; what runs already is not touched. Ask `hopeless` and `admit` after it."""
         self.requests = 0
         self.tokens = 0
         self.overflow = 0
@@ -112,12 +110,10 @@ class Limits(Generic[W]):
         self.tokens += waiter.tokens
         return waiter
 
-    def expired(self, now: float) -> list[W]:
-        """Take out of the queue those whose deadline is over, and those that a lower limit has left without hope."""
+    def hopeless(self) -> list[W]:
+        """Take out of the queue those that could never have a place under a lower limit, and would hold up the rest."""
         limit = self.settings.tokens
-        over = [
-            waiter for waiter in self.queue if waiter.deadline <= now or (limit is not None and waiter.tokens > limit)
-        ]
+        over = [waiter for waiter in self.queue if limit is not None and waiter.tokens > limit]
         for waiter in over:
             del self.queue[waiter]
         return over

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from random import Random
 
+    from ..errors import GatewayError
     from .balance import Member
 
 Result = Literal["ok", "5xx", "gateway"]
@@ -28,6 +29,7 @@ Result = Literal["ok", "5xx", "gateway"]
 `5xx` any other of the provider's; `ok` the rest, 4xx included."""
 
 Cause = Literal["consecutive_5xx", "consecutive_gateway_failure", "success_rate", "failure_percentage"]
+_GATEWAY_FAILURES = frozenset((502, 503, 504))
 CAUSES: tuple[Cause, ...] = ("consecutive_5xx", "consecutive_gateway_failure", "success_rate", "failure_percentage")
 
 
@@ -198,3 +200,13 @@ class Outlier:
 
 def _rate(state: OutlierState) -> float:
     return 100 * state.ok / state.total
+
+
+def result_of(error: GatewayError, status: int) -> Result:
+    """How a try that failed ended; `status` is its answer's, 0 without one. A 429, a refused key and an error event in
+    a stream are not about the host."""
+    if error.condition in ("connect-failure", "reset", "timeout"):
+        return "gateway"
+    if error.condition == "5xx" and status >= 500:
+        return "gateway" if status in _GATEWAY_FAILURES else "5xx"
+    return "ok"

@@ -1,6 +1,6 @@
 """A call that waits for a place in its cluster, for the one who started it no other than one that waits for an answer.
 
-Not here: who waits, and who is next (cluster.py).
+Not here: who waits, and who is next (admission.py).
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import GatewayError
+from .admission import overflow
 from .call import Call
 
 if TYPE_CHECKING:
     from .call import UpstreamRequest
-    from .cluster import Cluster, Holder, Needs
+    from .cluster import Cluster
+    from .place import Holder, Needs
 
 
 class QueuedCall(Call):
@@ -47,7 +49,7 @@ class QueuedCall(Call):
         if self._call is not None:
             self._call.cancel()
         else:
-            self._cluster.leave(self)
+            self._cluster.admission.leave(self)
 
     # -- for the cluster
 
@@ -61,7 +63,11 @@ class QueuedCall(Call):
         if self._paused:
             call.pause()
 
+    def refuse(self) -> None:
+        """There will be none for it."""
+        self._cluster.admission.leave(self)
+        self.holder.on_error(self, overflow())
+
     def on_deadline(self) -> None:
         """It waited as long as a request may."""
-        self._cluster.leave(self)
-        self.holder.on_error(self, self._cluster.overflow())
+        self.refuse()

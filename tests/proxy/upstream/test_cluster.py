@@ -29,12 +29,12 @@ from headgate.proxy.upstream.cluster import (
     REFUSED,
     UNHEALTHY,
     Cluster,
-    Needs,
 )
 from headgate.proxy.upstream.credentials import Credential
 from headgate.proxy.upstream.host import Host
 from headgate.proxy.upstream.limits import LimitSettings
 from headgate.proxy.upstream.outlier import OutlierSettings
+from headgate.proxy.upstream.place import Needs
 from tests_support.calls import FakeEndpoint
 from tests_support.clock import FakeClock
 
@@ -197,6 +197,25 @@ def test_new_limits_let_in_those_who_wait() -> None:
     _, waiting = bench.start(), bench.start()
     bench.cluster.set_limits(LimitSettings(requests=2, pending=2), 5.0, bench.now)
     assert waiting.host is bench.hosts[0]
+
+
+def test_new_limits_turn_away_whom_they_leave_without_hope() -> None:
+    bench = Bench(limits=LimitSettings(tokens=100), queue_seconds=60.0)
+    running, large, small = (bench.start(Needs(tokens=tokens)) for tokens in (90, 80, 20))
+    bench.cluster.set_limits(LimitSettings(tokens=60), 60.0, bench.now)
+    assert [type(error) for error in large.errors] == [PoolOverflowError]
+    bench.end(large, large.errors[0], status=0)
+    bench.end(running)
+    assert small.host is bench.hosts[0], "nobody waits behind one who never runs"
+    bench.end(small)
+    assert (bench.cluster.rq_active, bench.cluster.rq_pending_active, len(bench.deadlines)) == (0, 0, 0)
+
+
+def test_hosts_that_weigh_other_than_before_are_taken_as_they_are() -> None:
+    bench = Bench(hosts=2, policy="weighted")
+    bench.hosts[0].weight, bench.hosts[1].weight = 0, 1
+    bench.cluster.set_hosts(bench.hosts)
+    assert {bench.start().host for _ in range(10)} == {bench.hosts[1]}
 
 
 def test_a_cluster_that_lost_its_hosts_says_so_to_those_who_wait() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,9 +9,8 @@ from headgate.proxy.upstream.limits import Limits, LimitSettings
 
 
 class Request:
-    def __init__(self, tokens: int = 0, deadline: float = inf) -> None:
+    def __init__(self, tokens: int = 0) -> None:
         self.tokens = tokens
-        self.deadline = deadline
 
 
 def limits(requests: int = 1024, tokens: int | None = None, pending: int = 1024) -> Limits[Request]:
@@ -88,35 +85,28 @@ def test_one_that_leaves_makes_room_for_the_next() -> None:
     assert bounds.admit() is small
 
 
-def test_those_whose_deadline_is_over_are_named_once() -> None:
-    bounds = limits(requests=0)
-    late, later, never = Request(deadline=5), Request(deadline=10), Request()
-    for request in (late, later, never):
-        bounds.enqueue(request)
-    assert bounds.expired(4.9) == []
-    assert bounds.expired(5.0) == [late]
-    assert bounds.expired(1e9) == [later]
-    assert bounds.pending == 1
-
-
 def test_a_lower_limit_touches_nothing_that_runs_and_lets_the_hopeless_go() -> None:
     bounds = limits(requests=2, tokens=100)
     bounds.try_acquire(50)
     bounds.try_acquire(50)
-    large = Request(tokens=80)
+    large, small = Request(tokens=80), Request(tokens=5)
     bounds.enqueue(large)
+    bounds.enqueue(small)
     bounds.settings = LimitSettings(requests=1, tokens=60)
     assert (bounds.requests, bounds.tokens) == (2, 100)
-    assert bounds.expired(0.0) == [large]
+    assert bounds.hopeless() == [large]
+    assert bounds.hopeless() == []
     bounds.release(50)
     assert not bounds.try_acquire(1)
+    bounds.release(50)
+    assert bounds.admit() is small
 
 
 @given(
     requests=st.integers(0, 4),
     tokens=st.none() | st.integers(0, 50),
     pending=st.integers(0, 4),
-    steps=st.lists(st.tuples(st.sampled_from(["come", "end", "leave", "expire"]), st.integers(0, 30)), max_size=100),
+    steps=st.lists(st.tuples(st.sampled_from(["come", "end", "leave", "lower"]), st.integers(0, 30)), max_size=100),
 )
 def test_what_runs_stays_within_the_limits_and_who_waits_is_served_in_order(
     requests: int, tokens: int | None, pending: int, steps: list[tuple[str, int]]
@@ -124,10 +114,10 @@ def test_what_runs_stays_within_the_limits_and_who_waits_is_served_in_order(
     bounds = limits(requests, tokens, pending)
     running: list[int] = []
     queue: list[Request] = []
-    for now, (what, size) in enumerate(steps):
+    for what, size in steps:
         match what:
             case "come":
-                waiter = Request(size, deadline=now + 5)
+                waiter = Request(size)
                 if bounds.try_acquire(size):
                     assert queue == []
                     running.append(size)
@@ -137,10 +127,12 @@ def test_what_runs_stays_within_the_limits_and_who_waits_is_served_in_order(
                 bounds.release(running.pop(size % len(running)))
             case "leave" if queue:
                 bounds.leave(queue.pop(size % len(queue)))
-            case "expire":
-                over = bounds.expired(now)
-                assert all(waiter.deadline <= now for waiter in over)
+            case "lower" if tokens is not None:
+                bounds.settings = bounds.settings._replace(tokens=size)
+                over = bounds.hopeless()
+                assert over == [waiter for waiter in queue if waiter.tokens > size]
                 queue = [waiter for waiter in queue if waiter not in over]
+                bounds.settings = bounds.settings._replace(tokens=tokens)
         while (admitted := bounds.admit()) is not None:
             assert admitted is queue.pop(0)
             running.append(admitted.tokens)
