@@ -1,19 +1,17 @@
-"""rate_limit over several workers: one limit for all of them, also when one is killed, replaced, or told of another
-config."""
+"""rate_limit over several workers: what is counted stays when one is killed, replaced, or told of another config.
+
+That all together admit exactly the limit: tests/processes/test_exact_limits.py.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from collections import Counter
 from typing import Any
-
-import pytest
 
 from tests_support.answers import chat_chunks, chat_completion, json_response, sse
 from tests_support.gateway import CHAT_BODY, CLIENT_KEY, bearer, config_for
-from tests_support.process import GatewayProcess, gateway_process
+from tests_support.process import gateway_process
 from tests_support.raw import CHAT, RawClient, request
 from tests_support.upstream import FakeUpstream, Pause, Request, Step
 
@@ -23,33 +21,6 @@ STREAM = CHAT_BODY.replace(b"{", b'{"stream":true,', 1)
 
 def limited(**numbers: int) -> dict[str, Any]:
     return {"filters": [{"auth": {"keys": [{"name": "app", "key": CLIENT_KEY}]}}, {"rate_limit": numbers}]}
-
-
-async def asked(gateway: GatewayProcess, requests: int, at_once: int) -> Counter[int]:
-    """So many requests over so many connections; how many answers of each status."""
-    statuses: Counter[int] = Counter()
-
-    async def client(n: int) -> None:
-        async with RawClient(gateway.port, within=120) as raw:
-            for _ in range(n):
-                await raw.send(request("POST", CHAT, CHAT_BODY, bearer(CLIENT_KEY)))
-                statuses[(await raw.answer()).status] += 1
-
-    await asyncio.gather(*[client(requests // at_once) for _ in range(at_once)])
-    return statuses
-
-
-@pytest.mark.parametrize(
-    ("workers", "limit", "requests", "at_once"),
-    [(2, 40, 200, 20), pytest.param(4, 1000, 10_000, 200, marks=pytest.mark.slow)],
-)
-async def test_all_workers_together_admit_exactly_the_limit(
-    workers: int, limit: int, requests: int, at_once: int
-) -> None:
-    config = {**MOCK, **limited(requests_per_day=limit)}
-    async with gateway_process(config, workers=workers) as gateway:
-        statuses = await asked(gateway, requests, at_once)
-    assert statuses == {200: limit, 429: requests - limit}
 
 
 async def test_what_is_counted_outlives_killed_workers_and_their_slots_are_given_back() -> None:
