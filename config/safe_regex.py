@@ -27,11 +27,12 @@ _CATEGORIES: Final = {
 
 class Measured(NamedTuple):
     """A checked expression. No match is longer than `width` characters. `outside` finds a character that no match
-    holds; None: any character may be part of one."""
+    holds; None: any character may be part of one. One character of text costs at most `ways` steps."""
 
     pattern: re.Pattern[str]
     width: int
     outside: re.Pattern[str] | None
+    ways: int
 
 
 def measure(source: str) -> Measured:
@@ -54,7 +55,7 @@ def measure(source: str) -> Measured:
         raise ValueError(f"must not match more than {MAX_WIDTH} characters")
     if ways > MAX_WAYS:
         raise ValueError(f"can match one place in {ways} ways, {MAX_WAYS} are allowed: shorten its repeats")
-    return Measured(pattern, width, atoms.outside(bool(pattern.flags & re.IGNORECASE)))
+    return Measured(pattern, width, atoms.outside(bool(pattern.flags & re.IGNORECASE)), ways)
 
 
 class _Atoms:

@@ -21,16 +21,20 @@ import msgspec
 
 from ..proxy.errors import AnswerRefusedError, GuardBlockedError, GuardTooLargeError, GuardUnreadableError
 from ..proxy.filter import Filter
-from .guard_stream import GuardedStream, is_text
-from .json_strings import Spelt, change, texts
-from .redaction import Rule, redact, search
+from .guard_stream import GuardedStream, without_logprobs
+from .looking import at_once, in_turn, look_at, look_through
+from .redaction import Rule, slice_for
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
     from ..config import GuardConfig
+    from ..proxy.errors import GatewayError
     from ..proxy.exchange import Exchange
     from ..proxy.filter import Event
     from ..proxy.upstream.call import ResponseHead
-    from .json_strings import Change
+    from .looking import Looking
 
 _BODILESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS"))
 
@@ -50,42 +54,44 @@ class Guard(Filter):
         self._up = [Rule(rule) for rule in config.rules if "request" in rule.on]
         self._down = [Rule(rule) for rule in config.rules if "answer" in rule.on]
 
-    def on_request(self, ex: Exchange) -> None:
-        """Look through the request. Raises GuardBlockedError, GuardUnreadableError, GuardTooLargeError."""
+    def on_request(self, ex: Exchange) -> Coroutine[Any, Any, None] | None:
+        """Look through the request, at once where it is short, else in turn with others. Raises GuardBlockedError,
+        GuardUnreadableError, GuardTooLargeError."""
         if ex.face.websocket:
             self.unreadable += 1
             raise GuardUnreadableError("Sessions are not looked into, so they are not let through here.")
         facts = ex.facts
         if not self._up or ex.face.handler is not None or facts is None or ex.head.method in _BODILESS:
-            return
+            return None
         source = self._source(facts.body)
         if source is None:
             self.unreadable += 1
             raise GuardUnreadableError("This body is not JSON, so it cannot be looked through.")
-        changed = self._looked_through(source)
-        if changed is not None and not facts.respell(changed.encode()):
+        looking = look_through(self._up, source, self._max_text, self._judge_request, self._too_large)
+        if len(source) > slice_for(self._up):
+            return self._in_turn(ex, looking)
+        self._respell(ex, at_once(looking))
+        return None
+
+    async def _in_turn(self, ex: Exchange, looking: Looking) -> None:
+        self._respell(ex, await in_turn(looking))
+
+    def _respell(self, ex: Exchange, changed: str | None) -> None:
+        assert ex.facts is not None  # noqa: S101 - narrows for the type checker: it was looked through
+        if changed is not None and not ex.facts.respell(changed.encode()):
             self.unreadable += 1
             raise GuardUnreadableError("This request holds what must be taken out, and cannot be changed.")
         ex.rough_prompt = None
 
-    def _looked_through(self, source: str) -> str | None:
-        """The request without what its rules take out; None where that is nothing."""
-        changes: list[Change] = []
-        size = 0
-        for path, start, end in texts(source):
-            if is_text(path) and not source.startswith("data:", start, end):
-                size += end - start
-                if size > self._max_text:
-                    self.unreadable += 1
-                    raise GuardTooLargeError(f"More than {self._max_text} bytes of text cannot be looked through.")
-                spelt = Spelt(source, start, end)
-                for found in search(self._up, spelt.text):
-                    if found.rule.blocks:
-                        self.request_blocked += 1
-                        raise GuardBlockedError(f"The request holds what the rule '{found.rule.name}' does not allow.")
-                    changes.append((spelt.place(found.start), spelt.place(found.end), found.rule.placeholder))
-        self.redacted += len(changes)
-        return change(source, changes) if changes else None
+    def _judge_request(self, rule: Rule) -> None:
+        if rule.blocks:
+            self.request_blocked += 1
+            raise GuardBlockedError(f"The request holds what the rule '{rule.name}' does not allow.")
+        self.redacted += 1
+
+    def _too_large(self) -> GatewayError:
+        self.unreadable += 1
+        return GuardTooLargeError(f"More than {self._max_text} bytes of text cannot be looked through.")
 
     def _source(self, body: bytes) -> str | None:
         try:
@@ -99,23 +105,28 @@ class Guard(Filter):
 class AnswerGuard(Guard):
     """A guard with rules on answers, too: only such a one takes streams off the byte path."""
 
-    def on_answer(self, ex: Exchange, head: ResponseHead, body: bytes) -> bytes:
-        """Look through a whole answer. Raises AnswerRefusedError."""
+    def on_answer(self, ex: Exchange, head: ResponseHead, body: bytes) -> bytes | Coroutine[Any, Any, bytes]:
+        """Look through a whole answer, as through a request. Raises AnswerRefusedError."""
         if not body:
             return body
         if head.header(b"content-encoding") not in (None, b"identity"):
             raise self._refused("The answer is encoded, so it cannot be looked through.")
-        stream = self._stream()
         source = self._source(body)
         if source is not None:
-            return stream.whole(body)
-        # Not JSON (a gateway's error page, a transcription): all of it is text.
-        found: list[Rule] = []
-        if len(body) > self._max_text:
-            raise self._refused("The answer has more text than can be looked through.")
-        text = redact(self._down, body.decode("utf-8", "surrogateescape"), found)
-        self.judge(found)
-        return text.encode("utf-8", "surrogateescape")
+            plain = without_logprobs(body).decode()
+            looking = look_through(self._down, plain, self._max_text, self._judge_answer, self._too_much)
+        else:
+            # Not JSON (a gateway's error page, a transcription): all of it is text.
+            if len(body) > self._max_text:
+                raise self._too_much()
+            plain = body.decode("utf-8", "surrogateescape")
+            looking = look_at(self._down, plain, self._judge_answer)
+        if len(plain) > slice_for(self._down):
+            return self._answer_in_turn(looking, plain)
+        return _encoded(at_once(looking), plain)
+
+    async def _answer_in_turn(self, looking: Looking, plain: str) -> bytes:
+        return _encoded(await in_turn(looking), plain)
 
     def on_event(self, ex: Exchange, event: Event) -> Event:
         """Look through the next event. Raises AnswerRefusedError."""
@@ -131,14 +142,24 @@ class AnswerGuard(Guard):
     def judge(self, found: list[Rule]) -> None:
         """Count what was taken out of an answer. Raises AnswerRefusedError for what blocks it."""
         for rule in found:
-            if rule.blocks:
-                self.answer_blocked += 1
-                raise AnswerRefusedError(f"The answer holds what the rule '{rule.name}' does not allow.")
-        self.redacted += len(found)
+            self._judge_answer(rule)
+
+    def _judge_answer(self, rule: Rule) -> None:
+        if rule.blocks:
+            self.answer_blocked += 1
+            raise AnswerRefusedError(f"The answer holds what the rule '{rule.name}' does not allow.")
+        self.redacted += 1
+
+    def _too_much(self) -> AnswerRefusedError:
+        return self._refused("The answer has more text than can be looked through.")
 
     def _refused(self, message: str) -> AnswerRefusedError:
         self.unreadable += 1
         return AnswerRefusedError(message)
+
+
+def _encoded(changed: str | None, plain: str) -> bytes:
+    return (plain if changed is None else changed).encode("utf-8", "surrogateescape")
 
 
 def make_guard(config: GuardConfig) -> Guard:

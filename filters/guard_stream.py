@@ -1,11 +1,12 @@
-"""One answer under guard: a whole JSON text, or the events of a stream, whose texts go on from event to event.
+"""One stream under guard: its events, whose texts go on from event to event.
 
 A text that goes on is a *track*: one field of one choice (chat), or the deltas of one part of one item (typed events).
 Each has a window. An event goes down with what its windows give out in the place of what came; at the end of a choice,
 of an item, or of the stream, what its windows still hold goes down before it, in an event of the same shape. An error
 event, or no event at all, flushes nothing: a cut answer is not made whole.
 
-Not here: what is looked for (redaction.py), and what is said when something is found (guard.py).
+Not here: whole texts (looking.py), what is looked for (redaction.py), and what is said when something is found
+(guard.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 
 from ..proxy.json_splice import value_end
 from .json_strings import Spelt, change, spell, texts
+from .looking import is_text
 from .redaction import Rule, Window, redact
 
 if TYPE_CHECKING:
@@ -31,23 +33,7 @@ _EVENT = re.compile(rb"(?:\A|[\r\n])event: ?([^\r\n]*)")
 _LOGPROBS = re.compile(rb'(?<=[{,\s])"logprobs"\s*:\s*(?=[\[{])')
 _TERMINAL = (".completed", ".failed", ".incomplete")
 _CHUNK_FIELDS = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
-_NO_TEXT = frozenset(
-    (
-        "role", "type", "object", "id", "model", "finish_reason", "status", "detail", "format", "data", "file_data",
-        "b64_json", "partial_image_b64", "embedding", "encrypted_content", "signature", "system_fingerprint",
-        "service_tier",
-    )
-)  # fmt: skip
-"""Members whose strings say how, and not what; and so do ids."""
 Key = tuple[Any, ...]
-
-
-def is_text(path: Path) -> bool:
-    """Whether a string below these names is text: by the last of them."""
-    for name in reversed(path):
-        if isinstance(name, str):
-            return name not in _NO_TEXT and not name.endswith(("_id", "_ids"))
-    return True
 
 
 class _Track:
@@ -85,14 +71,6 @@ class GuardedStream:
         """Characters that are held back."""
         return sum(track.window.held for track in self._tracks.values())
 
-    def whole(self, body: bytes) -> bytes:
-        """A JSON object that is an answer by itself."""
-        found: list[Rule] = []
-        source = _without_logprobs(body).decode()
-        changes = self._changes(source, {}, {}, found)
-        self._judge(found)
-        return change(source, changes).encode()
-
     def feed(self, raw: bytes) -> bytes:
         """What goes down for the next event: it, and before it what is given out at the end of a text."""
         lines = _DATA.findall(raw)
@@ -104,7 +82,7 @@ class GuardedStream:
             flushed = self._flush(list(self._tracks), found)
             self._judge(found)
             return flushed + raw
-        data = _without_logprobs(data)
+        data = without_logprobs(data)
         try:
             event = msgspec.json.decode(data, type=dict[str, Any])
             source = data.decode()
@@ -262,7 +240,7 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _without_logprobs(data: bytes) -> bytes:
+def without_logprobs(data: bytes) -> bytes:
     """They are the text once more; inside a JSON string the quotes around the name would be escaped."""
     if b'"logprobs"' not in data:
         return data

@@ -4,6 +4,8 @@ At each place the first rule to begin wins, and of several that begin there the 
 depends on a bounded stretch of text: one character before, and the rule's width and one more behind. So a `Window`
 decides about a place as soon as that stretch is there, or as soon as a character has come that no match of the rule can
 hold, and gives out what is decided. What it holds back is at most the largest width; for most rules, the last word.
+For the same reason a whole text can be searched in slices (`scan`), with the same result, and a loop be left to others
+in between.
 
 Not here: where texts stand in a body (json_strings.py), and what becomes of what is found (guard.py).
 """
@@ -16,9 +18,16 @@ from ..config.safe_regex import measure
 from .pii_patterns import KNOWN, Known
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from ..config import GuardRule
+
+
+STEPS = 1 << 21
+"""Of expressions, between two moments in which others may run: a few milliseconds."""
+SHORTEST = 256
+PER_TEXT = 8
+"""Characters for which a text counts beside its own: it takes its time to be found."""
 
 
 class Found(NamedTuple):
@@ -32,23 +41,25 @@ class Found(NamedTuple):
 class Rule:
     """One thing to look for. `blocks`: it ends the exchange; else its name stands for what it finds."""
 
-    __slots__ = ("_known", "blocks", "name", "placeholder")
+    __slots__ = ("_known", "blocks", "name", "placeholder", "ways")
 
     def __init__(self, config: GuardRule) -> None:
         self.name = config.name
         self.blocks = config.action == "block"
         self.placeholder = f"[{config.name}]"
         self._known = _known(config)
+        self.ways = self._known.ways
 
     def find(self, text: str, at: int, before: int) -> Found | None:
-        """The first match that begins from `at` on, and below `before`."""
-        pattern, _, _, settle = self._known
-        match = pattern.search(text, at)
+        """The first match that begins from `at` on, and below `before`. Looks no further than that needs."""
+        pattern, width, _, settle, _ = self._known
+        end = before + width + 1
+        match = pattern.search(text, at, end)
         while match is not None and match.start() < before:
-            end = match.end() if settle is None else settle(text, match)
-            if end is not None:
-                return Found(match.start(), end, self)
-            match = pattern.search(text, match.start() + 1)
+            settled = match.end() if settle is None else settle(text, match)
+            if settled is not None:
+                return Found(match.start(), settled, self)
+            match = pattern.search(text, match.start() + 1, end)
         return None
 
     def undecided(self, text: str) -> int:
@@ -111,16 +122,35 @@ def redact(rules: Sequence[Rule], text: str, found: list[Rule]) -> str:
 
 def search(rules: Sequence[Rule], text: str) -> list[Found]:
     """Every match in a whole text, in order, none within another."""
-    at, size, matches = 0, len(text), []
-    pending = [one for rule in rules if (one := rule.find(text, at, size)) is not None]
-    while pending:
-        first = min(pending, key=lambda one: (one.start, -one.end))
-        matches.append(first)
-        at = first.end
-        pending = [
-            again for one in pending if (again := one if one.start >= at else one.rule.find(text, at, size)) is not None
-        ]
+    matches: list[Found] = []
+    for _ in scan(rules, text, matches, len(text) or 1):
+        pass
     return matches
+
+
+def scan(rules: Sequence[Rule], text: str, matches: list[Found], slice_: int) -> Generator[int, None, None]:
+    """As `search`, into `matches`; comes back after each slice of the text, with its length."""
+    at = done = 0
+    while done < len(text):
+        limit = min(done + slice_, len(text))
+        at = max(at, done)
+        pending = [one for rule in rules if (one := rule.find(text, at, limit)) is not None] if at < limit else []
+        while pending:
+            first = min(pending, key=lambda one: (one.start, -one.end))
+            matches.append(first)
+            at = first.end
+            pending = [
+                again
+                for one in pending
+                if (again := one if one.start >= at else one.rule.find(text, at, limit)) is not None
+            ]
+        yield limit - done
+        done = limit
+
+
+def slice_for(rules: Sequence[Rule]) -> int:
+    """How many characters these rules may look at in one go."""
+    return max(SHORTEST, STEPS // max(1, sum(rule.ways for rule in rules)))
 
 
 def _known(config: GuardRule) -> Known:
@@ -128,4 +158,4 @@ def _known(config: GuardRule) -> Known:
         return KNOWN[config.pattern]
     assert config.regex is not None  # noqa: S101 - narrows for the type checker: a rule has one of the two
     measured = measure(config.regex)
-    return Known(measured.pattern, measured.width, measured.outside)
+    return Known(measured.pattern, measured.width, measured.outside, ways=measured.ways)

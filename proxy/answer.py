@@ -11,7 +11,8 @@ leaves: a client that holds a whole answer has its row, whenever this process di
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from asyncio import CancelledError
+from typing import TYPE_CHECKING, Any
 
 from .accounting.prices import format_usd
 from .claims import note
@@ -23,6 +24,8 @@ from .replies import NO_RETRY
 from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from .accounting.record import Outcome
     from .attempt import Attempt
     from .dialect import StreamReader
@@ -48,7 +51,7 @@ class Answer:
     """One answer and its client. `reader` None: not a stream of events, or none that can be read; then `meter` sees a
     copy of it."""
 
-    __slots__ = ("_attempt", "_dispatch", "_meter", "_observers", "_reader", "_run", "_upstream")
+    __slots__ = ("_attempt", "_dispatch", "_judged", "_meter", "_observers", "_reader", "_run", "_upstream")
 
     def __init__(
         self,
@@ -65,6 +68,8 @@ class Answer:
         self._reader = reader
         self._meter = meter
         self._observers = dispatch.run.chain.observers
+        self._judged = True
+        """False while a filter takes its time over a whole answer, of which nothing has gone down."""
 
     @property
     def ended_as(self) -> Outcome | None:
@@ -85,8 +90,41 @@ class Answer:
             if ex.facts is not None and ex.facts.stores:
                 self._note(self._dispatch.operation.read_objects(body))
         self._dispatch.end(self._attempt, None)
-        for on_answer in run.chain.answers:
-            body = on_answer(ex, whole.head, body)
+        for at, on_answer in enumerate(run.chain.answers):
+            result = on_answer(ex, whole.head, body)
+            if not isinstance(result, bytes):
+                self._judged = False
+                run.await_later(self._await(whole.head, at, result), result)
+                return
+            body = result
+        self._send(body)
+
+    async def _await(self, head: ResponseHead, at: int, work: Coroutine[Any, Any, bytes]) -> None:
+        """What a filter makes of a whole answer takes its time; go on from there. Cancelled when the client leaves."""
+        run = self._run
+        try:
+            body = await work
+            for on_answer in run.chain.answers[at + 1 :]:
+                result = on_answer(run.ex, head, body)
+                body = result if isinstance(result, bytes) else await result
+        except (Exception, CancelledError) as error:
+            if not run.done:  # else it was cancelled by us
+                run.task = None
+                run.crash(error)
+            if isinstance(error, CancelledError):
+                raise
+        else:
+            if not run.done:
+                run.task, self._judged = None, True
+                try:
+                    self._send(body)
+                except Exception as error:
+                    run.crash(error)
+
+    def _send(self, body: bytes) -> None:
+        """It goes down."""
+        run = self._run
+        ex = run.ex
         head = self._head()
         if ex.error is not None and len(ex.attempts) > 1:
             head.headers.append(NO_RETRY)
@@ -200,7 +238,11 @@ class Answer:
         run.downstream.end()
 
     def cut(self, error: GatewayError) -> None:
-        """Say that the answer is not whole, in the way this answer still allows."""
+        """Say that the answer is not whole, in the way this answer still allows. Where nothing of it has gone down, it
+        is only let go of."""
+        if not self._judged:
+            self.stop()
+            return
         run, reader = self._run, self._reader
         run.ex.error = error
         self._settle()

@@ -24,6 +24,8 @@ from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Coroutine
+    from typing import Any
 
     from .accounting.record import Outcome
     from .chain import Chain
@@ -51,6 +53,12 @@ class Ending:
         self.started = False
         """The head of an answer has gone down, and the rest has not yet."""
         self.done = False
+
+    def await_later(self, work: Coroutine[Any, Any, None], inner: Coroutine[Any, Any, object]) -> None:
+        """Go on in a task, which is cancelled with the exchange. `inner` is what it will await, and has not begun: it
+        is let go of where the task never begins either."""
+        self.task = self.engine.spawn(work)
+        self.task.add_done_callback(lambda _: inner.close())
 
     def turn_away(self, error: GatewayError) -> None:
         """Answer what never becomes an exchange: nothing of the gateway is used."""

@@ -2,7 +2,7 @@
 
 A filter is built once from its config and serves every exchange; what belongs to one exchange it keeps in `ex.state`,
 keyed by a type of its own. It overrides only the moments it needs: the chain is compiled at load, and a moment nobody
-overrides costs nothing. Only `on_request` may be async; the others run between two bytes.
+overrides costs nothing. `on_request` and `on_answer` may take their time; the others run between two bytes.
 
     class Shout(Filter):
         def on_request(self, ex):
@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import Awaitable, Coroutine, Mapping
 
     from .attempt import Attempt
     from .errors import GatewayError
@@ -67,8 +67,8 @@ class Filter:
         return cls(**config)
 
     def on_request(self, ex: Exchange) -> Reply | Awaitable[Reply | None] | None:
-        """Let pass (None), answer (a Reply), or refuse (raise GatewayError). May be `async def`; it is cancelled
-        when the client leaves."""
+        """Let pass (None), answer (a Reply), or refuse (raise GatewayError). May be `async def`, or give a coroutine
+        where it has to wait; that is cancelled when the client leaves."""
 
     def on_attempt(self, ex: Exchange, attempt: Attempt) -> None:
         """An attempt is about to start; raise SkipTarget to try another target, GatewayError to refuse."""
@@ -85,10 +85,10 @@ class Filter:
         """Bytes of the answer's body on their way down; look, do not touch. What raises is logged, and is not asked
         again in this exchange."""
 
-    def on_answer(self, ex: Exchange, head: ResponseHead, body: bytes) -> bytes:
+    def on_answer(self, ex: Exchange, head: ResponseHead, body: bytes) -> bytes | Coroutine[Any, Any, bytes]:
         """An answer that is no stream, whole, with the provider's head: keep or replace its body, or raise
-        AnswerRefusedError. A chain with one refuses texts that are too large to be collected, and kinds it cannot
-        read."""
+        AnswerRefusedError. May give a coroutine where it has to wait; that is cancelled when the client leaves. A chain
+        with one refuses texts that are too large to be collected, and kinds it cannot read."""
         return body
 
     def on_event(self, ex: Exchange, event: Event) -> Event | list[Event] | None:

@@ -5,7 +5,7 @@
                 └── refuse ─────┴─────────────┴────────┴────── reply ───────┴─ on_done, record
 
 It is driven by callbacks from the client's side and, through `Dispatch`, from the provider's, with no task of its own:
-a task is made only where a filter's `on_request` is async, and is cancelled when the client leaves. `finish` is the one
+a task is made only where a filter takes its time, and is cancelled when the client leaves. `finish` is the one
 way out, runs once, and leaves exactly one record.
 
 What is raised on the way is caught where the outside called in, and nowhere between: an error of ours becomes its
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from functools import partial
-from typing import TYPE_CHECKING
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
 
 from .claims import pin, wanted
 from .dispatch import Dispatch
@@ -37,11 +38,12 @@ from .upload import Upload
 from .websocket.handshake import check_upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from .accounting.record import Issued, Outcome
     from .chain import Chain, RequestStep
     from .dialect import BodyReader
+    from .replies import Reply
     from .stateful import Ref
 
 
@@ -90,7 +92,10 @@ class Run(Ending):
                 return
             result = step.call(ex)
             if result is not None:
-                self.reply(result)
+                if isinstance(result, CoroutineType):
+                    self.await_later(self._await(steps, index, result), result)
+                else:
+                    self.reply(result)
                 return
         ex.reached = len(self.chain.filters)
         if ex.timings is not None:
@@ -100,11 +105,13 @@ class Run(Ending):
         else:
             self._after_rest()
 
-    async def _await(self, steps: tuple[RequestStep, ...], index: int) -> None:
-        """Run one async filter, and go on from there. Cancelled when the client leaves; the filter cleans up after
-        itself."""
+    async def _await(
+        self, steps: tuple[RequestStep, ...], index: int, work: Coroutine[Any, Any, Reply | None] | None = None
+    ) -> None:
+        """Run one async filter, or the `work` that one that is not has left, and go on from there. Cancelled when the
+        client leaves; the filter cleans up after itself."""
         try:
-            result = await steps[index].call(self.ex)
+            result = await (steps[index].call(self.ex) if work is None else work)
             if not self.done:  # else it made light of being cancelled
                 self.task = None
                 if result is not None:

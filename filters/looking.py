@@ -1,0 +1,108 @@
+"""Looks through a whole JSON text, in turns: a while, then whoever drives it may do something else.
+
+A look is a generator that comes back each time it has spent a slice (redaction.py), and ends with the text as its rules
+leave it, or None where they leave it as it is. `at_once` does not wait, `in_turn` lets the loop go round in between:
+the slowest text that somebody can make holds up nobody else for longer than a slice of it takes.
+
+Not here: streams, whose events are looked at as they come (guard_stream.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from anyio.lowlevel import checkpoint
+
+from .json_strings import Spelt, change, texts
+from .redaction import PER_TEXT, scan, slice_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..proxy.errors import GatewayError
+    from .json_strings import Change, Path
+    from .redaction import Found, Rule
+
+Looking = Generator[None, None, str | None]
+_NO_TEXT = frozenset(
+    (
+        "role", "type", "object", "id", "model", "finish_reason", "status", "detail", "format", "data", "file_data",
+        "b64_json", "partial_image_b64", "embedding", "encrypted_content", "signature", "system_fingerprint",
+        "service_tier",
+    )
+)  # fmt: skip
+"""Members whose strings say how, and not what; and so do ids."""
+
+
+def is_text(path: Path) -> bool:
+    """Whether a string below these names is text: by the last of them."""
+    for name in reversed(path):
+        if isinstance(name, str):
+            return name not in _NO_TEXT and not name.endswith(("_id", "_ids"))
+    return True
+
+
+def look_through(
+    rules: Sequence[Rule],
+    source: str,
+    max_text: int,
+    judge: Callable[[Rule], None],
+    too_large: Callable[[], GatewayError],
+) -> Looking:
+    """Every text of a JSON object. `judge` is told of each match, and raises for what blocks; `too_large` makes the
+    error for more than `max_text` characters of text."""
+    changes: list[Change] = []
+    size = spent = 0
+    slice_ = slice_for(rules)
+    for path, start, end in texts(source):
+        spent += PER_TEXT
+        if is_text(path) and not source.startswith("data:", start, end):
+            size += end - start
+            if size > max_text:
+                raise too_large()
+            spelt = Spelt(source, start, end)
+            matches: list[Found] = []
+            for looked_at in scan(rules, spelt.text, matches, slice_):
+                spent += looked_at
+                if spent >= slice_:
+                    spent = 0
+                    yield
+            for found in matches:
+                judge(found.rule)
+                changes.append((spelt.place(found.start), spelt.place(found.end), found.rule.placeholder))
+        elif spent >= slice_:
+            spent = 0
+            yield
+    return change(source, changes) if changes else None
+
+
+def look_at(rules: Sequence[Rule], text: str, judge: Callable[[Rule], None]) -> Looking:
+    """A text that is no JSON."""
+    matches: list[Found] = []
+    for _ in scan(rules, text, matches, slice_for(rules)):
+        yield
+    for found in matches:
+        judge(found.rule)
+    return change(text, [(found.start, found.end, found.rule.placeholder) for found in matches]) if matches else None
+
+
+def at_once(looking: Looking) -> str | None:
+    """All of it, in one go."""
+    while True:
+        try:
+            next(looking)
+        except StopIteration as end:
+            changed: str | None = end.value
+            return changed
+
+
+async def in_turn(looking: Looking) -> str | None:
+    """All of it, with a round of the loop after each slice. Cancelled, it leaves nothing behind."""
+    while True:
+        try:
+            next(looking)
+        except StopIteration as end:
+            changed: str | None = end.value
+            return changed
+        await checkpoint()
