@@ -197,7 +197,7 @@ def run(names: Sequence[str], plan: Plan, *, alone: bool = False) -> dict[str, l
             except UnavailableError as reason:
                 print(f"skipped {contestant.name} {contestant.version}: {reason}", file=sys.stderr)
     rounds: dict[str, list[Round]] = {}
-    with _on(cores.load, alone=alone), contextlib.closing(Load()) as load:
+    with on_core(cores.load, alone=alone), contextlib.closing(Load()) as load:
         if "direct" in names:
             rounds["direct"] = [_press(load, Subject(load.provider_port, {}), plan, cores)]
         for number in range(plan.rounds):
@@ -221,7 +221,7 @@ def compare_endpoints(plan: Plan, *, alone: bool = False) -> dict[str, list[floa
     one in every round."""
     cores = choose_cores()
     rounds: dict[str, list[float]] = {path: [] for path in traffic.ENDPOINTS}
-    with _on(cores.load, alone=alone), contextlib.closing(Load()) as load:
+    with on_core(cores.load, alone=alone), contextlib.closing(Load()) as load:
         for number in range(plan.rounds):
             with tempfile.TemporaryDirectory(prefix="headgate-bench-") as folder:
                 work, port = Path(folder), free_port()
@@ -254,7 +254,7 @@ def _request_us(load: Load, subject: Subject, path: str, plan: Plan) -> float:
 
 
 @contextlib.contextmanager
-def _on(core: int, *, alone: bool) -> Iterator[None]:
+def on_core(core: int, *, alone: bool) -> Iterator[None]:
     """The rig on its core; `alone` puts it, and every gateway it starts, ahead of all else that wants either core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
@@ -300,6 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--endpoints", action="store_true", help="Headgate alone: a request to other endpoints beside one to chat"
     )
+    parser.add_argument(
+        "--filters", action="store_true", help="Headgate with each filter and with all of them, beside bare Envoy"
+    )
     parser.add_argument("--rounds", type=int, help="rounds instead of the plan's")
     parser.add_argument(
         "--alone",
@@ -321,15 +324,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ended_by_signals():
             print(report.endpoints(compare_endpoints(plan, alone=args.alone)))
         return 0
+    command = "scripts/bench " + " ".join(sys.argv[1:] if argv is None else argv)
+    of = f"`{command.replace(' --save', '').strip()}`, {report.machine()}."
+    if args.filters:
+        from .filters import compare  # which stands on this module
+
+        with _ended_by_signals():
+            text = report.filters(compare(plan, alone=args.alone))
+        print(text)
+        if args.save:
+            report.save("filters", f"{of}\n\n{text}")
+        return 0
     with _ended_by_signals():
         rounds = run(["direct", *names], plan, alone=args.alone)
-    command = "scripts/bench " + " ".join(sys.argv[1:] if argv is None else argv)
     text = report.table(rounds, {c.name: c for c in ALL}, plan.rate)
     print(text)
     if args.json:
         args.json.write_text(json.dumps(report.as_json(rounds), indent=1))
     if args.save:
-        report.save("figures", f"`{command.replace(' --save', '').strip()}`, {report.machine()}.\n\n{text}")
+        report.save("figures", f"{of}\n\n{text}")
     return 0
 
 

@@ -68,6 +68,20 @@ def endpoints(rounds: Mapping[str, Sequence[float]]) -> str:
     return "\n".join(lines)
 
 
+def filters(rounds: Mapping[str, Sequence[float]]) -> str:
+    """Microseconds of CPU per request of each chain, what that is more than the first chain of ours, and the ratio to
+    Envoy, both taken within each round."""
+    envoy = rounds.get(MEASURE)
+    base = next(figures for name, figures in rounds.items() if name != MEASURE)
+    lines = [f"| chain | µs/request | more than the first | x {MEASURE} |", "|---|---|---|---|"]
+    for name, figures in rounds.items():
+        more = [own - less for own, less in zip(figures, base, strict=True)]
+        times = [own / measure for own, measure in zip(figures, envoy or (), strict=False)]
+        more_text = "" if name == MEASURE else f"{statistics.median(more):+.1f}"
+        lines.append(f"| {name} | {_spread(figures, 1)} | {more_text} | {_spread(times, 2)} |")
+    return "\n".join(lines)
+
+
 def quantile(values: Sequence[float], q: float) -> float:
     """The smallest value that at least q of all do not exceed; nan of nothing."""
     ordered = sorted(values)
