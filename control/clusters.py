@@ -54,8 +54,6 @@ class _Kept(NamedTuple):
     cluster: Cluster
     hosts: dict[str, Host]
     """By URL."""
-    checked: bool
-    """Its endpoints are asked whether they are well."""
 
 
 class ClusterSet:
@@ -88,7 +86,7 @@ class ClusterSet:
         """Take over what a check has found; returns whether that changes what is said of its provider. Ignored where
         nobody is asked any more."""
         kept = self._kept.get(verdict.provider)
-        if kept is None or not kept.checked:
+        if kept is None or not kept.cluster.checked:
             return False
         before = kept.cluster.health
         kept.cluster.set_health(verdict.endpoint, verdict.healthy, self._clock.monotonic())
@@ -103,9 +101,9 @@ class ClusterSet:
             cluster = kept.cluster
             cluster.set_hosts(tuple(hosts.values()))  # also where they are the same: their weights may not be
         else:
-            cluster = self._cluster(name, provider, hosts.values())
+            cluster = self._cluster(name, provider, hosts.values(), kept.cluster if kept is not None else None)
         self._apply(cluster, provider, workers)
-        return _Kept(identity, cluster, hosts, provider.health_check is not None)
+        return _Kept(identity, cluster, hosts)
 
     def _host(self, provider: Provider, place: EndpointConfig, kept: _Kept | None) -> Host:
         before = kept.hosts.get(place.url) if kept is not None else None
@@ -122,7 +120,7 @@ class ClusterSet:
         host.metadata = dict(place.metadata)
         return host
 
-    def _cluster(self, name: str, provider: Provider, hosts: Iterable[Host]) -> Cluster:
+    def _cluster(self, name: str, provider: Provider, hosts: Iterable[Host], before: Cluster | None) -> Cluster:
         dialect = self._dialects[provider.dialect]
         keys = [
             Credential(one.name, tuple(dialect.credential(one.key.reveal())), weight=one.weight)
@@ -135,6 +133,7 @@ class ClusterSet:
             address=provider.address,
             host=provider.base_url or "",
             credentials=keys,
+            before=before,
             policy=provider.load_balancing,
             balancing=_balancing(provider),
             deadlines=self._deadlines,
@@ -146,6 +145,7 @@ class ClusterSet:
 
     def _apply(self, cluster: Cluster, provider: Provider, workers: int) -> None:
         """All that may change without a new cluster, at the start as at a reload."""
+        cluster.checked = provider.health_check is not None
         cluster.unconfigured = provider.unconfigured
         cluster.timeouts = _timeouts(provider)
         cluster.price_as = provider.price_as
@@ -156,7 +156,7 @@ class ClusterSet:
         cluster.set_adaptive(limits.adaptive)
         cluster.set_outliers(_outliers(provider))
         for host in cluster.hosts:
-            if provider.health_check is None:
+            if not cluster.checked:
                 cluster.set_health(host.name, True, self._clock.monotonic())
             if isinstance(host.endpoint, HttpEndpoint):
                 host.endpoint.update(_pool_limits(provider, workers))

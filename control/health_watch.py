@@ -160,6 +160,14 @@ class HealthWatch:
         for verdict in self.verdicts:
             self._publish(verdict)
 
+    def leave_alone(self, provider: str, endpoint: str) -> None:
+        """The endpoint has said in an answer that it is to be left alone: unwell until checks say otherwise. Ignored
+        where it is not checked."""
+        for one in self._watched.values():
+            if (one.provider, one.endpoint) == (provider, endpoint) and one.health.fail(one.state):
+                self._publish(one.verdict)
+                self._log(one, "it asked to be left alone")
+
     async def aclose(self) -> None:
         """Stop checking."""
         self._tasks.clear()
@@ -213,6 +221,10 @@ class HealthWatch:
         first = not watched.state.checked
         if watched.health.on_check(watched.state, status) or first:
             self._publish(watched.verdict)
+        self._log(watched, reason)
+
+    def _log(self, watched: Watched, reason: str) -> None:
+        """Say that it has become well, or not and why."""
         healthy = watched.state.healthy
         if healthy is watched.told:
             return

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from .answer import WholeAnswer
 from .errors import BrokenAnswerError, ErrorEventError, ProtocolError, UpstreamTimeoutError
-from .headers import is_document
+from .headers import LEAVE_ME, is_document
 from .json_splice import is_no_json, is_object
 from .patience import LINGER_SECONDS, Patience
 from .upstream.place import PLAIN
@@ -176,6 +176,9 @@ class Attempt(Patience):
         try:
             if self.sent_at is None:
                 self.on_sent(call)
+            cluster = self.target.cluster
+            if cluster.checked and self.host is not None and head.header(LEAVE_ME) is not None:
+                run.engine.leave_alone(cluster.name, self.host.name)
             self._take_head(head)
         except Exception as error:
             run.crash(error)

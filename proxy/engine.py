@@ -17,7 +17,7 @@ from .run import Run
 from .stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
     from random import Random
 
     from .accounting.ledger import Ledger
@@ -64,6 +64,8 @@ class Engine:
         self.waiting = 0
         """Exchanges that wait for any target of their model to be free again."""
         self.draining = False
+        self.leave_alone: Callable[[str, str], object] = lambda provider, endpoint: None
+        """Called when an endpoint that is checked has said by itself that it is to be left alone."""
         self.shedding: Shedding | None = None
         """Set while this worker has too much to do: asked before each new exchange."""
         self._operations: Mapping[str, Operation] = face_dialect.operations

@@ -51,7 +51,10 @@ NEVER_UP = _HOP | frozenset(
         b"x-request-id",
     )
 )
-_NOT_DOWN = _HOP | frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security"))
+LEAVE_ME = b"x-envoy-immediate-health-check-fail"
+"""On an answer, whatever its value: its endpoint is to be left alone from now on. It is said to us; a proxy before the
+gateway would take it for a word about the gateway."""
+_NOT_DOWN = _HOP | frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", LEAVE_ME))
 _OURS = b"x-headgate-"
 _REMEMBERED = 4096
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")

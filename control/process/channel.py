@@ -101,6 +101,13 @@ class WantJwks(msgspec.Struct, tag=True, frozen=True):
     """A token names a key that is not known."""
 
 
+class LeaveAlone(msgspec.Struct, tag=True, frozen=True):
+    """An endpoint has said that it is to be left alone."""
+
+    provider: str
+    endpoint: str
+
+
 class Answer(msgspec.Struct, tag=True, frozen=True):
     """The rows of those of the `Ask` of this number that are known; None: nobody can say."""
 
@@ -123,7 +130,7 @@ class Explained(msgspec.Struct, tag=True, frozen=True):
 
 
 FromSupervisor = Configure | Show | Mark | Jwks | ReadKeys | Refuse | Retire | Leave | Answer | Explain
-FromWorker = Ready | Refused | Told | Ask | Explained | WantJwks
+FromWorker = Ready | Refused | Told | Ask | Explained | WantJwks | LeaveAlone
 Message = TypeVar("Message", FromSupervisor, FromWorker)
 
 _encode = msgspec.msgpack.Encoder().encode

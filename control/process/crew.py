@@ -74,6 +74,7 @@ class Crew:
         self._socket = -1
         self._on_ready: Callable[[], None] = lambda: None
         self.want_jwks: Callable[[], None] = lambda: None
+        self.leave_alone: Callable[[str, str], None] = lambda provider, endpoint: None
         """Called when a worker meets a token whose key it does not know."""
 
     def accept_on(self, socket: int, on_ready: Callable[[], None]) -> None:
@@ -212,7 +213,7 @@ class Crew:
         """One worker from start to end."""
         overdue = self._clock.call_at(self._clock.monotonic() + START_SECONDS, self._kill_unready, worker)
         try:
-            worker.want_jwks = self.want_jwks
+            worker.want_jwks, worker.leave_alone = self.want_jwks, self.leave_alone
             code = await worker.run(self.totals, self._lookups, self._on_ready)
         finally:
             overdue.cancel()

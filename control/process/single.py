@@ -91,7 +91,9 @@ def health_watch(half: DataHalf) -> HealthWatch:
         return cluster.rq_total if cluster is not None else 0
 
     opened = partial(open_check, half.clock, half.deadlines)
-    return HealthWatch(half.clock, half.engine.rng, opened, half.take_verdict, calls)
+    watch = HealthWatch(half.clock, half.engine.rng, opened, half.take_verdict, calls)
+    half.engine.leave_alone = watch.leave_alone
+    return watch
 
 
 async def _refuse_to_replace(asked: asyncio.Event) -> None:

@@ -81,7 +81,7 @@ class Supervisor:
         )
         self._auth: Auth | None = None
         self.crew = Crew(command, self._briefing, clock, self._control.stats, self._control.lookups)
-        self.crew.want_jwks = self._jwks.ask
+        self.crew.want_jwks, self.crew.leave_alone = self._jwks.ask, self._health.leave_alone
         self._all_ready = asyncio.Event()
         self._data: socket.socket
 

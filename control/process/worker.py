@@ -21,6 +21,7 @@ from .channel import (
     Explained,
     Jwks,
     Leave,
+    LeaveAlone,
     Mark,
     ReadKeys,
     Ready,
@@ -93,6 +94,9 @@ class _Worker:
         issuers = self._server.half.engine.issuers
         issuers.ask = lambda number, ids: self._channel.send(Ask(number, ids))
         self._server.half.ask_jwks = lambda: self._channel.send(WantJwks())
+        self._server.half.engine.leave_alone = lambda provider, endpoint: self._channel.send(
+            LeaveAlone(provider, endpoint)
+        )
         self._say_ready(digest)
         tasks = [loop.create_task(self._listen()), loop.create_task(self._tell())]
         try:

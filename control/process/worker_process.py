@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from ...config import ConfigError, Problem
-from .channel import Answer, Ask, Channel, Configure, Explain, Explained, Ready, Refused, Retire, Told, WantJwks
+from .channel import (
+    Answer,
+    Ask,
+    Channel,
+    Configure,
+    Explain,
+    Explained,
+    LeaveAlone,
+    Ready,
+    Refused,
+    Retire,
+    Told,
+    WantJwks,
+)
 
 if TYPE_CHECKING:
     from ...filters.stores.shared_memory import Berths
@@ -44,6 +57,7 @@ class WorkerProcess:
         self.retiring = False
         """A successor has its place: it brings to an end what it has."""
         self.want_jwks: Callable[[], None] = lambda: None
+        self.leave_alone: Callable[[str, str], None] = lambda provider, endpoint: None
         """Called when it meets a token whose key it does not know."""
         self.relieved = asyncio.Event()
         """Set when it holds its place no more: it has ended, or retires."""
@@ -127,6 +141,8 @@ class WorkerProcess:
                         lookups.ask(ids, partial(self._answer, number))
                     case WantJwks():
                         self.want_jwks()
+                    case LeaveAlone(provider=provider, endpoint=endpoint):
+                        self.leave_alone(provider, endpoint)
                     case Explained(number=number, decision=decision):
                         asked = self._asked.pop(number, None)
                         if asked is not None and not asked.done():

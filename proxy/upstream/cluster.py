@@ -69,8 +69,8 @@ class Cluster:
 
     __slots__ = (
         "_balancer", "_credentials", "_deadlines", "_hedges", "_outlier", "_rng", "_single", "address", "admission",
-        "asks", "counts_tokens", "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky", "listed",
-        "name", "price", "price_as", "retries_waiting", "retry_budget", "rq_error", "rq_hedged", "rq_retry",
+        "asks", "checked", "counts_tokens", "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky",
+        "listed", "name", "price", "price_as", "retries_waiting", "retry_budget", "rq_error", "rq_hedged", "rq_retry",
         "rq_success", "rq_timeout", "rq_total", "stand_in", "strained", "timeouts", "unconfigured",
     )  # fmt: skip
 
@@ -86,6 +86,7 @@ class Cluster:
         limits: LimitSettings = LimitSettings(),  # noqa: B008 - immutable
         queue_seconds: float = 0.0,
         credentials: Sequence[Credential] = (),
+        before: Cluster | None = None,
         policy: Policy = "least_request",
         balancing: Balancing = Balancing(),  # noqa: B008 - immutable
         outliers: OutlierSettings = OutlierSettings(),  # noqa: B008 - immutable
@@ -105,6 +106,8 @@ class Cluster:
         self.host = host
         """The address that prices are looked up by; empty for a self-hosted provider."""
         self.timeouts = timeouts or Timeouts()
+        self.checked = False
+        """Its endpoints are asked whether they are well."""
         self.unconfigured = unconfigured
         """It has a key in the config, and the key expanded to nothing."""
         self.credential_origin = credential_origin
@@ -126,7 +129,7 @@ class Cluster:
         self.rq_timeout = 0
         self.rq_hedged = 0
         """Second attempts at a stream that was late; they are among `rq_total`."""
-        self.strained = False
+        self.strained = before is not None
         """Ask `objection`: some call might not be taken."""
         self.asks = False
         """A call has to say what it `Needs`."""
@@ -140,7 +143,8 @@ class Cluster:
         """Of the next look at who was ejected."""
         self._rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
         self._balancer = Balancer(policy, (), self._rng, balancing)
-        self._credentials = Credentials(credentials) if credentials else None
+        known = before._credentials if before is not None else None
+        self._credentials: Credentials | None = Credentials(credentials, before=known) if credentials else None
         self._outlier = Outlier(outliers, (), self._rng)
         self._deadlines = deadlines
         self._hedges: dict[str, Hedge] = {}

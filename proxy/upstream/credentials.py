@@ -15,7 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
 REFUSED_SECONDS = 60.0
 REFUSED_MAX_SECONDS = 600.0
@@ -83,10 +83,13 @@ class Cooling:
         self._until[key] = until
         self.latest = max(self.latest, until)
 
-    def keep(self, credentials: Iterable[Credential]) -> None:
-        """Forget all but these."""
-        kept = set(credentials)
-        self._until = {key: end for key, end in self._until.items() if key[0] in kept}
+    def take_over(self, other: Cooling, successors: Mapping[Credential, Credential]) -> None:
+        """What `other` knows of keys that have a successor here, which is the same key."""
+        for (credential, model), until in other._until.items():
+            successor = successors.get(credential)
+            if successor is not None:
+                self._until[successor, model] = until
+                self.latest = max(self.latest, until)
 
 
 class Credentials:
@@ -94,28 +97,24 @@ class Credentials:
 
     __slots__ = ("_all", "_cooling", "_doubtful")
 
-    def __init__(self, credentials: Iterable[Credential], *, bound: int = MAX_COOLING) -> None:
+    def __init__(
+        self, credentials: Iterable[Credential], *, before: Credentials | None = None, bound: int = MAX_COOLING
+    ) -> None:
+        """`before`: those whose place they take. One of the same name and fields is the same key, and what is known of
+        it stays known."""
+        self._all = tuple(credential for credential in credentials if credential.weight > 0)
         self._cooling = Cooling(bound)
-        self._all: tuple[Credential, ...] = ()
-        self._doubtful = 0
+        if before is not None:
+            known = {(old.name, old.fields): old for old in before._all}
+            successors = {known[new.name, new.fields]: new for new in self._all if (new.name, new.fields) in known}
+            for old, new in successors.items():
+                new.refusals, new.refused_until = old.refusals, old.refused_until
+            self._cooling.take_over(before._cooling, successors)
+        self._doubtful = sum(credential.refusals > 0 for credential in self._all)
         """How many keys have been refused and not worked since."""
-        self.update(credentials)
 
     def __len__(self) -> int:
         return len(self._all)
-
-    def update(self, credentials: Iterable[Credential]) -> None:
-        """Use these from now on. One of the same name and fields is the same key: it keeps what is known of it."""
-        known = {(credential.name, credential.fields): credential for credential in self._all}
-        used = []
-        for new in credentials:
-            credential = known.get((new.name, new.fields), new)
-            credential.weight = new.weight
-            if credential.weight > 0:
-                used.append(credential)
-        self._all = tuple(used)
-        self._doubtful = sum(credential.refusals > 0 for credential in used)
-        self._cooling.keep(used)
 
     def pick(self, model: str, now: float) -> Credential | None:
         """The key for an attempt at `model`, or None while all of them cool. A key whose time is over goes on trial:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from random import Random
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from headgate.control.clusters import ClusterSet
 from headgate.dialects.openai import OpenAI
 from headgate.proxy.clock import Deadlines
+from headgate.proxy.upstream.cluster import COOLING
 from headgate.proxy.upstream.health import Verdict
 from tests_support.clock import FakeClock
 from tests_support.gateway import load
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from headgate.config import Provider
+    from headgate.proxy.upstream.place import Holder
 
 
 def providers(*names: str, checked: bool = True, **settings: Any) -> Mapping[str, Provider]:
@@ -95,6 +98,27 @@ async def test_a_reload_keeps_what_is_known(kept: Kept, change: dict[str, Any]) 
     kept.judge("a", False)
     kept.update("a", "b", **change)
     assert kept.available == "b"
+
+
+async def test_a_key_that_rests_goes_on_resting_when_another_joins_it(kept: Kept) -> None:
+    keys = [{"name": "a", "key": "one"}, {"name": "b", "key": "two"}]
+    kept.update("x", api_keys=keys[:1])
+    old = kept.set.clusters["p"]
+    assert old._credentials is not None
+    limited = SimpleNamespace(credential=old._credentials.pick("m", 0.0))
+    old.limited(cast("Holder", limited), "m", 0.0, 60.0)
+    assert old.objection("m", 0.0) == COOLING
+    kept.update("x", api_keys=keys[:1], slow_start="1s")
+    assert kept.set.clusters["p"].strained
+    assert kept.set.clusters["p"].objection("m", 0.0) == COOLING
+    kept.update("x", api_keys=keys)
+    new = kept.set.clusters["p"]
+    assert new is not old
+    assert new.objection("m", 0.0) is None
+    assert new._credentials is not None
+    assert [str(new._credentials.pick("m", 0.0)) for _ in range(2)] == ["<Credential b>"] * 2
+    assert new.objection("m", 61.0) is None
+    assert not new.strained
 
 
 async def test_without_checks_everybody_is_well_again_and_late_words_are_ignored(kept: Kept) -> None:

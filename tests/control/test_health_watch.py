@@ -150,6 +150,24 @@ async def test_a_first_check_that_fails_is_told_at_once(watched: Watched, logged
     assert len(logged) == 1
 
 
+async def test_one_that_asks_to_be_left_alone_is_until_it_passes(watched: Watched, logged: list[Any]) -> None:
+    watched.calls = 1
+    await watched.follow(config("a", "b", no_traffic_interval="5s"))
+    watched.watch.leave_alone("p", A)
+    assert watched.told == [], "before its first check nothing is known of it"
+    await watched.answer("a")
+    await watched.answer("b")
+    for name in (A, A, "http://c:80"):
+        watched.watch.leave_alone("p", name)
+    watched.watch.leave_alone("q", B)
+    assert watched.told[2:] == [Verdict("p", A, False)]
+    assert [(event["endpoint"], event["reason"]) for event in logged] == [(A, "it asked to be left alone")]
+    await watched.next("a")
+    await watched.answer("a")
+    assert watched.told[3:] == [Verdict("p", A, True)]
+    assert [event["event"] for event in logged] == ["endpoint_unhealthy", "endpoint_healthy"]
+
+
 @pytest.mark.parametrize("status", [204, 301, 401, 503])
 async def test_another_status_than_expected_takes_it_out_at_once(
     watched: Watched, logged: list[Any], status: int

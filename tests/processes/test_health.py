@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 WITHIN = 30.0
 WHOLE = json_response(chat_completion())
+LEAVE_ME = json_response(chat_completion(), headers=[("X-Envoy-Immediate-Health-Check-Fail", "true")])
 CHECK = {"path": "/health?deep=1", "interval": "50ms", "timeout": "5s", "no_traffic_interval": "50ms"}
 
 
@@ -30,10 +32,12 @@ class Server:
 
     def __init__(self) -> None:
         self.status: int | None = 200
+        self.leaves = False
+        """Its next answers ask that it be left alone."""
 
     def __call__(self, request: Request) -> Sequence[Step] | bytes:
         if request.target != "/health?deep=1":
-            return WHOLE
+            return LEAVE_ME if self.leaves else WHOLE
         return json_response({}, self.status) if self.status is not None else [FIN]
 
 
@@ -63,6 +67,10 @@ async def unhealthy(gateway: GatewayProcess, count: int) -> None:
             text = (await gateway.admin.send("GET", "/metrics", key=None)).body.decode()
             lines = [line for line in text.splitlines() if line.startswith('headgate_upstream_unhealthy{provider="p"}')]
             found = sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def was_checked(upstream: FakeUpstream) -> bool:
+    return any(request.method == "GET" for request in upstream.requests)
 
 
 def calls(upstream: FakeUpstream) -> int:
@@ -121,6 +129,39 @@ async def test_an_endpoint_that_fails_its_checks_takes_no_calls_until_it_is_well
             await unhealthy(gateway, 0)
             assert all(await served_by(gateway, both))
             assert gateway.log.count('"event": "endpoint_healthy"') == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_endpoint_that_asks_to_be_left_alone_is_by_every_worker(workers: int) -> None:
+    one, other = Server(), Server()
+    async with FakeUpstream(one) as up, FakeUpstream(other) as up2:
+        rarely = {**CHECK, "interval": "20s", "no_traffic_interval": "20s"}  # the first within 2
+        async with gateway_process(config(up, up2, check=rarely), workers=workers) as gateway:
+            assert all(await served_by(gateway, [up, up2]))
+            for upstream in (up, up2):
+                await upstream.wait_until(partial(was_checked, upstream), "a check")
+            other.leaves = True
+            for _ in range(4 * workers):
+                answer = await gateway.post(b'{"model":"m","messages":[]}')
+                assert (answer.status, answer.header("x-envoy-immediate-health-check-fail")) == (200, None)
+            await unhealthy(gateway, workers)
+            other.leaves = False
+            assert (await served_by(gateway, [up, up2]))[1] == 0
+            assert gateway.log.count("it asked to be left alone") == 1
+
+
+async def test_where_nobody_asks_it_the_word_of_an_endpoint_means_nothing() -> None:
+    one, other = Server(), Server()
+    one.leaves = other.leaves = True
+    async with (
+        FakeUpstream(one) as up,
+        FakeUpstream(other) as up2,
+        gateway_process(config(up, up2, check=None)) as gateway,
+    ):
+        assert all(await served_by(gateway, [up, up2]))
+        assert all(await served_by(gateway, [up, up2]))
+        answer = await gateway.post(b'{"model":"m","messages":[]}')
+        assert answer.header("x-envoy-immediate-health-check-fail") is None
 
 
 @pytest.mark.slow

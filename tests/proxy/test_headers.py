@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from headgate.proxy import headers as module
 from headgate.proxy.edge.downstream import RequestHead
-from headgate.proxy.headers import client_request_id, retry_after, to_downstream, to_upstream
+from headgate.proxy.headers import LEAVE_ME, client_request_id, retry_after, to_downstream, to_upstream
 from headgate.proxy.upstream.call import ResponseHead
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
@@ -82,7 +82,9 @@ def test_fields_that_connection_names_stay_here_both_ways() -> None:
     assert to_downstream(ResponseHead(200, fields)) == [(b"x", b"")]
 
 
-@pytest.mark.parametrize("name", [b"set-cookie", b"server", b"alt-svc", b"x-headgate-cost-usd", b"content-length"])
+@pytest.mark.parametrize(
+    "name", [b"set-cookie", b"server", b"alt-svc", b"x-headgate-cost-usd", b"content-length", LEAVE_ME]
+)
 def test_it_never_comes_down(name: bytes) -> None:
     assert to_downstream(ResponseHead(200, [(name, b"x"), (b"retry-after", b"1")])) == [(b"retry-after", b"1")]
 

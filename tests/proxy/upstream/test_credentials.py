@@ -141,15 +141,15 @@ def test_whether_a_limit_is_why_nobody_is_available() -> None:
     assert not keys.limited("m", 0.0)
 
 
-def test_after_an_update_what_is_known_of_a_key_stays() -> None:
+def test_what_is_known_of_a_key_stays_with_those_that_take_its_place() -> None:
     first, second = key("a"), key("b")
     keys = Credentials([first, second])
     keys.on_refused(first, now=0.0)
     keys.on_limited(second, "m", 100.0, now=0.0)
-    keys.update([key("a", 3), key("b", 2), key("c", value=b"new")])
+    keys = Credentials([key("a", 3), key("b", 2), key("c", value=b"new")], before=keys)
     assert names(keys, 3, now=1.0) == "ccc"
     assert sorted(names(keys, 3, "other", now=1.0)) == ["b", "b", "c"]
-    keys.update([key("a", value=b"another"), key("c", value=b"new")])
+    keys = Credentials([key("a", value=b"another"), key("c", value=b"new")], before=keys)
     assert sorted(names(keys, 2, now=1.0)) == ["a", "c"]
     assert len(keys._cooling) == 0
     assert keys.soonest("m", 1.0) == 0
@@ -157,8 +157,7 @@ def test_after_an_update_what_is_known_of_a_key_stays() -> None:
 
 def test_what_a_removed_key_still_says_changes_nothing() -> None:
     gone, stays = key("a"), key("b")
-    keys = Credentials([gone, stays])
-    keys.update([stays])
+    keys = Credentials([stays], before=Credentials([gone, stays]))
     keys.on_refused(gone, now=0.0)
     keys.on_limited(gone, "m", 60.0, now=0.0)
     keys.on_success(gone)
