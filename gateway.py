@@ -22,6 +22,7 @@ from .config import (
     AccessLogConfig,
     AuthConfig,
     BudgetConfig,
+    CacheConfig,
     CircuitBreakerConfig,
     GatewayConfig,
     GuardConfig,
@@ -42,6 +43,7 @@ from .dialects.openai import OpenAI
 from .filters.access_log import AccessLog
 from .filters.auth import Auth, find_auth
 from .filters.budget import Budget
+from .filters.cache import Cache
 from .filters.circuit_breaker import CircuitBreaker
 from .filters.guard import make_guard
 from .filters.headers import Headers
@@ -171,6 +173,8 @@ def make_filter(
                 foresee=means.foresee,
                 write=means.write,
             )
+        case CacheConfig():
+            return Cache(settings, monotonic=now, wall=(means or Means()).wall)
         case UseConfig():
             return users_filter(settings)
     raise TypeError(f"no filter for {type(settings).__name__}")
@@ -353,6 +357,7 @@ class Gateway:
             upload_limit=config.limits.upload,
             json_depth=config.limits.json_depth,
             auth_open=config.auth_is_open,
+            policy=config.policy,
             divided=config.auth is not None and config.auth.divided,
             own_fields=frozenset((config.auth.header.lower().encode(),)) if config.auth is not None else frozenset(),
         )

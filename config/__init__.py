@@ -5,6 +5,7 @@ Imports nothing else of Headgate. After a load nobody checks again.
 
 from .access_log import AccessLogConfig
 from .budget import BudgetConfig, BudgetLimit
+from .cache import CacheConfig
 from .chain import (
     AuthConfig,
     CircuitBreakerConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "AuthConfig",
     "BudgetConfig",
     "BudgetLimit",
+    "CacheConfig",
     "CircuitBreakerConfig",
     "ConfigError",
     "EndpointConfig",

@@ -24,6 +24,7 @@ from pydantic import (
 
 from .access_log import AccessLogConfig
 from .budget import BudgetConfig
+from .cache import CacheConfig
 from .fields import Filled, ModelName, Moment, Name, Named, Rate, Section, Text, Wait
 from .guard import GuardConfig
 from .headers import HeadersConfig
@@ -325,6 +326,7 @@ FilterConfig = (
     AccessLogConfig
     | AuthConfig
     | BudgetConfig
+    | CacheConfig
     | CircuitBreakerConfig
     | GuardConfig
     | HeadersConfig
@@ -345,6 +347,7 @@ class FilterEntry(Section):
     kind: Literal[
         "auth",
         "budget",
+        "cache",
         "circuit_breaker",
         "access_log",
         "guard",
@@ -361,6 +364,7 @@ class FilterEntry(Section):
     config: Annotated[
         Annotated[AuthConfig, Tag("auth")]
         | Annotated[BudgetConfig, Tag("budget")]
+        | Annotated[CacheConfig, Tag("cache")]
         | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
         | Annotated[AccessLogConfig, Tag("access_log")]
         | Annotated[GuardConfig, Tag("guard")]

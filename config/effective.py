@@ -26,6 +26,12 @@ def digest(config: BaseModel) -> str:
     return sha256(text.encode()).hexdigest()[:12]
 
 
+def fingerprint(*parts: Any) -> str:
+    """64 hex digits over parts of a configuration."""
+    text = json.dumps([_canonical(part) for part in parts], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return sha256(text.encode()).hexdigest()
+
+
 def _canonical(value: Any) -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields

@@ -2,12 +2,12 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
 from .chain import AuthConfig, FilterEntry
-from .effective import digest
+from .effective import digest, fingerprint
 from .events import Events
 from .fields import Filled, ModelName, Name, Named, Section
 from .listeners import Limits, Listeners
@@ -15,6 +15,9 @@ from .models import Model
 from .providers import Provider
 from .routes import Route
 from .stores import Stores
+
+_ADMITS_ONLY: Final = frozenset({"access_log", "auth", "cache", "circuit_breaker", "rate_limit", "retry"})
+"""Filters that change no answer."""
 
 
 def _version(value: object) -> object:
@@ -97,3 +100,10 @@ class GatewayConfig(Section):
     def digest(self) -> str:
         """12 hex digits over all that has an effect; the version of this configuration."""
         return digest(self)
+
+    @cached_property
+    def policy(self) -> str:
+        """64 hex digits over all that may change an answer: what was answered under another policy is not given
+        again."""
+        filters = [(entry.name, entry.kind, entry.config) for entry in self.filters if entry.kind not in _ADMITS_ONLY]
+        return fingerprint(self.providers, self.models, self.routes, self.routing, filters)

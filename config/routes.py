@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from .access_log import AccessLogConfig
 from .budget import BudgetConfig
+from .cache import CacheConfig
 from .chain import AuthConfig, CircuitBreakerConfig, RetryConfig, UseConfig, kind_of
 from .fields import ModelName, Name, Named, Section
 from .guard import GuardConfig
@@ -31,6 +32,7 @@ Override = Annotated[
     Annotated[Literal["off"], Tag("off")]
     | Annotated[AuthConfig, Tag("auth")]
     | Annotated[BudgetConfig, Tag("budget")]
+    | Annotated[CacheConfig, Tag("cache")]
     | Annotated[CircuitBreakerConfig, Tag("circuit_breaker")]
     | Annotated[RetryConfig, Tag("retry")]
     | Annotated[AccessLogConfig, Tag("access_log")]

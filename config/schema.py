@@ -24,6 +24,7 @@ _NAME: Final = {"type": "string", "description": "How routes, metrics and logs c
 _BUILT_IN: Final = {
     "auth": "AuthConfig",
     "budget": "BudgetConfig",
+    "cache": "CacheConfig",
     "circuit_breaker": "CircuitBreakerConfig",
     "access_log": "AccessLogConfig",
     "guard": "GuardConfig",

@@ -18,7 +18,7 @@ from .providers import Provider
 from .routes import Route
 from .stores import Stores
 
-LATER_FILTERS: Final = frozenset({"cache", "classifier", "strategy"})
+LATER_FILTERS: Final = frozenset({"classifier", "strategy"})
 
 LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     GatewayConfig: frozenset({"agents", "policies", "telemetry"}),

@@ -17,6 +17,7 @@ from .yaml_nodes import MAX_NODES
 KINDS: Final = (
     "auth",
     "budget",
+    "cache",
     "circuit_breaker",
     "access_log",
     "guard",

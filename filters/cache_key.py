@@ -18,6 +18,8 @@ from hashlib import sha256
 from math import isinf
 from typing import TYPE_CHECKING, Any, Final
 
+from ..proxy.exchange import ANONYMOUS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -51,7 +53,9 @@ def digest(parts: Iterable[bytes]) -> bytes:
 
 def tenant(principal: Principal) -> str:
     """Who shares answers: a team, else an owner, else one key. Each kind of name has a letter of its own: a key that
-    is named like a team is not that team."""
+    is named like a team is not that team. Without auth all are one."""
+    if principal is ANONYMOUS:
+        return "a"
     if principal.team is not None:
         return f"t{principal.team}"
     return f"u{principal.owner}" if principal.owner is not None else f"k{principal.name}"

@@ -12,7 +12,7 @@ leaves: a client that holds a whole answer has its row, whenever this process di
 from __future__ import annotations
 
 from asyncio import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .accounting.prices import format_usd
 from .claims import note
@@ -28,19 +28,64 @@ if TYPE_CHECKING:
 
     from .accounting.record import Outcome
     from .attempt import Attempt
-    from .dialect import StreamReader
-    from .dispatch import Dispatch
+    from .dialect import Operation, StreamReader
     from .errors import GatewayError
     from .meters import Meter
+    from .run import Run
     from .stateful import Said
 
 
-class WholeAnswer:
-    """A provider's answer as far as it matters, in one piece. `facts`: what one with a good status says."""
+class Source(Protocol):
+    """Where the bytes come from: an attempt, or a replay (replay.py)."""
 
-    __slots__ = ("attempt", "body", "facts", "head")
+    @property
+    def request_id(self) -> str:
+        """The provider's."""
+
+    def pause(self) -> None:
+        """The client is behind."""
+
+    def resume(self) -> None:
+        """The client reads again."""
+
+    def linger(self) -> None:
+        """The answer is whole."""
+
+    def stop(self) -> None:
+        """Nobody waits for it any more."""
+
+    def end_soon(self) -> None:
+        """What else there is must come now."""
+
+
+class Asker(Protocol):
+    """Who has the source, and is told its end."""
+
+    run: Run
+    operation: Operation
+
+    def end(self, attempt: Any, error: GatewayError | None, *, cancelled: bool = False) -> None:
+        """It is over, by this error or well."""
+
+
+class Whole:
+    """An answer in one piece. `facts`: what one with a good status says, where that is not known yet."""
+
+    __slots__ = ("body", "facts", "head")
+
+    def __init__(self, head: ResponseHead, body: bytes, facts: AnswerFacts | None = None) -> None:
+        self.head = head
+        self.body = body
+        self.facts = facts
+
+
+class WholeAnswer(Whole):
+    """A provider's, as far as it matters."""
+
+    __slots__ = ("attempt",)
 
     def __init__(self, attempt: Attempt, head: ResponseHead, body: bytes, facts: AnswerFacts | None) -> None:
+        # Not through the base: every collected answer would pay for one more call.
         self.attempt = attempt
         self.head = head
         self.body = body
@@ -55,8 +100,8 @@ class Answer:
 
     def __init__(
         self,
-        dispatch: Dispatch,
-        attempt: Attempt,
+        dispatch: Asker,
+        attempt: Source,
         upstream: ResponseHead,
         reader: StreamReader | None,
         meter: Meter | None = None,
@@ -81,7 +126,7 @@ class Answer:
 
     # -- whole
 
-    def send(self, whole: WholeAnswer) -> None:
+    def send(self, whole: Whole) -> None:
         """A collected answer, in one piece with everything we know about it."""
         run, body = self._run, whole.body
         ex = run.ex
@@ -243,16 +288,14 @@ class Answer:
         if not self._judged:
             self.stop()
             return
-        run, reader = self._run, self._reader
+        run = self._run
         run.ex.error = error
         self._settle()
         self._attempt.stop()
         at_fault = isinstance(error, UpstreamError)
         self._dispatch.end(self._attempt, error if at_fault else None, cancelled=not at_fault)
-        event = b""
-        if reader is not None and not reader.mid_event:
-            event = self._dispatch.operation.error_event(error)
-            run.ex.bytes_out += len(event)
+        event = self._cut_event(error)
+        run.ex.bytes_out += len(event)
         run.finish("truncated", run.ex.status)
         if event:
             run.downstream.write(event)
@@ -268,6 +311,11 @@ class Answer:
 
     # -- inside
 
+    def _cut_event(self, error: GatewayError) -> bytes:
+        """What says that a stream was cut; empty where nothing may be added to it."""
+        reader = self._reader
+        return b"" if reader is None or reader.mid_event else self._dispatch.operation.error_event(error)
+
     def _head(self) -> ResponseHead:
         """The provider's head as the client sees it, with our fields."""
         run, upstream = self._run, self._upstream
@@ -279,7 +327,9 @@ class Answer:
 
     def _note(self, said: Said) -> None:
         """Write down what the next bytes say of objects, before they go down."""
-        note(self._run.ex, self._run.engine.issuers, said, self._attempt.target.cluster.name)
+        attempt = self._run.ex.attempt
+        if attempt is not None:
+            note(self._run.ex, self._run.engine.issuers, said, attempt.target.cluster.name)
 
     def _note_named(self, reader: StreamReader) -> None:
         said, reader.named = reader.named, None

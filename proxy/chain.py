@@ -38,6 +38,7 @@ class Chain:
     """The filters of one route from top to bottom. `first` is where `requests` begin: what is above has already run."""
 
     __slots__ = (
+        "_parts",
         "admission",
         "answers",
         "attempt_ends",
@@ -52,10 +53,12 @@ class Chain:
         "responses",
     )
 
-    def __init__(self, filters: Sequence[Filter], first: int = 0) -> None:
+    def __init__(self, filters: Sequence[Filter], first: int = 0, span: range | None = None) -> None:
+        """`span`: positions of those that count; the others are only counted."""
         self.filters = tuple(filters)
         self.names = tuple(link.name for link in self.filters)
-        placed = list(enumerate(self.filters))
+        self._parts: dict[int, tuple[Chain, Chain]] = {}
+        placed = [(at, link) for at, link in enumerate(self.filters) if span is None or at in span]
         self.admission = next((at for at, f in placed if f.admits), -1)
         """Position of the filter that decides whether there is an exchange at all; what it refuses leaves no record."""
         self.requests = tuple(
@@ -66,19 +69,33 @@ class Chain:
         self.reservations = tuple(step for step in self.requests if self.filters[step.position].reserves)
         """What depends on the model that is asked for."""
         self.attempts = tuple(
-            AttemptStep(f.on_attempt, f.on_attempt_end) for f in self.filters if _overrides(f, "on_attempt")
+            AttemptStep(f.on_attempt, f.on_attempt_end) for _, f in placed if _overrides(f, "on_attempt")
         )
-        self.attempt_ends = tuple(f.on_attempt_end for f in reversed(self.filters) if _overrides(f, "on_attempt_end"))
+        self.attempt_ends = tuple(f.on_attempt_end for _, f in reversed(placed) if _overrides(f, "on_attempt_end"))
         self.responses = tuple((at, f.on_response) for at, f in reversed(placed) if _overrides(f, "on_response"))
-        self.observers = tuple(f.on_bytes for f in reversed(self.filters) if _overrides(f, "on_bytes"))
-        self.events = tuple(f.on_event for f in reversed(self.filters) if _overrides(f, "on_event"))
-        self.answers = tuple(f.on_answer for f in reversed(self.filters) if _overrides(f, "on_answer"))
+        self.observers = tuple(f.on_bytes for _, f in reversed(placed) if _overrides(f, "on_bytes"))
+        self.events = tuple(f.on_event for _, f in reversed(placed) if _overrides(f, "on_event"))
+        self.answers = tuple(f.on_answer for _, f in reversed(placed) if _overrides(f, "on_answer"))
         self.done = tuple((at, f.on_done) for at, f in reversed(placed) if _overrides(f, "on_done"))
 
     @property
     def byte_path(self) -> bool:
         """Streams pass as bytes: no filter rewrites events."""
         return not self.events
+
+    def parts(self, at: int) -> tuple[Chain, Chain]:
+        """The chain of a client that gets a shared answer at position `at`, and that of the call which is made for it:
+        what is above and `at` itself, and what is below. Attempts concern all, so they are the second's."""
+        parts = self._parts.get(at)
+        if parts is None:
+            above = Chain(self.filters, len(self.filters), range(at + 1))
+            below = Chain(self.filters, at + 1, range(at + 1, len(self.filters)))
+            above.admission = self.admission
+            below.attempts, below.attempt_ends = self.attempts, self.attempt_ends
+            below.reservations = self.reservations
+            above.attempts = above.attempt_ends = ()
+            parts = self._parts[at] = (above, below)
+        return parts
 
     def rewrite(self, ex: Exchange, raw: bytes, state: dict[object, Any] | None = None) -> bytes:
         """One event through every `on_event`, bottom to top. `state` is its stream's."""

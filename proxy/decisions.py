@@ -18,6 +18,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from .cache_note import CacheNote
     from .exchange import Exchange
     from .plan import Plan, Target, Vetoed
 
@@ -82,6 +83,7 @@ class Facts(NamedTuple):
     skipped: tuple[Vetoed, ...]
     attempts: tuple[tuple[Any, ...], ...]
     inputs: dict[str, Any] | None
+    cache: CacheNote | None = None
 
 
 def facts_of(ex: Exchange, now: float) -> tuple[Any, ...]:
@@ -104,6 +106,7 @@ def facts_of(ex: Exchange, now: float) -> tuple[Any, ...]:
         route.chain.names if route is not None else ex.graph.prefix.names, ex.reached, ex.timings, ex.status,
         ex.outcome, error.code if error is not None else "", error.message[:_MESSAGE] if error is not None else "",
         scorer.name if scorer is not None else "config-order", ex.plan, ex.overruled, ex.skipped, attempts, ex.inputs,
+        ex.cache,
     )  # fmt: skip
 
 
@@ -171,6 +174,7 @@ def render(facts: Facts) -> dict[str, Any]:
         "vetoes": _vetoes(facts),
         "inputs": facts.inputs,
         "attempts": [_attempt(n, one, facts.started) for n, one in enumerate(attempts, 1)],
+        "cache": {"verdict": facts.cache.verdict, "why": facts.cache.why} if facts.cache is not None else None,
     }
     decision["why"] = _why(decision)
     return decision
@@ -293,6 +297,9 @@ def _why(decision: dict[str, Any]) -> list[str]:
         for one in decision["filters"]
         if one["verdict"] not in ("passed", "not reached")
     ]
+    cache = decision["cache"]
+    if cache is not None:
+        said.append(f"For the cache it was a {cache['verdict']}: {cache['why']}.")
     for one in decision["candidates"]:
         name = _name(one)
         if one["veto"] is not None:

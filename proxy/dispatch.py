@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .answer import Answer
 from .attempt import Attempt
@@ -55,6 +55,8 @@ class Dispatch:
     """The attempts of one exchange, one after the other."""
 
     __slots__ = ("_current", "_hedging", "_last", "_succession", "answer", "operation", "run")
+
+    answers: ClassVar[type[Answer]] = Answer
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -117,6 +119,8 @@ class Dispatch:
         hedging, self._hedging = self._hedging, None
         if hedging is not None:
             hedging.stop()
+        for attempt in self.run.ex.attempts:
+            attempt.let_go()
 
     # -- from the attempt
 
@@ -146,7 +150,7 @@ class Dispatch:
         facts, meter = self.run.ex.facts, None
         if reader is None and head.status < 300 and facts is not None:
             meter = open_meter(head, self.operation, facts)
-        self.answer = Answer(self, attempt, head, reader, meter)
+        self.answer = self.answers(self, attempt, head, reader, meter)
         return self.answer
 
     def read_encoded(self, head: ResponseHead, body: bytes) -> AnswerFacts | None:
@@ -176,7 +180,7 @@ class Dispatch:
         if error is None:
             if self._hedging is not None:
                 self._settle_race(whole.attempt)
-            self.answer = answer = Answer(self, whole.attempt, whole.head, None)
+            self.answer = answer = self.answers(self, whole.attempt, whole.head, None)
             answer.send(whole)
         else:
             self._last = whole
@@ -242,7 +246,7 @@ class Dispatch:
             return
         ex.error = error
         ex.attempt = last.attempt
-        self.answer = answer = Answer(self, last.attempt, last.head, None)
+        self.answer = answer = self.answers(self, last.attempt, last.head, None)
         answer.send(last)
 
     # -- from the hedge

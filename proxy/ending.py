@@ -33,20 +33,24 @@ if TYPE_CHECKING:
     from .edge.downstream import Downstream, Headers
     from .engine import Engine
     from .exchange import Exchange
+    from .flight import Flight
+    from .replay import Replay
     from .upload import Upload
 
 
 class Ending:
     """What an exchange on its way holds, and the ways out of it."""
 
-    __slots__ = ("chain", "dispatch", "done", "downstream", "engine", "ex", "started", "task", "upload")
+    __slots__ = ("chain", "dispatch", "done", "downstream", "engine", "ex", "leads", "started", "task", "upload")
 
     def __init__(self, engine: Engine, downstream: Downstream) -> None:
         self.engine = engine
         self.downstream = downstream
         self.ex: Exchange
         self.chain: Chain = engine.graph.prefix
-        self.dispatch: Dispatch | None = None
+        self.dispatch: Dispatch | Replay | None = None
+        self.leads: Flight | None = None
+        """What it makes a call for, others' clients included (flight.py)."""
         self.upload: Upload | None = None
         """The body, where it is passed on while it arrives."""
         self.task: asyncio.Task[None] | None = None
@@ -167,6 +171,8 @@ class Ending:
         if self.done:
             return
         self.done = True
+        if self.leads is not None and self.leads.outlives(self, outcome, status):
+            return
         engine, ex = self.engine, self.ex
         engine.live.discard(self)
         if self.task is not None:
@@ -180,12 +186,7 @@ class Ending:
                     on_done(ex)
                 except Exception as error:
                     self.bug(error, moment="on_done")
-        now, known = engine.clock.monotonic(), ex.reached > self.chain.admission
-        engine.decisions.keep(ex, now, known=known)
-        if known:
-            self._record(now)
-        elif outcome == "refused":
-            engine.stats.refused_by_auth += 1
+        self._keep(engine.clock.monotonic())
         self._let_go()
 
     def _let_go(self) -> None:
@@ -200,11 +201,15 @@ class Ending:
         dispatch, self.dispatch = self.dispatch, None
         if dispatch is not None:
             dispatch.let_go()
-            for attempt in self.ex.attempts:
-                attempt.let_go()
 
-    def _record(self, now: float) -> None:
+    def _keep(self, now: float) -> None:
+        """What stays of it: its decision, its counts, its record."""
         engine, ex = self.engine, self.ex
+        known = ex.reached > self.chain.admission
+        engine.decisions.keep(ex, now, known=known)
+        if not known:
+            engine.stats.refused_by_auth += ex.outcome == "refused"
+            return
         if not ex.face.metered:
             return
         engine.stats.count(ex, now)

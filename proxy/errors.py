@@ -257,6 +257,13 @@ class SessionIdleError(GatewayError):
     code = "idle_timeout"
 
 
+class SlowClientError(DownstreamError):
+    """Others have read far ahead in the answer they share with it."""
+
+    status = 408
+    code = "client_too_slow"
+
+
 class UnsupportedMediaTypeError(DownstreamError):
     """An encoded body, or a form where JSON is taken."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .accounting.record import Outcome
     from .accounting.usage import Usage
     from .attempt import Attempt
+    from .cache_note import CacheNote
     from .decisions import Timings
     from .dialect import RequestFacts
     from .edge.downstream import RequestHead
@@ -83,6 +84,17 @@ class Veto:
         self.yields = yields
 
 
+_ADOPTED = (
+    "attempt", "cost_source", "cost_usd", "inputs", "lost_cost_usd", "model", "overruled", "plan", "reached", "retry",
+    "rough_prompt", "scorer", "skipped", "usage",
+)  # fmt: skip
+_BRANCHED = (
+    "admitted", "asks", "attempts", "bytes_in", "client_request_id", "facts", "is_stranger", "model", "pinned",
+    "principal", "provider", "reached", "region", "reserved_for", "retry", "rough_prompt", "route", "scorer", "state",
+    "timings", "vetoes",
+)  # fmt: skip
+
+
 class Exchange:
     """The life of one request. Filters read all of it and may set `model`, `principal`, `retry`, `scorer` and
     `state`."""
@@ -96,6 +108,7 @@ class Exchange:
         "attempts",
         "bytes_in",
         "bytes_out",
+        "cache",
         "client_request_id",
         "cost_source",
         "cost_usd",
@@ -202,9 +215,24 @@ class Exchange:
         is then reserved anew."""
         self.reserved_for = ""
         """The model that the filters have reserved for."""
+        self.cache: CacheNote | None = None
+        """What a cache had to do with it."""
         self._candidates: tuple[Target, ...] | None = None
         self._resolved = ""
         """The model that the candidates belong to."""
+
+    def branch(self) -> Exchange:
+        """The same request, for a call that others wait for, too: what it comes to stands apart, and nobody's deadline
+        is its own. What filters keep and the attempts are one for both."""
+        other = Exchange(self.id, self.head, self.face, self.graph, self.started, self.wall)
+        for name in _BRANCHED:
+            setattr(other, name, getattr(self, name))
+        return other
+
+    def adopt(self, other: Exchange) -> None:
+        """Take over what a branch has come to."""
+        for name in _ADOPTED:
+            setattr(self, name, getattr(other, name))
 
     @property
     def candidates(self) -> tuple[Target, ...]:

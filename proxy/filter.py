@@ -13,7 +13,7 @@ overrides costs nothing. `on_request` and `on_answer` may take their time; the o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import GatewayError
     from .exchange import Exchange
     from .replies import Reply
+    from .run import Run
     from .upstream.call import ResponseHead
 
 
@@ -33,6 +34,13 @@ class SkipTarget(Exception):  # noqa: N818 - not an error: a filter's word to th
         super().__init__(reason)
         self.reason = reason
         self.error = error
+
+
+class Shared(Protocol):
+    """An answer that several exchanges get (flight.py, replay.py)."""
+
+    def board(self, run: Run) -> None:
+        """Answer one of them, now or later. May raise GatewayError."""
 
 
 class Event:
@@ -66,9 +74,9 @@ class Filter:
         """Build a user-written filter from its `config:` mapping; the default passes the keys as keyword arguments."""
         return cls(**config)
 
-    def on_request(self, ex: Exchange) -> Reply | Awaitable[Reply | None] | None:
-        """Let pass (None), answer (a Reply), or refuse (raise GatewayError). May be `async def`, or give a coroutine
-        where it has to wait; that is cancelled when the client leaves."""
+    def on_request(self, ex: Exchange) -> Reply | Shared | Awaitable[Reply | Shared | None] | None:
+        """Let pass (None), answer (a Reply, or what others get, too), or refuse (raise GatewayError). May be
+        `async def`, or give a coroutine where it has to wait; that is cancelled when the client leaves."""
 
     def on_attempt(self, ex: Exchange, attempt: Attempt) -> None:
         """An attempt is about to start; raise SkipTarget to try another target, GatewayError to refuse."""

@@ -84,6 +84,7 @@ class Graph:
         "json_depth",
         "models",
         "own_fields",
+        "policy",
         "prefix",
         "prices",
         "routes",
@@ -109,8 +110,11 @@ class Graph:
         auth_open: bool,
         own_fields: frozenset[bytes],
         divided: bool = False,
+        policy: str = "",
     ) -> None:
         self.version = version
+        self.policy = policy
+        """As `version`, over all that may change an answer."""
         self.field = (b"x-headgate-config", version.encode())
         """What its answers carry."""
         self.faces = faces

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .accounting.prices import format_usd
+from .cache_note import COST_SOURCE
 from .decisions import header_value, timing_value
 from .errors import InvalidRequestError
 
@@ -75,6 +76,10 @@ def own_fields(ex: Exchange, now: float) -> Headers:
         )
         if ex.cost_usd is not None:
             fields.append((b"x-headgate-cost-usd", format_usd(ex.cost_usd).encode()))
+    if ex.cache is not None:
+        fields += ex.cache.fields
+        if ex.cost_source == COST_SOURCE:
+            fields.append((b"x-headgate-cost-usd", b"0"))
     total, spent = now - ex.started, ex.upstream_seconds(now)
     upstream, own = b"%.1f" % (spent * 1000), b"%.1f" % (max(0.0, total - spent) * 1000)
     timing = b"upstream;dur=%b, gateway;dur=%b" % (upstream, own)

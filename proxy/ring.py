@@ -151,13 +151,17 @@ class Ring:
             self._forget()
         return fallen
 
+    def close(self) -> None:
+        """Nobody joins any more: what those that are here have read may go."""
+        self.keeps = False
+        self._forget()
+
     def shrink(self) -> list[Place]:
         """Memory is scarce: keep no more than those need who are a little behind. The others are lost."""
-        self.keeps = False
         far = [place for place in self.places if place.stalled and self.end - place.at > self._lag]
+        self.close()
         for place in far:
             self._lose(place)
-        self._forget()
         return far
 
     def pieces(self) -> tuple[bytes, ...]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from functools import partial
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .claims import pin, wanted
 from .dispatch import Dispatch
@@ -34,6 +34,7 @@ from .errors import (
 from .exchange import Exchange
 from .headers import client_request_id
 from .own_fields import EXPLAIN, OURS, read_wishes
+from .replies import Reply
 from .upload import Upload
 from .websocket.handshake import check_upgrade
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from .accounting.record import Issued, Outcome
     from .chain import Chain, RequestStep
     from .dialect import BodyReader
-    from .replies import Reply
+    from .filter import Shared
     from .stateful import Ref
 
 
@@ -51,6 +52,8 @@ class Run(Ending):
     """One exchange on its way. The listener of its `Downstream`."""
 
     __slots__ = ()
+
+    dispatches: ClassVar[type[Dispatch]] = Dispatch
 
     # -- from the top
 
@@ -95,7 +98,7 @@ class Run(Ending):
                 if isinstance(result, CoroutineType):
                     self.await_later(self._await(steps, index, result), result)
                 else:
-                    self.reply(result)
+                    self._take(result)
                 return
         ex.reached = len(self.chain.filters)
         if ex.timings is not None:
@@ -106,7 +109,7 @@ class Run(Ending):
             self._after_rest()
 
     async def _await(
-        self, steps: tuple[RequestStep, ...], index: int, work: Coroutine[Any, Any, Reply | None] | None = None
+        self, steps: tuple[RequestStep, ...], index: int, work: Coroutine[Any, Any, Reply | Shared | None] | None = None
     ) -> None:
         """Run one async filter, or the `work` that one that is not has left, and go on from there. Cancelled when the
         client leaves; the filter cleans up after itself."""
@@ -115,7 +118,7 @@ class Run(Ending):
             if not self.done:  # else it made light of being cancelled
                 self.task = None
                 if result is not None:
-                    self.reply(result)
+                    self._take(result)
                 else:
                     self._advance(steps, index + 1)
         except Exception as error:
@@ -129,6 +132,13 @@ class Run(Ending):
                 self.task = None
                 self.crash(error)
             raise
+
+    def _take(self, answer: Reply | Shared) -> None:
+        """A filter answers: by itself, or with what others get, too."""
+        if isinstance(answer, Reply):
+            self.reply(answer)
+        else:
+            answer.board(self)
 
     def _after_prefix(self) -> None:
         ex = self.ex
@@ -215,8 +225,8 @@ class Run(Ending):
         if handler is not None:
             self.reply(handler(ex))
         else:
-            self.dispatch = Dispatch(self)
-            self.dispatch.start()
+            self.dispatch = dispatch = self.dispatches(self)
+            dispatch.start()
 
     # -- from the client's side
 

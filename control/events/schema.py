@@ -112,7 +112,11 @@ CREATE TABLE audit (
 );
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _ISSUERS, _SOUND, _AUDIT)
+_CACHE: Final = """
+ALTER TABLE usage ADD COLUMN cache TEXT NOT NULL DEFAULT '';
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _ISSUERS, _SOUND, _AUDIT, _CACHE)
 
 
 class SchemaError(Exception):

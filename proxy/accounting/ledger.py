@@ -252,6 +252,7 @@ class Ledger:
                     self._worker,
                     usage.audio_seconds,
                     usage.characters,
+                    ex.cache.verdict if ex.cache is not None else "",
                 )
             )
         )

@@ -95,6 +95,7 @@ class Done(msgspec.Struct, tag_field="event", tag="done", frozen=True, omit_defa
     worker: str = ""
     audio_seconds: float = 0.0
     characters: int = 0
+    cache: str = ""
 
     def usage(self) -> Usage:
         """The token counts as one value, the way prices take them."""

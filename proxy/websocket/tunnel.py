@@ -59,6 +59,7 @@ class Tunnel(Answer):
         protocol: bytes | None,
     ) -> None:
         super().__init__(dispatch, attempt, upstream, None)
+        self._attempt: Attempt = attempt
         self._accept = [UPGRADE[1], *accept_fields(self._run.ex.head.header(b"sec-websocket-key") or b"", protocol)]
         self._upward = upward
         self._session = session

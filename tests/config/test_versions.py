@@ -93,7 +93,6 @@ KEY = "sk-Zk3v9QmT2xLw7RbN"
         ("providers: {p: {base_url: 'mock:', dialect: gemini}}", "providers.p.dialect", "gemini"),
         ("routing: {mode: plano_proxy, plano_proxy: {timeout: 30s}}", "routing.mode", "plano_proxy"),
         ("routing: {mode: plano_embedded}", "routing.mode", "plano_embedded"),
-        ("filters: [{cache: {}}]", "filters[0]", "cache"),
     ],
 )  # fmt: skip
 def test_what_comes_later_is_refused_by_name(text: str, path: str, name: str) -> None:

@@ -199,7 +199,7 @@ async def test_an_exchange_is_freed_although_its_decision_is_kept() -> None:
 def exchange(id_: str, outcome: str = "ok") -> Any:
     """As much of one as is kept."""
     ex: Any = type("Kept", (), {})()
-    for name in ("route", "error", "scorer", "plan", "timings", "inputs"):
+    for name in ("route", "error", "scorer", "plan", "timings", "inputs", "cache"):
         setattr(ex, name, None)
     ex.id, ex.outcome, ex.model, ex.wall, ex.started, ex.reached, ex.status = id_, outcome, "m", 0.0, 0.0, 0, 200
     ex.attempts, ex.overruled, ex.skipped = [], (), ()
