@@ -201,7 +201,7 @@ class Gateway:
             config if isinstance(config, GatewayConfig) else load_config(Path(config) if config is not None else None)
         )
         self.worker = worker
-        self._store = store or self._own_store()
+        self.store = store or self._own_store()
         self._keeps_records = spool
         self._clock = clock
         self._rng = rng or Random()  # noqa: S311 - jitter, not secrets
@@ -267,7 +267,7 @@ class Gateway:
         """For filters, which are made before the engine is: nothing of it is used before an exchange."""
         return Means(
             lambda ex: self.engine.ledger.estimate_tokens(ex),
-            self._store,
+            self.store,
             self.clock.wall,
             lambda ex, target, output: self.engine.ledger.foresee(ex, target, output),
             lambda record: self.engine.ledger.write(record),
@@ -322,7 +322,7 @@ class Gateway:
         await self.engine.aclose()
         for host in (*retired, *(host for one in self.resources.clusters.values() for host in one.hosts)):
             await host.endpoint.aclose()
-        self._store.close()
+        self.store.close()
         if self.spool is not None:
             self.spool.close()
 

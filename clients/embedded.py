@@ -128,6 +128,13 @@ class Embedded:
             jwks_watch(gateway),
         )
         control.answer(gateway.engine.issuers)
+        control.store = gateway.store
+        try:
+            await control.recall(gateway.config)
+        except BaseException:
+            control.tailer.close()
+            await gateway.aclose()
+            raise
         self._health = data_app(server.not_ready, self._version)
         self._admin = admin_app(MountedView(control, server))
         self._running = AsyncExitStack()

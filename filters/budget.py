@@ -199,7 +199,7 @@ class Budget(Filter):
             limits.settle(purse.granted, 0, now)
             purse.granted, purse.amount = None, 0
             self._write(Spent(ex.id, ex.wall, self._place, 0, purse.shares))
-        keys = [f"{share.caller} {share.period}" for share in purse.shares]
+        keys = [meter_key(share.caller, share.period) for share in purse.shares]
         refused: Refused | None = None
         for amount in amounts:
             if not amount:
@@ -292,6 +292,11 @@ def _may_be_asked(ex: Exchange, target: Target) -> bool:
     if target.cluster.unconfigured:
         return False
     return not any(not veto.soft and veto.check(target) is not None for veto in ex.vetoes)
+
+
+def meter_key(caller: str, period: str) -> str:
+    """Under which a store counts a caller in a period."""
+    return f"{caller} {period}"
 
 
 def rules_of(config: BudgetConfig) -> list[Rule]:

@@ -72,4 +72,5 @@ class Metrics:
             control={name: getattr(control, name) for name in control.__slots__},
             ledger=ledger,
             auth_filters=frozenset(entry.name for entry in view.config.filters if entry.kind == "auth"),
+            alerts=dict(tailer.alerts) if tailer is not None else {},
         )

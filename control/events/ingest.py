@@ -17,11 +17,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .spools import SpoolFiles, list_spools, read_batch, take_lock
+from .issuers import IssuerTable
+from .spools import SpoolFiles, list_spools, measure_spools, read_batch, take_lock
 from .store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .spending import Alert, Of, Threshold
 
 TAILER_LOCK: Final = ".tailer.lock"
 
@@ -40,6 +43,8 @@ class Ingest:
         self._locks: list[int] = []
         self.elsewhere = False
         """Another gateway takes the records of this directory into a store of its own."""
+        self.thresholds: Mapping[Of, Threshold] = {}
+        """At which totals there are alerts; replaced whole."""
         self.rows = 0
         self.lost = 0
         self.dead_letters = 0
@@ -59,6 +64,7 @@ class Ingest:
             store = self._open()
             if store is None:
                 return False
+            store.spending.thresholds = self.thresholds
             more = [self._take(store, spool) for spool in list_spools(self._directory)]
         except BaseException:
             self._let_go_of_store()
@@ -68,6 +74,35 @@ class Ingest:
     def trim(self, retention: float, max_size: int) -> int:
         """Keep the store within its bounds; returns how many rows went. Only the holder trims."""
         return self._store.trim(retention, max_size) if self._store is not None else 0
+
+    def measure(self) -> Callable[[], bool]:
+        """Looks at the spools as they are now; what it returns says whether the store still lacks some of it."""
+        ends, reader = measure_spools(self._directory), IssuerTable(self._path)
+
+        def lacks() -> bool:
+            try:
+                return reader.lacks(ends)
+            finally:
+                reader.close()
+
+        return lacks
+
+    def spent(self, wanted: Sequence[tuple[Of, str]]) -> list[dict[str, int]]:
+        """What is charged by now, whoever tails: see `read_spent`."""
+        if self._store is not None:
+            return self._store.spent(wanted)
+        store = Store(self._path, wall=self._wall)
+        try:
+            return store.spent(wanted)
+        finally:
+            store.close()
+
+    def take_alerts(self) -> list[Alert]:
+        """Alerts since the last time."""
+        if self._store is None:
+            return []
+        alerts, self._store.spending.alerts = self._store.spending.alerts, []
+        return alerts
 
     def close(self) -> None:
         """Let go of the store and of the locks."""
@@ -84,6 +119,7 @@ class Ingest:
         if self._store is None:
             self._store = Store(self._path, wall=self._wall)
             self._inode = self._path.stat().st_ino
+            self._store.spending.thresholds = self.thresholds
             self._settle(self._store)
         return self._store
 

@@ -7,6 +7,8 @@
     dead_letters    lines that are no record, with the reason
     audit           changes asked for over the admin listener
     issuers         which provider made an object (a file, a stored response), and for which team
+    spending        nano-dollars for each limit of a budget, caller and period, kept when the rows are trimmed
+    reserved        money that is set aside for an exchange under way
 
 A migration is SQL that is never edited again once released; the file carries the number of the last one applied. A
 file that is newer than the code is refused, because writing to it could break what the newer version relies on.
@@ -116,7 +118,31 @@ _CACHE: Final = """
 ALTER TABLE usage ADD COLUMN cache TEXT NOT NULL DEFAULT '';
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _ISSUERS, _SOUND, _AUDIT, _CACHE)
+_SPENDING: Final = """
+CREATE TABLE spending (
+    budget TEXT NOT NULL,
+    per TEXT NOT NULL,
+    unit TEXT NOT NULL,
+    period TEXT NOT NULL,
+    caller TEXT NOT NULL,
+    until INTEGER NOT NULL,
+    nanos INTEGER NOT NULL,
+    told INTEGER NOT NULL DEFAULT 0,
+    exhausted INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (budget, per, unit, period, caller)
+) WITHOUT ROWID;
+CREATE INDEX spending_until ON spending (until);
+CREATE TABLE reserved (
+    id TEXT NOT NULL,
+    budget TEXT NOT NULL,
+    spool TEXT NOT NULL,
+    line BLOB NOT NULL,
+    PRIMARY KEY (id, budget)
+) WITHOUT ROWID;
+CREATE INDEX reserved_spool ON reserved (spool);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _ISSUERS, _SOUND, _AUDIT, _CACHE, _SPENDING)
 
 
 class SchemaError(Exception):

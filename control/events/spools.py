@@ -15,7 +15,17 @@ from typing import Final
 
 import msgspec
 
-from ...proxy.accounting.record import OPENED_PREFIX, Done, Forgotten, Issued, Opened, Record, decode
+from ...proxy.accounting.record import (
+    OPENED_PREFIX,
+    Done,
+    Forgotten,
+    Issued,
+    Opened,
+    Record,
+    Reserved,
+    Spent,
+    decode,
+)
 from ...proxy.accounting.spool import LOCK_SUFFIX, SEGMENT_SUFFIX
 from .store import Batch
 
@@ -100,7 +110,7 @@ def read_batch(spool: str, segment: Path, position: int, *, final: bool) -> Batc
         whole = len(data)
     if not whole:
         return None
-    batch = Batch(spool, segment.name, position + whole, [], {}, [], [])
+    batch = Batch(spool, segment.name, position + whole)
     # Most exchanges open and end within a bite, and never reach the table of open ones: such an `opened` is not read.
     unread: dict[bytes, bytes] = {}
     for line in data[:whole].split(b"\n"):
@@ -138,3 +148,5 @@ def _sort(record: Record, line: bytes, batch: Batch) -> None:
         batch.opened[record.id] = line
     elif isinstance(record, Issued | Forgotten):
         batch.issued.append(record)
+    elif isinstance(record, Reserved | Spent):
+        batch.money.append(record)

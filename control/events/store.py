@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ...proxy.accounting.record import Done, Forgotten, Issued, Opened, decode
+from ...proxy.accounting.record import Done, Forgotten, Issued, Opened, Reserved, Spent, decode
 from .issuers import change_issuers, trim_issuers
 from .schema import migrate
+from .spending import Spending, read_spent
 from .totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .spending import Of
 
 BUSY_SECONDS: Final = 2.0
 WAL_BYTES: Final = 16 * 1024 * 1024
@@ -59,6 +62,7 @@ class Batch(msgspec.Struct):
     closed: list[str] = []
     dead: list[tuple[str, bytes]] = []
     issued: list[Issued | Forgotten] = []
+    money: list[Reserved | Spent] = []
 
 
 class Store:
@@ -83,6 +87,7 @@ class Store:
             self._db.close()
             raise
         self._totals = Totals(self._db)
+        self.spending = Spending(self._db)
 
     def close(self) -> None:
         """Close the file; the last one to close it folds the write-ahead log into it."""
@@ -105,6 +110,8 @@ class Store:
             self._db.executemany("DELETE FROM open_exchanges WHERE id = ?", [(id,) for id in batch.closed])
             for record in batch.issued:
                 change_issuers(self._db, record)
+            if batch.money:
+                self.spending.add(batch.spool, batch.money, self._wall())
             self._db.execute(
                 "INSERT INTO offsets VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET position = excluded.position",
                 (batch.segment, batch.position),
@@ -112,21 +119,27 @@ class Store:
         return len(letters)
 
     def lose(self, spool: str) -> int:
-        """Write `lost` for what a dead spool left open, at most TRIM_ROWS at a time; returns how many, 0 for no
-        more."""
+        """Write `lost` for what a dead spool left open, at most TRIM_ROWS at a time, and charge what it had set aside;
+        returns how many, 0 for no more."""
         found = self._db.execute(
             "SELECT id, line FROM open_exchanges WHERE spool = ? LIMIT ?", (spool, TRIM_ROWS)
         ).fetchall()
-        if found:
-            with self._transaction():
+        with self._transaction():
+            self.spending.lose(spool, self._wall())
+            if found:
                 rows = [lost(opened) for _, line in found if isinstance(opened := decode(line), Opened)]
                 self._bury(spool, self._insert(rows))
                 self._db.executemany("DELETE FROM open_exchanges WHERE id = ?", [(id,) for id, _ in found])
         return len(found)
 
     def open_spools(self) -> set[str]:
-        """Spools with open exchanges."""
-        return {spool for (spool,) in self._db.execute("SELECT DISTINCT spool FROM open_exchanges")}
+        """Spools with open exchanges, or money set aside."""
+        both = "SELECT spool FROM open_exchanges UNION SELECT spool FROM reserved"
+        return {spool for (spool,) in self._db.execute(both)}
+
+    def spent(self, wanted: Sequence[tuple[Of, str]]) -> list[dict[str, int]]:
+        """See `read_spent`."""
+        return read_spent(self._db, wanted)
 
     def segments(self) -> set[str]:
         """Segments that have been read."""
@@ -158,6 +171,7 @@ class Store:
                 (MOST_DEAD_LETTERS,),
             )
             trim_issuers(self._db, self._wall(), max_size)
+            self.spending.trim(self._wall())
         # The pragma frees one page for each step, and of the ways to run a statement only this one steps to the end.
         # Pages beyond the number are reused meanwhile, and go at the next trim.
         self._db.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
@@ -234,8 +248,10 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")  # interrupted late, it fails and has begun all the same
             yield
             self._db.execute("COMMIT")
+            self.spending.commit()
         except BaseException:
             self._totals.forget()
+            self.spending.forget()
             # SQLite rolls back by itself when the disk is full or failing.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")

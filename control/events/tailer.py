@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 import structlog
 
+from ...proxy.accounting.money import usd
 from .ingest import Ingest
 from .schema import SchemaError
 from .threads import in_thread
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from ...proxy.clock import Clock
+    from .spending import Alert, Of, Threshold
 
 INTERVAL: Final = 0.5
 LONGEST_WAIT: Final = 10.0
 FLUSH_SECONDS: Final = 10.0
+SHORT_WAIT: Final = 0.05
 # A trim looks at two numbers when there is nothing to do; between two of them this many rows make some megabytes.
 TRIM_SECONDS: Final = 60.0
 TRIM_ROWS: Final = 10_000
@@ -41,6 +44,10 @@ ELSEWHERE: Final = (
     "another gateway takes the records of this events.spool.path into a ledger of its own: "
     "give each ledger a spool of its own"
 )
+
+
+class LedgerBehindError(Exception):
+    """The ledger does not have everything that was written."""
 
 
 class Tailer:
@@ -70,6 +77,8 @@ class Tailer:
         self._trim_at = 0.0
         self.errors = 0
         self.trimmed = 0
+        self.alerts: dict[tuple[str, int], int] = {}
+        """Told so far, by budget and percent."""
         self.last_error: str | None = None
 
     @property
@@ -136,12 +145,50 @@ class Tailer:
         """Let go of the store and the locks, when `run` is over."""
         self._ingest.close()
 
+    def watch(self, thresholds: Mapping[Of, Threshold]) -> None:
+        """From now on these totals raise alerts."""
+        self._ingest.thresholds = thresholds
+
+    async def spent(self, wanted: Sequence[tuple[Of, str]], within: float = FLUSH_SECONDS) -> list[dict[str, int]]:
+        """What callers have spent of each limit in the period of that name, by all that stands in the spools by now;
+        with what is set aside of calls under way.
+
+        Raises sqlite3.Error, OSError, SchemaError when the store is away, and LedgerBehindError when it, or whoever
+        else tails, has not taken over everything `within` seconds.
+        """
+        until = self._clock.monotonic() + within
+        lacks = await self._in_thread(self._ingest.measure)
+        while True:
+            more = await self._step()
+            if not await self._in_thread(lacks):
+                return await self._in_thread(lambda: self._ingest.spent(wanted))
+            if self._clock.monotonic() >= until:
+                raise LedgerBehindError(f"not all of the spools is in the ledger after {within:g} s")
+            if not more:
+                await self._clock.sleep(SHORT_WAIT)
+
     async def _step(self) -> bool:
         before = self.elsewhere
         more = await self._in_thread(self._ingest.step)
+        for alert in self._ingest.take_alerts():
+            self._tell(alert)
         if self.elsewhere and not before:
             log.warning("ledger_elsewhere", reason=ELSEWHERE)
         return more
+
+    def _tell(self, alert: Alert) -> None:
+        key = alert.budget, alert.percent
+        self.alerts[key] = self.alerts.get(key, 0) + 1
+        log.warning(
+            "budget_alert",
+            budget=alert.budget,
+            per=alert.per,
+            caller=alert.caller,
+            period=alert.period,
+            percent=alert.percent,
+            spent_usd=usd(alert.spent),
+            limit_usd=usd(alert.limit),
+        )
 
     async def _trim_if_due(self) -> None:
         now = self._clock.monotonic()

@@ -17,8 +17,11 @@ from ...proxy.edge.guard import Guard
 from ...proxy.edge.listen import serve
 from ..admin.app import admin_app
 from ..admin.view import ControlStats
+from ..budgets import recall, thresholds_of
 from ..events.lookups import Lookups
 from ..events.tailer import Tailer
+from ..filter_set import refused
+from .errors import BootError
 from .file_watch import FileWatch, marks
 from .front import Front
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...config import GatewayConfig
+    from ...filters.stores.rules import Store
     from ...proxy.clock import Clock, Deadlines
     from ...proxy.edge.downstream import Downstream
     from ...proxy.issuers import Issuers
@@ -96,6 +100,8 @@ class ControlHalf:
             clock=clock,
         )
         self.lookups = Lookups(events.path, events.spool.path, self.tailer, clock)
+        self.store: Store | None = None
+        """Where exchanges are counted, if that has to be told what was spent before."""
         self._context = EdgeContext(
             Nobody(),
             clock=clock,
@@ -149,6 +155,12 @@ class ControlHalf:
                 log.warning("ledger_behind", spool=str(self.config.events.spool.path))
             self.tailer.close()
 
+    async def recall(self, config: GatewayConfig) -> None:
+        """Before exchanges are served under `config`: what was spent of its budgets. Raises BootError."""
+        if self.store is not None:
+            await recall(config, self.store, self.tailer, self.clock)
+        self.tailer.watch(thresholds_of(config))
+
     def answer(self, issuers: Issuers) -> None:
         """Be the one whom a data half in this process asks."""
         issuers.ask = lambda number, ids: self.lookups.ask(ids, partial(issuers.answered, number))
@@ -190,6 +202,7 @@ class ControlHalf:
         """
         try:
             loaded = await to_thread.run_sync(load)
+            await self._recall(loaded.config)
             await apply(loaded)
         except ConfigError as error:
             self.stats.reloads_refused += 1
@@ -211,6 +224,12 @@ class ControlHalf:
         self._warn()
         log.info("reloaded", config=config.digest)
         return True
+
+    async def _recall(self, config: GatewayConfig) -> None:
+        try:
+            await self.recall(config)
+        except BootError as error:
+            raise refused(str(error)) from error
 
     def _follow(self, config: GatewayConfig) -> None:
         if self.models is not None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ...config import GatewayConfig, Provider
+    from ...filters.stores.rules import Store
     from ...proxy.accounting.spool import Spool
     from ...proxy.catalog import Listing
     from ...proxy.clock import Clock, Deadlines
@@ -54,6 +55,7 @@ class DataHalf(Protocol):
     deadlines: Deadlines
     engine: Engine
     spool: Spool | None
+    store: Store
     ready: bool
 
     async def start(self) -> None:

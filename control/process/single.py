@@ -51,6 +51,8 @@ async def run_single(
     keys, jwks = KeyWatch(half.clock, half.read_keys), jwks_watch(half)
     control = ControlHalf(half.clock, half.deadlines, config, version, models, health_watch(half), keys, jwks)
     control.answer(half.engine.issuers)
+    control.store = half.store
+    await control.recall(config)
 
     async def apply(loaded: Loaded) -> None:
         await server.reload(loaded.config)

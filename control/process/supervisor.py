@@ -19,6 +19,7 @@ from anyio import to_thread
 
 from ...config import ConfigError
 from ...filters.auth import Auth
+from ...filters.stores.shared import SharedStore
 from ...filters.stores.shared_memory import Berths, SharedMemory
 from ...proxy.edge.listen import BACKLOG
 from ..clusters import open_check, open_url
@@ -118,6 +119,8 @@ class Supervisor:
         admin = listening(listeners.admin, "listeners.admin")
         control, crew = self._control, self.crew
         loop = asyncio.get_running_loop()
+        control.store = SharedStore(crew_memory)
+        await control.recall(config)
         async with control.running(admin, SupervisorView(control, self)):
             keepers = [loop.create_task(crew.keep(str(number))) for number in range(config.workers)]
             ready = loop.create_task(self._all_ready.wait())

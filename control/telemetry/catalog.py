@@ -175,6 +175,12 @@ CATALOG: Final = (
     Metric("headgate_edge_connections", "gauge", "Open connections of clients."),
     *AUTH.values(),
     Metric("headgate_filter_total", "counter", "The public integers of any other filter.", ("filter", "counter")),
+    Metric(
+        "headgate_budget_alerts_total",
+        "counter",
+        "Callers that had spent so many percent of a budget, each once in a period.",
+        ("filter", "percent"),
+    ),
     *SPOOL.values(),
     Metric("headgate_spool_full", "gauge", "1 while a worker's spool is full."),
     *LEDGER.values(),

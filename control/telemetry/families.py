@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from .sheet import Family, Labels
 
 # Lines for each place: 39 for both histograms, 6 for tokens and cost, 31 for a provider, 2 for auth, 5 for a worker.
-# 20*39 + 60*6 + 70 + 20*31 + 8*2 + 24 + 16*5 = 1950, and some 40 more have no labels.
+# 20*39 + 60*6 + 70 + 20*31 + 8*2 + 24 + 8 + 16*5 = 1958, and some 40 more have no labels.
 HISTOGRAM_PLACES: Final = 20
 MODEL_PLACES: Final = 60
 EXCHANGE_PLACES: Final = 70
 PROVIDER_PLACES: Final = 20
 AUTH_PLACES: Final = 8
 FILTER_PLACES: Final = 24
+ALERT_PLACES: Final = 8
 SHOWN_WORKERS: Final = 16
 
 
@@ -47,6 +48,8 @@ class Observed(NamedTuple):
     """rows, lost, dead_letters, errors, trimmed, up; empty where no records are kept"""
     auth_filters: frozenset[str]
     """Names of the filters of the kind `auth`."""
+    alerts: Mapping[tuple[str, int], int] = {}
+    """Alerts so far, by the place of a budget and percent."""
 
 
 class Telemetry:
@@ -59,6 +62,7 @@ class Telemetry:
         self._providers = Places(PROVIDER_PLACES)
         self._auth = Places(AUTH_PLACES)
         self._filters = Places(FILTER_PLACES)
+        self._alerts = Places(ALERT_PLACES)
 
     def families(self, observed: Observed) -> list[Family]:
         """Every metric that has a sample, in the order of the catalog."""
@@ -109,6 +113,8 @@ class Telemetry:
                 continue
             for counter, value in counts.items():
                 sheet.add("headgate_filter_total", value, *self._filters.place((clean(name), clean(counter))))
+        for (name, percent), count in observed.alerts.items():
+            sheet.add("headgate_budget_alerts_total", count, *self._alerts.place((clean(name), str(percent))))
 
 
 def _gateway(sheet: Sheet, observed: Observed) -> None:

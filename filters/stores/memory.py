@@ -159,10 +159,12 @@ class MemoryStore:
         return MemoryLimits(places)
 
     async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
-        """A table that is in use knows all there is to know."""
-        if (name, kind) in self._tables:
+        """A table that counts something knows all there is to know."""
+        table = self._tables.get((name, kind))
+        if table is None:
+            table = self._tables[name, kind] = self._restored[name, kind] = Table(kind)
+        elif len(table):
             return
-        table = self._tables[name, kind] = self._restored[name, kind] = Table(kind)
         for key, amount in spent.items():
             table.hold(key, table.look(key, 0, now), 0, now).take(0, amount, now)
 

@@ -111,7 +111,7 @@ class Store(Protocol):
 
     async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
         """What the filter `name` had counted under `kind` before there was this store, for each key: it counts from now
-        on, unless something is counted there already. For kinds of money; before the limits are opened."""
+        on, unless something is counted there already. For kinds of money; before a call is counted under it."""
 
     def close(self) -> None:
         """This process counts no more."""

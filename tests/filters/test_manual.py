@@ -13,6 +13,7 @@ import yaml
 from headgate.config import (
     AccessLogConfig,
     AuthConfig,
+    BudgetConfig,
     CircuitBreakerConfig,
     GuardConfig,
     HeadersConfig,
@@ -23,6 +24,7 @@ from headgate.config import (
 from headgate.config.fields import Section
 from headgate.filters.access_log import AccessLog
 from headgate.filters.auth import Auth
+from headgate.filters.budget import Budget
 from headgate.filters.circuit_breaker import CircuitBreaker
 from headgate.filters.guard import Guard
 from headgate.filters.headers import Headers
@@ -89,6 +91,7 @@ async def test_the_example_works_in_a_real_gateway(tmp_path: Path) -> None:
     ("title", "settings", "kind"),
     [
         ("auth", AuthConfig, Auth),
+        ("budget", BudgetConfig, Budget),
         ("circuit_breaker", CircuitBreakerConfig, CircuitBreaker),
         ("guard", GuardConfig, Guard),
         ("headers", HeadersConfig, Headers),

@@ -31,7 +31,18 @@ def test_a_new_file_gets_every_table(db: sqlite3.Connection) -> None:
         (version, 12.5) for version in range(1, len(MIGRATIONS) + 1)
     ]
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {"migrations", "usage", "totals", "open_exchanges", "offsets", "dead_letters", "issuers", "audit"}
+    ledger = {
+        "usage",
+        "totals",
+        "open_exchanges",
+        "offsets",
+        "dead_letters",
+        "issuers",
+        "audit",
+        "spending",
+        "reserved",
+    }
+    assert tables == {"migrations", *ledger}
 
 
 def test_a_row_has_the_fields_of_a_record_and_in_their_order(db: sqlite3.Connection) -> None:

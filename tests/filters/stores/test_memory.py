@@ -183,6 +183,10 @@ async def test_what_was_spent_before_counts_once_and_not_where_something_is_coun
     await store.restore("budget", MONEY, {"ann": 90, "bob": 90}, 0)
     assert refused(made.take(["ann"], 11, 0)).report.left == 10
     granted(made.take(["bob"], 100, 0))
+    opened = MemoryStore()
+    late = opened.open("budget", [rule])
+    await opened.restore("budget", MONEY, {"ann": 90}, 0)
+    assert refused(late.take(["ann"], 11, 0)).report.left == 10
     other = MemoryStore()
     await other.restore("budget", MONEY, {"ann": 90}, 0)
     granted(other.open("another", [rule]).take(["ann"], 100, 0))
