@@ -33,7 +33,7 @@ from .config import (
     load_config,
 )
 from .config.checks import MEMORY_OF_MANY
-from .control.clusters import ClusterSet, open_endpoint
+from .control.clusters import ClusterSet, open_endpoint, open_service
 from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, read_keys, refused, users_filter
 from .control.found_models import FoundModels, find_models
@@ -66,10 +66,11 @@ from .proxy.models import Exhaustion, ModelTable, ModelTarget
 if TYPE_CHECKING:
     import asyncio
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from .config import Price, Provider
     from .config import Target as TargetConfig
+    from .filters.guard_service import OpenService
     from .filters.stores.rules import Store
     from .proxy.accounting.price_file import PriceFile
     from .proxy.accounting.price_lookup import PriceTable
@@ -87,6 +88,30 @@ if TYPE_CHECKING:
 DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAI}
 RETIRE_SECONDS = 1.0
 """Between two looks whether the hosts of an earlier config are still in use."""
+
+
+class Retired(NamedTuple):
+    """What a new config no longer has, and exchanges under earlier ones may still use."""
+
+    hosts: Sequence[Host]
+    filters: Sequence[Filter]
+
+    def is_in_use(self, graphs: Iterable[Graph]) -> bool:
+        """Whether an exchange under one of these can reach any of it: one that has not sent yet will."""
+        for graph in graphs:
+            chains = [graph.prefix, graph.default.chain, *(route.chain for route in graph.routes)]
+            if any(link in chain.filters for chain in chains for link in self.filters):
+                return True
+            if any(host in cluster.hosts for cluster in graph.clusters.values() for host in self.hosts):
+                return True
+        return False
+
+    async def aclose(self) -> None:
+        """Let go of all of it."""
+        for host in self.hosts:
+            await host.endpoint.aclose()
+        for link in self.filters:
+            await link.aclose()
 
 
 class Resources:
@@ -113,10 +138,17 @@ class Resources:
         make = partial(make_filter, workers=config.workers, now=self._clock.monotonic, means=self._means)
         return FilterSet(config, make, self._filters)
 
-    def apply(self, config: GatewayConfig, filters: FilterSet) -> list[Host]:
-        """Take `config` over. Returns the hosts that are no longer in it, for their last user to close."""
-        self._filters = filters.kept
-        return self._clusters.update(config.providers, config.workers)
+    @property
+    def links(self) -> list[Filter]:
+        """The filters of the newest config."""
+        return [link for _, link in self._filters.values()]
+
+    def apply(self, config: GatewayConfig, filters: FilterSet) -> Retired:
+        """Take `config` over. Returns what is no longer in it, for its last user to close."""
+        before, self._filters = self.links, filters.kept
+        kept = self.links
+        gone = [link for link in before if not any(link is other for other in kept)]
+        return Retired(self._clusters.update(config.providers, config.workers), gone)
 
 
 def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tuple[Endpoint, Dialect]:
@@ -127,13 +159,14 @@ def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tup
 
 class Means(NamedTuple):
     """What filters work with besides the time: what a call may use in tokens, where limits are counted, the time of the
-    calendar, what a call may cost at a target, and the spool."""
+    calendar, what a call may cost at a target, the spool, and connections to a service of the operator's."""
 
     estimate: Callable[[Exchange], int] = lambda ex: 0
     store: Store = MemoryStore()
     wall: Callable[[], float] = wall_time
     foresee: Callable[[Exchange, Target, int | None], float | None] = lambda ex, target, output: None
     write: Callable[[Reserved | Spent], object] = lambda record: None
+    open_service: OpenService | None = None
 
 
 def make_filter(
@@ -156,7 +189,8 @@ def make_filter(
         case AccessLogConfig():
             return AccessLog(settings, now=now)
         case GuardConfig():
-            return make_guard(settings)
+            means = means or Means()
+            return make_guard(settings, open_service=means.open_service, now=now)
         case HeadersConfig():
             return Headers(settings)
         case RateLimitConfig():
@@ -211,7 +245,7 @@ class Gateway:
         self.engine: Engine
         self.spool: Spool | None = None
         self.ready = False
-        self._retiring: dict[asyncio.Task[None], list[Host]] = {}
+        self._retiring: dict[asyncio.Task[None], Retired] = {}
         self._found: FoundModels
         self._reading_keys = Lock()
         self.ask_jwks: Callable[[], object] = lambda: None
@@ -250,7 +284,7 @@ class Gateway:
         await find_models(graph, self.clock)
         self.engine.graph = graph
         self.config = config
-        if retired:
+        if retired.hosts or retired.filters:
             task = self.engine.spawn(self._retire(retired))
             self._retiring[task] = retired
             task.add_done_callback(self._retiring.pop)
@@ -271,6 +305,7 @@ class Gateway:
             self.clock.wall,
             lambda ex, target, output: self.engine.ledger.foresee(ex, target, output),
             lambda record: self.engine.ledger.write(record),
+            partial(open_service, self.clock, self.deadlines),
         )
 
     def take_jwks(self, url: str, jwks: bytes) -> None:
@@ -318,28 +353,23 @@ class Gateway:
     async def aclose(self) -> None:
         """End what is left and let go of everything; each exchange has its record afterwards."""
         self.ready = False
-        retired = [one for gone in self._retiring.values() for one in gone]
+        hosts = [host for one in self.resources.clusters.values() for host in one.hosts]
+        gone = [*self._retiring.values(), Retired(hosts, self.resources.links)]
         await self.engine.aclose()
-        for host in (*retired, *(host for one in self.resources.clusters.values() for host in one.hosts)):
-            await host.endpoint.aclose()
+        for one in gone:
+            await one.aclose()
         self.store.close()
         if self.spool is not None:
             self.spool.close()
 
-    async def _retire(self, gone: Sequence[Host]) -> None:
-        """Close hosts of an earlier config once no exchange can reach them: one that has not sent yet will."""
-        while any(
-            host in cluster.hosts
-            for graph in {run.ex.graph for run in self.engine.live}
-            for cluster in graph.clusters.values()
-            for host in gone
-        ):
+    async def _retire(self, gone: Retired) -> None:
+        """Close what an earlier config had once no exchange can reach it."""
+        while gone.is_in_use({run.ex.graph for run in self.engine.live}):
             await self.clock.sleep(RETIRE_SECONDS)
-        for host in gone:
-            await host.endpoint.aclose()
+        await gone.aclose()
 
-    def _compile(self, config: GatewayConfig) -> tuple[Graph, list[Host]]:
-        """Config to graph, and the hosts it does not use. What may refuse comes first: then nothing has changed."""
+    def _compile(self, config: GatewayConfig) -> tuple[Graph, Retired]:
+        """Config to graph, and what it does not use any more. What may refuse comes first: then nothing has changed."""
         filters = self.resources.filters(config)
         prices = _prices(config, self.clock)
         retired = self.resources.apply(config, filters)

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 
 from .events import Events
 from .gateway import GatewayConfig, Routing
-from .guard import GuardConfig, GuardRule
 from .listeners import Listeners
 from .models import Model
 from .providers import Provider
@@ -27,8 +26,6 @@ LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     Provider: frozenset({"tls"}),
     Model: frozenset({"strategy"}),
     Route: frozenset({"strategy"}),
-    GuardConfig: frozenset({"http", "url"}),
-    GuardRule: frozenset({"http", "url"}),
     Routing: frozenset({"plano_embedded", "plano_proxy"}),
 }
 

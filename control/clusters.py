@@ -194,6 +194,12 @@ def open_url(clock: Clock, deadlines: Deadlines, url: str) -> HttpEndpoint:
     return HttpEndpoint(_address(url), clock=clock, deadlines=deadlines, limits=PoolLimits(1, 1, connect_timeout=3.0))
 
 
+def open_service(clock: Clock, deadlines: Deadlines, url: str, connections: int, seconds: float) -> HttpEndpoint:
+    """Connections to the server of a URL, without a key, for what a filter asks while a request waits."""
+    limits = PoolLimits(connections, connections, connect_timeout=seconds)
+    return HttpEndpoint(_address(url), clock=clock, deadlines=deadlines, limits=limits)
+
+
 def host_name(provider: Provider, place: EndpointConfig) -> str:
     """What counters, logs and /clusters call an endpoint: scheme, host and port, and the path where that alone tells
     it from another of the same provider."""

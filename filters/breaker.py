@@ -18,7 +18,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from ..proxy.attempt import Attempt
     from ..proxy.errors import GatewayError
 
 OPEN = "circuit open"
@@ -48,7 +47,7 @@ class Breaker:
         self._slice = 0
         self.rests_until: float | None = None
         """None while closed; half-open from this time on."""
-        self.probe: Attempt | None = None
+        self.probe: object | None = None
 
     def objection(self, now: float) -> str | None:
         """Why the target should not be asked; None while it may be."""
@@ -57,7 +56,7 @@ class Breaker:
             return None
         return OPEN
 
-    def begin(self, attempt: Attempt, now: float) -> bool:
+    def begin(self, attempt: object, now: float) -> bool:
         """An attempt starts; whether it is the probe. Another one, while it is not closed, was made all the same."""
         if self.rests_until is None or now < self.rests_until or self.probe is not None:
             return False

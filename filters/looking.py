@@ -10,7 +10,7 @@ Not here: streams, whose events are looked at as they come (guard_stream.py).
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from anyio.lowlevel import checkpoint
 
@@ -75,6 +75,26 @@ def look_through(
             spent = 0
             yield
     return change(source, changes) if changes else None
+
+
+class Place(NamedTuple):
+    """A text, and where it is spelt."""
+
+    start: int
+    end: int
+    text: str
+
+
+def all_texts(source: str, max_text: int, too_large: Callable[[], GatewayError]) -> list[Place]:
+    """Every text of a JSON object, `max_text` characters of them at the most."""
+    found = [
+        Place(start, end, Spelt(source, start, end).text)
+        for path, start, end in texts(source)
+        if is_text(path) and end > start and not source.startswith("data:", start, end)
+    ]
+    if sum(one.end - one.start for one in found) > max_text:
+        raise too_large()
+    return found
 
 
 def look_at(rules: Sequence[Rule], text: str, judge: Callable[[Rule], None]) -> Looking:

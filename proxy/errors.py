@@ -159,6 +159,14 @@ class AnswerRefusedError(PermissionDeniedError):
     code = "guard_blocked"
 
 
+class AnswerUnjudgedError(AnswerRefusedError):
+    """Nobody can say whether an answer may pass: the guard's service is away, and its rule fails closed."""
+
+    status = 503
+    code = "guard_unavailable"
+    type = "server_error"
+
+
 class UnknownPathError(DownstreamError):
     """Not in the endpoint table; `of` says what is probably wrong with it."""
 
@@ -323,6 +331,12 @@ class OverloadError(GatewayError):
     status = 503
     code = "overloaded"
     outcome = "refused"
+
+
+class GuardAwayError(OverloadError):
+    """Nobody can say whether a request may pass: the guard's service is away, and its rule fails closed."""
+
+    code = "guard_unavailable"
 
 
 class ShuttingDownError(OverloadError):

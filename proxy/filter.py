@@ -106,3 +106,6 @@ class Filter:
 
     def on_done(self, ex: Exchange) -> None:
         """The exchange is over. Must not fail it: what is raised here is logged."""
+
+    async def aclose(self) -> None:
+        """No exchange will reach it any more: let go of what it holds."""

@@ -485,13 +485,13 @@ async def test_rules_on_answers_alone_leave_requests_as_they_are() -> None:
     ("rules", "said_"),
     [
         ("[]", "1 to 32 rules"),
-        ("[{name: a}]", "a pattern or a regex"),
-        ("[{name: a, pattern: email, regex: abc}]", "a pattern or a regex"),
+        ("[{name: a}]", "a pattern, a regex or http"),
+        ("[{name: a, pattern: email, regex: abc}]", "a pattern, a regex or http"),
         ("[{name: a, pattern: mail}]", "rules[0].pattern"),
         ("[{name: a, regex: '(a+)+'}]", "bound every repeat"),
         ("[{name: a, pattern: email, on: []}]", "request, answer, or both"),
         ("[{name: a, pattern: email}, {name: a, pattern: iban}]", "same name"),
-        ("[{name: a, url: 'http://127.0.0.1:1/'}]", "'url' is not in this version"),
+        ("[{name: a, url: 'http://127.0.0.1:1/'}]", "url: unknown key"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(rules: str, said_: str) -> None:

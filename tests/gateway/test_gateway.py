@@ -198,7 +198,7 @@ async def test_a_stream_under_the_old_config_ends_where_it_began_and_its_cluster
         before = (await client.head()).header("x-headgate-config")
         await pause.reached()
         await reload(gateway, config_for(new))
-        [retired] = [host for hosts in gateway.half._retiring.values() for host in hosts]
+        [retired] = [host for gone in gateway.half._retiring.values() for host in gone.hosts]
         answer = await gateway.post()
         assert (answer.status, len(new.requests)) == (200, 1)
         assert answer.header("x-headgate-config") != before
