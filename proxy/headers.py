@@ -11,7 +11,9 @@ import re
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import GatewayError
 
 if TYPE_CHECKING:
     from .edge.downstream import Headers, RequestHead
@@ -98,6 +100,39 @@ def to_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes], *, 
     fields.append((b"accept-encoding", b"identity"))
     fields.append((b"x-request-id", request_id))
     return fields
+
+
+class Upward(NamedTuple):
+    """Fields for a provider that do not change from request to request, and the same as lines."""
+
+    own: frozenset[bytes]
+    fields: Headers
+    lines: bytes
+
+
+def lines_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes]) -> tuple[Headers, bytes]:
+    """As `to_upstream`, and the first of them as the lines of a head, all but the last; empty where each request of
+    the client is another."""
+    known = head.known
+    if known is None or not known.is_still(head.headers):
+        return to_upstream(head, request_id, own), b""
+    made = known.upward
+    if not isinstance(made, Upward) or made.own is not own:
+        fields = to_upstream(head, request_id, own)[:-1]
+        lines = b"" if known.changing & {name for name, _ in fields} else field_lines(fields)
+        made = known.upward = Upward(own, fields, lines)
+    if not made.lines:
+        return to_upstream(head, request_id, own), b""
+    return [*made.fields, (b"x-request-id", request_id)], made.lines
+
+
+def field_lines(fields: Headers) -> bytes:
+    """The lines of a head. Raises GatewayError when a line break or NUL hides in any part."""
+    lines = b"\r\n".join(map(b": ".join, fields))
+    if len(lines) - len(lines.translate(None, b"\r\n\0")) != 2 * max(len(fields) - 1, 0):
+        message = "The request holds a field that cannot be sent."
+        raise GatewayError(message, detail="a line break or NUL in a field")
+    return lines
 
 
 def below_v1(head: RequestHead) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .affinity import affinity
-from .headers import AZURE, below_v1, to_upstream, without_version
+from .headers import AZURE, below_v1, lines_upstream, to_upstream, without_version
 from .upstream.call import UpstreamRequest
 from .upstream.place import Needs
 from .websocket.opening import Opening
@@ -31,16 +31,20 @@ def request_of(dispatch: Dispatch, attempt: Attempt) -> UpstreamRequest:
     if ex.face.websocket:
         attempt.opening = Opening(dispatch, facts)
         return attempt.opening.request(attempt.target)
-    fields = to_upstream(head, ex.client_request_id or ex.id.encode(), ex.graph.own_fields, verbatim=facts.verbatim)
+    id_, own, lines = ex.client_request_id or ex.id.encode(), ex.graph.own_fields, b""
+    if facts.verbatim:
+        fields = to_upstream(head, id_, own, verbatim=True)
+    else:
+        fields, lines = lines_upstream(head, id_, own)
     if upload is not None:
         upload.prepare(facts.splices(model))
     body = operation.encode(facts, model) if upload is None else b""
     if operation.verbatim:
-        return UpstreamRequest(head.method.encode(), below_v1(head), fields, body, upload)
+        return UpstreamRequest(head.method.encode(), below_v1(head), fields, body, upload, lines=lines)
     query = head.query
     if query and head.path.startswith(AZURE):
         query = without_version(query)
-    return UpstreamRequest(b"POST", operation.target(query), fields, body, upload)
+    return UpstreamRequest(b"POST", operation.target(query), fields, body, upload, lines=lines)
 
 
 def needs_of(run: Run, attempt: Attempt) -> Needs:

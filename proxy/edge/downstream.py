@@ -21,6 +21,17 @@ Headers = list[tuple[bytes, bytes]]
 """Field lines in the order they came; names in lower case; values without CR, LF or NUL."""
 
 
+class RepeatedHead(Protocol):
+    """What heads of one connection have in common: all but the values of a few fields, which are `changing`."""
+
+    changing: frozenset[bytes]
+    upward: object
+    """What was made of the others for a provider, for whoever made it (proxy/headers.py)."""
+
+    def is_still(self, headers: Headers) -> bool:
+        """Whether nobody has changed these since they came, but for values of those that change anyway."""
+
+
 class RequestHead:
     """What is known of a request before its body. `path` is percent-decoded, `target` the raw path without query."""
 
@@ -30,6 +41,8 @@ class RequestHead:
     """It asks for a WebSocket."""
     names_fields: bool = True
     """Its `connection` may name fields that are for this hop only."""
+    known: RepeatedHead | None = None
+    """What it has in common with others of its connection, where that is known."""
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from .request_head import CONTENT_LENGTH, LENGTH_DIGITS, NOT_REMEMBERED, read_he
 
 if TYPE_CHECKING:
     from .context import EdgeLimits
+    from .downstream import Headers
     from .request_head import HttpRequestHead
 
 _TRIES: Final = 3
@@ -59,7 +60,7 @@ class KnownHead:
     """A head as `before`, and then each value that may be another, with the bytes that follow it: field line after
     field line up to the next value or the end of the head."""
 
-    __slots__ = ("_before", "_head", "_start", "_values")
+    __slots__ = ("_before", "_head", "_start", "_values", "changing", "upward")
 
     def __init__(self, head: HttpRequestHead, before: bytes, values: list[tuple[int, bytes, bytes, int]]) -> None:
         self._head = head
@@ -67,6 +68,8 @@ class KnownHead:
         self._start = len(before)
         self._values = values
         """Place in the head's fields, name, what follows, and how long that is."""
+        self.changing = frozenset(name for _, name, _, _ in values)
+        self.upward: object = None
 
     def read(self, data: bytes, end: int, client: str) -> HttpRequestHead | None:
         """The head that ends at `end`; None where it is another."""
@@ -91,7 +94,21 @@ class KnownHead:
             at = stop + size
         if at != end or len(length) > LENGTH_DIGITS:
             return None
-        return known.again(headers, fields, int(length), client)
+        again = known.again(headers, fields, int(length), client)
+        again.known = self
+        return again
+
+    def is_still(self, headers: Headers) -> bool:
+        """See `RepeatedHead`."""
+        known = self._head.headers
+        if len(headers) != len(known):
+            return False
+        headers = headers.copy()
+        for place, name, _, _ in self._values:
+            if headers[place][0] != name:
+                return False
+            headers[place] = known[place]
+        return headers == known
 
 
 def known_head(head: HttpRequestHead, raw: bytes) -> KnownHead | None:

@@ -118,7 +118,7 @@ _hosts: dict[bytes, bool] = {}
 class HttpRequestHead(RequestHead):
     """A head as it came over HTTP/1, with what its connection must know. `length` is CHUNKED, or the body's bytes."""
 
-    __slots__ = ("expects_continue", "fields", "header", "keep_alive", "length", "names_fields", "websocket")
+    __slots__ = ("expects_continue", "fields", "header", "keep_alive", "known", "length", "names_fields", "websocket")
 
     header: Callable[[bytes], bytes | None]  # type: ignore[assignment]  # asked often: the look-up itself, no method
 
@@ -140,6 +140,7 @@ class HttpRequestHead(RequestHead):
         self.expects_continue = False
         self.websocket = False
         self.names_fields = False
+        self.known = None
 
     def again(self, headers: Headers, fields: dict[bytes, bytes], length: int, client: str) -> HttpRequestHead:
         """A head that differs from this one in the values of some fields. For one that asks for nothing special."""

@@ -59,7 +59,7 @@ class UpstreamRequest:
     `headers` holds neither `host`, framing, connection nor credential fields: the endpoint adds its own.
     """
 
-    __slots__ = ("body", "headers", "method", "source", "target", "upgrade")
+    __slots__ = ("body", "headers", "lined", "lines", "method", "source", "target", "upgrade")
 
     def __init__(
         self,
@@ -70,10 +70,14 @@ class UpstreamRequest:
         source: BodySource | None = None,
         *,
         upgrade: bool = False,
+        lines: bytes = b"",
     ) -> None:
         self.method = method
         self.target = target
         self.headers = headers
+        self.lines = lines
+        """The first `lined` of `headers` as the lines of a head in HTTP/1.1, where somebody had them ready."""
+        self.lined = len(headers) - 1 if lines else 0
         self.body = body
         self.source = source
         """Gives the body instead of `body`, while it is sent."""

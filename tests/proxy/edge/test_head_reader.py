@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,14 @@ from headgate.proxy.edge.context import EdgeLimits
 from headgate.proxy.edge.head_reader import HeadReader
 from headgate.proxy.edge.request_head import HttpRequestHead, read_head
 from headgate.proxy.errors import DownstreamError
+from headgate.proxy.headers import lines_upstream, to_upstream
+from headgate.proxy.upstream.call import UpstreamRequest
+from headgate.proxy.upstream.h1_request import encode_head
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headgate.proxy.edge.downstream import Headers
 
 LIMITS = EdgeLimits()
 LINES = [
@@ -48,6 +58,7 @@ def outcome(read: object, data: bytes) -> object:
     head, end = found
     said = {name: getattr(head, name) for kind in HttpRequestHead.__mro__ for name in getattr(kind, "__slots__", ())}
     assert said.pop("header")(b"host") == head.fields.get(b"host")
+    del said["known"]
     return said, end
 
 
@@ -151,6 +162,67 @@ def test_no_key_is_kept() -> None:
     assert not any(b"hg-" in value for value in [*kept, *(value for _, value in known._head.headers)])
 
 
+def sent_upstream(head: HttpRequestHead, own: frozenset[bytes], *, ready: bool) -> bytes:
+    """The head of the provider's request, with or without lines that were ready."""
+    fields, lines = lines_upstream(head, b"hg_1", own) if ready else (to_upstream(head, b"hg_1", own), b"")
+    request = UpstreamRequest(b"POST", b"/chat/completions", fields, b"{}", lines=lines)
+    request.headers += [(b"authorization", b"Bearer sk-1")]
+    return encode_head(request, b"/v1", b" HTTP/1.1\r\nhost: localhost")
+
+
+def repeated(*lines: str) -> HttpRequestHead:
+    """The third head of these lines on a connection."""
+    reader = HeadReader()
+    for _ in range(2):
+        reader.read(raw(*lines), LIMITS, "")
+    found = reader.read(raw(*lines), LIMITS, "")
+    assert found is not None
+    return found[0]
+
+
+OWN = frozenset((b"x-stainless-lang",))
+
+
+@pytest.mark.parametrize("own", [frozenset(), OWN])
+def test_the_lines_for_a_provider_are_made_once(own: frozenset[bytes]) -> None:
+    head = repeated(*LINES)
+    assert head.known is not None
+    for _ in range(3):
+        assert sent_upstream(head, own, ready=True) == sent_upstream(head, own, ready=False)
+    assert lines_upstream(head, b"hg_1", own)[1] != b""
+    other = frozenset((b"accept",))  # of another config
+    assert sent_upstream(head, other, ready=True) == sent_upstream(head, other, ready=False)
+
+
+CHANGES: list[Callable[[Headers, int], object]] = [
+    lambda fields, at: fields.append((b"x-added", b"1")),
+    lambda fields, at: fields.pop(at),
+    lambda fields, at: fields.insert(at, (b"x-more", b"2")),
+    lambda fields, at: fields.__setitem__(at, (b"x-instead", b"3")),
+]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_field_that_a_filter_has_changed_goes_up_as_it_is_now(
+    change: Callable[[Headers, int], object], at: int
+) -> None:
+    head = repeated(*LINES)
+    sent_upstream(head, frozenset(), ready=True)
+    change(head.headers, at)
+    assert sent_upstream(head, frozenset(), ready=True) == sent_upstream(head, frozenset(), ready=False)
+
+
+def test_a_field_that_is_another_each_time_is_not_made_once() -> None:
+    lines = [line.replace("Authorization: Bearer hg-0123456789", "Traceparent: 00-1-1-00") for line in LINES]
+    head = repeated(*lines)
+    assert head.known is not None
+    sent_upstream(head, frozenset(), ready=True)
+    place = [name for name, _ in head.headers].index(b"traceparent")
+    head.headers[place] = (b"traceparent", b"00-2-2-00")
+    assert b"00-2-2-00" in sent_upstream(head, frozenset(), ready=True)
+
+
 @st.composite
 def heads(draw: st.DrawFn) -> bytes:
     lines = list(LINES)
@@ -186,3 +258,9 @@ def test_a_connection_reads_every_head_as_if_it_were_the_first(sent: list[bytes]
     reader = HeadReader()
     for data in sent:
         assert outcome(reader.read, data) == outcome(read_head, data)
+        try:
+            found = reader.read(data, LIMITS, "")
+        except DownstreamError:
+            found = None
+        if found is not None:
+            assert sent_upstream(found[0], OWN, ready=True) == sent_upstream(found[0], OWN, ready=False)
