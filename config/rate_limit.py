@@ -72,6 +72,10 @@ class Limit(Section):
     """`window`: each limit is new once the window that its first call opened is over. `continuous`: what was used comes
     back evenly, up to the limit. Default window."""
 
+    on_store_failure: Literal["open", "closed", "local_share"] = "local_share"
+    """While Redis is away, where that counts. `local_share`: each worker counts by itself, under its part of the limit.
+    `closed`: 503. `open`: any number. Default local_share."""
+
     @property
     def numbers(self) -> dict[str, int]:
         """What is written, by name of the field."""

@@ -108,6 +108,21 @@ class Redis(Section):
 class Stores(Section):
     """Where filters count what must outlive an exchange."""
 
-    default: Literal["auto", "memory", "shared"] = "auto"
+    default: Literal["auto", "memory", "shared", "redis"] = "auto"
     """`memory`: in the process, which must be the only one. `shared`: in memory that all workers of the host share.
-    `auto`: memory for one worker, shared for more. Default auto."""
+    `redis`: in Redis, over all hosts. `auto`: Redis where it is written here, else memory for one worker and shared for
+    more. Default auto."""
+
+    redis: Redis | None = None
+    """The server that counts. Default: none."""
+
+    @property
+    def in_redis(self) -> bool:
+        """Limits are counted there."""
+        return self.default == "redis" or (self.default == "auto" and self.redis is not None)
+
+    @model_validator(mode="after")
+    def _is_there(self) -> "Stores":
+        if self.default == "redis" and self.redis is None:
+            raise ValueError("default: redis needs redis: {url: …}")
+        return self

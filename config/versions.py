@@ -15,13 +15,11 @@ from .listeners import Listeners
 from .models import Model
 from .providers import Provider
 from .routes import Route
-from .stores import Stores
 
 LATER_FILTERS: Final = frozenset({"classifier", "strategy"})
 
 LATER_KEYS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
     GatewayConfig: frozenset({"agents", "policies", "telemetry"}),
-    Stores: frozenset({"redis"}),
     Listeners: frozenset({"grpc"}),
     Provider: frozenset({"tls"}),
     Model: frozenset({"strategy"}),
@@ -34,7 +32,6 @@ LATER_VALUES: Final[Mapping[tuple[type[BaseModel], str], frozenset[str]]] = {
     (Provider, "api_key"): frozenset({"client"}),
     (Provider, "dialect"): frozenset({"anthropic", "gemini"}),
     (Events, "sink"): frozenset({"kafka", "postgres"}),
-    (Stores, "default"): frozenset({"redis"}),
     (Routing, "mode"): frozenset({"plano_embedded", "plano_proxy"}),
 }
 

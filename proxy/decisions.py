@@ -84,6 +84,7 @@ class Facts(NamedTuple):
     attempts: tuple[tuple[Any, ...], ...]
     inputs: dict[str, Any] | None
     cache: CacheNote | None = None
+    notes: dict[str, str] | None = None
 
 
 def facts_of(ex: Exchange, now: float) -> tuple[Any, ...]:
@@ -106,7 +107,7 @@ def facts_of(ex: Exchange, now: float) -> tuple[Any, ...]:
         route.chain.names if route is not None else ex.graph.prefix.names, ex.reached, ex.timings, ex.status,
         ex.outcome, error.code if error is not None else "", error.message[:_MESSAGE] if error is not None else "",
         scorer.name if scorer is not None else "config-order", ex.plan, ex.overruled, ex.skipped, attempts, ex.inputs,
-        ex.cache,
+        ex.cache, ex.notes,
     )  # fmt: skip
 
 
@@ -213,9 +214,11 @@ def _ms(seconds: float) -> float:
 
 
 def _filters(facts: Facts) -> list[dict[str, Any]]:
-    spent = _spent(facts)
+    spent, notes = _spent(facts), facts.notes or {}
     return [
-        {"name": name, "verdict": _verdict(at, facts), "ms": spent.get(at)} for at, name in enumerate(facts.filters)
+        {"name": name, "verdict": _verdict(at, facts), "ms": spent.get(at)}
+        | ({"note": notes[name]} if name in notes else {})
+        for at, name in enumerate(facts.filters)
     ]
 
 

@@ -124,6 +124,7 @@ class Exchange:
         "lost_cost_usd",
         "model",
         "is_stranger",
+        "notes",
         "outcome",
         "overruled",
         "pinned",
@@ -178,6 +179,8 @@ class Exchange:
         """What its plan was made from, where that was read."""
         self.timings: Timings | None = None
         """When each filter began, where the caller asks for an explanation."""
+        self.notes: dict[str, str] | None = None
+        """What filters say of their decisions, by name; see `note`."""
         self.provider: str | None = None
         """The only provider the caller wants (`x-headgate-provider`)."""
         self.pinned: str | None = None
@@ -252,6 +255,13 @@ class Exchange:
                 return self._candidates
             self._candidates = self.graph.models.resolve(self.model, provider=only)
         return self._candidates
+
+    def note(self, name: str, text: str) -> None:
+        """Have the decision record say `text` of the filter `name`; the last word counts. No secrets, nothing of the
+        caller's."""
+        if self.notes is None:
+            self.notes = {}
+        self.notes[name] = text
 
     def pin(self, provider: str) -> None:
         """Nobody else may answer from now on."""

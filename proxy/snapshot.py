@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from .stats import DURATION_BOUNDS, MAX_SERIES, OTHER, TTFT_BOUNDS
+from .stats import DURATION_BOUNDS, MAX_SERIES, OTHER, STORE_BOUNDS, TTFT_BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -70,6 +70,28 @@ class ModelCounters(msgspec.Struct):
 NOTHING = ModelCounters()
 
 
+class StoreCounters(msgspec.Struct):
+    """What has been asked of a store that a server keeps."""
+
+    answered: int = 0
+    failed: int = 0
+    """Not answered in time, or not carried out."""
+    refused: int = 0
+    """Not even sent: the server was away, or too much was under way."""
+    opened: int = 0
+    """Times that it was given up for a while."""
+    latency: Distribution = msgspec.field(default_factory=lambda: Distribution([0] * (len(STORE_BOUNDS) + 1)))
+    """Seconds; `stats.STORE_BOUNDS`."""
+
+    def grow(self, new: StoreCounters, old: StoreCounters) -> None:
+        """Add what `new` has above `old`."""
+        self.answered += max(0, new.answered - old.answered)
+        self.failed += max(0, new.failed - old.failed)
+        self.refused += max(0, new.refused - old.refused)
+        self.opened += max(0, new.opened - old.opened)
+        self.latency.grow(new.latency, old.latency)
+
+
 class Counters(msgspec.Struct):
     """All that only grows."""
 
@@ -89,6 +111,8 @@ class Counters(msgspec.Struct):
     """refused_by_auth, retries, internal_errors, rows, issuer_lookups, issuer_lookups_failed."""
     spool: dict[str, int] = {}
     """dropped, errors."""
+    stores: dict[str, StoreCounters] = {}
+    """By name: `redis`."""
 
     def grow(self, new: Counters, old: Counters) -> None:
         """Add what `new` has above `old`; models above the bound count as `other`."""
@@ -101,6 +125,8 @@ class Counters(msgspec.Struct):
         grow(self.edge, new.edge, old.edge)
         grow(self.engine, new.engine, old.engine)
         grow(self.spool, new.spool, old.spool)
+        for name, store in new.stores.items():
+            self.stores.setdefault(name, StoreCounters()).grow(store, old.stores.get(name, StoreCounters()))
 
     def _model(self, key: tuple[str, str, str]) -> ModelCounters:
         found = self.models.get(key)
@@ -136,6 +162,8 @@ class Snapshot(msgspec.Struct):
     shedding: bool = False
     """It turns new requests away, some or all."""
     spool_full: bool = False
+    stores: dict[str, int] = {}
+    """By name: 1 while the worker reaches the store."""
     upstreams: dict[tuple[str, str], dict[str, int]] = {}
     """By (provider, address): cx_active, rq_active, rq_pending_active."""
     counters: Counters = msgspec.field(default_factory=Counters)
@@ -195,8 +223,10 @@ class Totals:
         living = sorted(self._told.values(), key=lambda one: one.started)
         lags = [one.loop_lag for one in living if one.loop_lag is not None]
         upstreams: dict[tuple[str, str], dict[str, int]] = {}
+        stores: dict[str, int] = {}
         for one in living:
             _grow_tables(upstreams, one.upstreams, {})
+            add(stores, one.stores)
         return Snapshot(
             worker,
             pid,
@@ -212,6 +242,7 @@ class Totals:
             memory_ratio=max((one.memory_ratio for one in living if one.memory_ratio is not None), default=None),
             shedding=any(one.shedding for one in living),
             spool_full=any(one.spool_full for one in living),
+            stores=stores,
             upstreams=upstreams,
             counters=msgspec.msgpack.decode(msgspec.msgpack.encode(self._counters), type=Counters),
         )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MAX_SERIES = 1000
 OTHER = "other"
 DURATION_BOUNDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+STORE_BOUNDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+"""Seconds for one question to a store; a decision has 0.005."""
 TTFT_BOUNDS = (
     0.001,
     0.005,

@@ -21,7 +21,7 @@ from .signals import unless
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ...config import GatewayConfig, Provider
     from ...filters.stores.rules import Store
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ...proxy.clock import Clock, Deadlines
     from ...proxy.dialect import Dialect
     from ...proxy.engine import Engine
-    from ...proxy.snapshot import Snapshot
+    from ...proxy.snapshot import Snapshot, StoreCounters
     from ...proxy.upstream.call import Endpoint
     from ...proxy.upstream.health import Verdict
 
@@ -82,6 +82,9 @@ class DataHalf(Protocol):
     def take_verdict(self, verdict: Verdict) -> None:
         """What a check has found out about an endpoint."""
 
+    def stores(self) -> Mapping[str, tuple[bool, StoreCounters]]:
+        """The stores that servers keep, by name: whether they are reached, and what was asked of them."""
+
     async def drain(self) -> int:
         """Let what runs finish; returns how many were left."""
 
@@ -132,6 +135,8 @@ class DataServer:
         snapshot.memory_ratio = overload.used
         snapshot.shedding = self.half.engine.shedding is not None
         snapshot.draining = self.context.draining
+        for name, (up, counters) in self.half.stores().items():
+            snapshot.stores[name], snapshot.counters.stores[name] = int(up), counters
         return snapshot
 
     def refuse_new_work(self) -> None:

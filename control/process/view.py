@@ -73,6 +73,8 @@ class View(ABC):
             found.append(
                 "a worker has too much to do and turns requests away: see its loop_lag_seconds and memory_ratio"
             )
+        away = sorted({name for worker in self.workers() for name, up in worker.stores.items() if not up})
+        found += [f"{name} is away for a worker: what it counts is decided as on_store_failure says" for name in away]
         if self._control.tailer.last_error is not None:
             found.append("the event store is away; records wait in the spool")
         if self._control.tailer.elsewhere:

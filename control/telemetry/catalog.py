@@ -135,6 +135,7 @@ SPOOL: Final = _counters(
         "errors": "Records lost, or folders not read, because of the disk.",
     },
 )
+STORE_COMMANDS: Final = ("answered", "failed", "refused")
 LEDGER: Final = _counters(
     "headgate_ledger",
     (),
@@ -183,6 +184,15 @@ CATALOG: Final = (
     ),
     *SPOOL.values(),
     Metric("headgate_spool_full", "gauge", "1 while a worker's spool is full."),
+    Metric("headgate_store_up", "gauge", "Workers that reach the store.", ("store",)),
+    Metric(
+        "headgate_store_commands_total",
+        "counter",
+        "Questions to the store by result: answered, failed, or refused, which was not even sent.",
+        ("store", "result"),
+    ),
+    Metric("headgate_store_opened_total", "counter", "Times that a worker gave the store up for a while.", ("store",)),
+    Metric("headgate_store_seconds", "histogram", "From question to answer.", ("store",)),
     *LEDGER.values(),
     Metric("headgate_ledger_up", "gauge", "1 while the event store can be written."),
     Metric("headgate_workers", "gauge", "Workers that are alive."),

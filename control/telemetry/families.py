@@ -9,7 +9,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...proxy.snapshot import NOTHING, ModelCounters
-from ...proxy.stats import DURATION_BOUNDS, TTFT_BOUNDS
+from ...proxy.stats import DURATION_BOUNDS, STORE_BOUNDS, TTFT_BOUNDS
 from . import catalog
 from .bounds import Places, clean
 from .sheet import Histogram, Sheet, Summary
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from .catalog import Metric
     from .sheet import Family, Labels
 
-# Lines for each place: 39 for both histograms, 6 for tokens and cost, 31 for a provider, 2 for auth, 5 for a worker.
-# 20*39 + 60*6 + 70 + 20*31 + 8*2 + 24 + 8 + 16*5 = 1958, and some 40 more have no labels.
+# Lines for each place: 39 for both histograms, 6 for tokens and cost, 31 for a provider, 2 for auth, 5 for a worker,
+# and 16 for Redis. 20*39 + 57*6 + 70 + 20*31 + 8*2 + 24 + 8 + 16*5 + 16 = 1956, and some 40 more have no labels.
 HISTOGRAM_PLACES: Final = 20
-MODEL_PLACES: Final = 60
+MODEL_PLACES: Final = 57
 EXCHANGE_PLACES: Final = 70
 PROVIDER_PLACES: Final = 20
 AUTH_PLACES: Final = 8
@@ -69,6 +69,7 @@ class Telemetry:
         sheet = Sheet()
         _gateway(sheet, observed)
         _workers(sheet, observed.workers)
+        _stores(sheet, observed.snapshot)
         self._count_exchanges(sheet, observed.snapshot)
         self._count_models(sheet, observed.snapshot)
         self._count_upstreams(sheet, observed.snapshot)
@@ -156,6 +157,17 @@ def _workers(sheet: Sheet, workers: Sequence[Snapshot]) -> None:
             sheet.add("headgate_worker_memory_ratio", round(one.memory_ratio, 4), name)
         if one.loop_lag is not None:
             sheet.add("headgate_worker_loop_lag_seconds", one.loop_lag, name)
+
+
+def _stores(sheet: Sheet, snapshot: Snapshot) -> None:
+    """Their names are ours."""
+    for name, counters in snapshot.counters.stores.items():
+        sheet.add("headgate_store_up", snapshot.stores.get(name, 0), name)
+        for result in catalog.STORE_COMMANDS:
+            sheet.add("headgate_store_commands_total", getattr(counters, result), name, result)
+        sheet.add("headgate_store_opened_total", counters.opened, name)
+        latency = counters.latency
+        sheet.put("headgate_store_seconds", Histogram(STORE_BOUNDS, latency.counts, latency.total), name)
 
 
 def _add_table(sheet: Sheet, table: Mapping[str, Metric], counts: Mapping[str, int], labels: Labels = ()) -> None:

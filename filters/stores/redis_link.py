@@ -14,7 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from hashlib import sha1
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from ...proxy.snapshot import Distribution, StoreCounters
+from ...proxy.stats import STORE_BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 MOST_WAITING: Final = 4096
 MOST_BYTES: Final = 64 * 1024 * 1024
 """Commands without a reply, and their bytes; what is more is refused at once."""
+QUEUED_SECONDS: Final = 0.00025
+MOST_QUEUED_SECONDS: Final = 0.05
+"""A question waits so much longer for each one before it, and so much at most: a burst is no reason to give up a server
+that answers one question after the other."""
+LONGEST_LOOK: Final = 0.05
+"""Seconds after which it is looked again, however patient the oldest question is."""
 TURNS: Final = 3
 """Turns of the loop for which a late reply is still looked for: it is read, handed over, and noticed. So a loop that
 stood still does not take its own absence for that of Redis."""
@@ -72,8 +82,6 @@ class Tally:
 
     __slots__ = ("answered", "buckets", "failed", "opened", "refused", "seconds")
 
-    BOUNDS: Final = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
-
     def __init__(self) -> None:
         self.answered = 0
         """Commands with a reply in time."""
@@ -83,7 +91,7 @@ class Tally:
         """Commands that were not sent: the server was away, or too many were under way."""
         self.opened = 0
         """Times that the server was given up for a while."""
-        self.buckets = [0] * (len(self.BOUNDS) + 1)
+        self.buckets = [0] * (len(STORE_BOUNDS) + 1)
         self.seconds = 0.0
         """Of the replies, from the question."""
 
@@ -92,24 +100,33 @@ class Tally:
         self.answered += 1
         self.seconds += seconds
         at = 0
-        for bound in self.BOUNDS:
+        for bound in STORE_BOUNDS:
             if seconds <= bound:
                 break
             at += 1
         self.buckets[at] += 1
 
+    def counters(self) -> StoreCounters:
+        """As the admin listener has them."""
+        latency = Distribution(list(self.buckets), self.seconds)
+        return StoreCounters(self.answered, self.failed, self.refused, self.opened, latency)
+
 
 class _Call:
-    """A command that waits for its reply."""
+    """A command that waits for its reply. `deadline` counts from when it was sent: what our own loop had to do before
+    is not Redis's fault."""
 
-    __slots__ = ("asked", "future", "size", "timer", "turns")
+    __slots__ = ("asked", "command", "deadline", "future", "size", "timeout")
 
-    def __init__(self, future: asyncio.Future[Any], size: int, asked: float) -> None:
+    def __init__(
+        self, command: Sequence[bytes], future: asyncio.Future[Any], size: int, asked: float, timeout: float
+    ) -> None:
+        self.command = command
         self.future = future
         self.size = size
         self.asked = asked
-        self.timer: Timer | None = None
-        self.turns = 0
+        self.timeout = timeout
+        self.deadline = inf
 
 
 class Link:
@@ -122,7 +139,8 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._calls: deque[_Call] = deque()
         self._bytes = 0
-        self._unsent: list[Sequence[bytes]] = []
+        self._unsent: list[_Call] = []
+        self._timer: Timer | None = None
         self._asked = asyncio.Event()
         self._known: set[bytes] = set()
         self._over: asyncio.Future[StoreAwayError] = self._loop.create_future()
@@ -143,7 +161,8 @@ class Link:
         return self.ask((b"EVALSHA", script.digest, b"%d" % len(keys), *keys, *args), timeout)
 
     def ask(self, command: Sequence[bytes], timeout: float) -> asyncio.Future[Any]:
-        """The reply to one command, or StoreAwayError within `timeout` seconds. Whoever waits for it may be cancelled.
+        """The reply to one command, or StoreAwayError within `timeout` seconds and what the questions before it take.
+        Whoever waits for it may be cancelled.
 
         Raises StoreAwayError where the link is over, or too much is under way.
         """
@@ -154,12 +173,12 @@ class Link:
         if len(self._calls) >= MOST_WAITING or (self._calls and self._bytes + size > MOST_BYTES):
             self._tally.refused += 1
             raise StoreAwayError("too many questions to Redis are under way")
+        queued = min(len(self._calls) * QUEUED_SECONDS, MOST_QUEUED_SECONDS)
         now = self._clock.monotonic()
-        call = _Call(self._loop.create_future(), size, now)
-        call.timer = self._clock.call_at(now + timeout, self._late, call)
+        call = _Call(command, self._loop.create_future(), size, now, timeout + queued)
         self._calls.append(call)
         self._bytes += size
-        self._unsent.append(command)
+        self._unsent.append(call)
         self._asked.set()
         return call.future
 
@@ -188,28 +207,47 @@ class Link:
         calls, self._calls = self._calls, deque()
         self._tally.failed += len(calls)
         for call in calls:
-            if call.timer is not None:
-                call.timer.cancel()
             _fail(call.future, again(error))
         self._unsent.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._asked.set()
 
-    def _late(self, call: _Call) -> None:
-        if call.turns < TURNS:
-            call.turns += 1
-            call.timer = self._clock.call_at(0.0, self._late, call)
+    def _watch(self, suspect: _Call | None = None, turns: int = 0) -> None:
+        """Look whether the oldest question is late; of those behind it none is answered before."""
+        self._timer = None
+        if not self._calls:
             return
-        waited = self._clock.monotonic() - call.asked
-        self.end(ConnectionLostError(f"no answer within {waited * 1000:.0f} ms"))
+        oldest, now = self._calls[0], self._clock.monotonic()
+        if oldest.deadline > now:
+            when = min(oldest.deadline, now + LONGEST_LOOK)
+            self._timer = self._clock.call_at(when, self._watch)
+        elif oldest is not suspect or turns < TURNS:
+            self._timer = self._clock.call_at(0.0, self._watch, oldest, turns + 1 if oldest is suspect else 1)
+        else:
+            self.end(ConnectionLostError(f"no answer within {(now - oldest.asked) * 1000:.0f} ms"))
 
     async def _write(self) -> None:
         try:
             while True:
                 await self._asked.wait()
+                if self._over.done():  # a cancellation may get lost in the driver
+                    return
                 self._asked.clear()
-                commands, self._unsent = self._unsent, []
-                await self._wire.send(commands)
+                calls, self._unsent = self._unsent, []
+                self._start(calls)
+                await self._wire.send([call.command for call in calls])
+                self._start(calls)
         except ConnectionLostError as error:
             self.end(error)
+
+    def _start(self, calls: Sequence[_Call]) -> None:
+        """They leave now."""
+        now = self._clock.monotonic()
+        for call in calls:
+            call.deadline = now + call.timeout
+        if self._timer is None and not self._over.done():
+            self._watch()
 
     async def _read(self) -> None:
         try:
@@ -223,8 +261,6 @@ class Link:
 
     def _answer(self, call: _Call, reply: Any) -> None:
         self._bytes -= call.size
-        if call.timer is not None:
-            call.timer.cancel()
         if isinstance(reply, Refusal):
             self._tally.failed += 1
             _fail(call.future, StoreAwayError(f"Redis refused a command: {reply.reason}"))

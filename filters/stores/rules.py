@@ -16,6 +16,7 @@ What = Literal["requests", "tokens", "concurrent", "money"]
 AMOUNTS: Final = frozenset(("tokens", "money"))
 """Of these a call takes as many as it may use, and what it has used is corrected at its end. Of the others it takes
 one."""
+OnStoreFailure = Literal["open", "closed", "local_share"]
 SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 PERIODS: Final = {"day": 2 * 86_400, "week": 8 * 86_400, "month": 32 * 86_400}
 """Seconds that money of a period is remembered, from the first call in it on. The period is part of the caller's key,
@@ -47,13 +48,18 @@ class Rule(NamedTuple):
 
     kind: Kind
     limit: int
+    on_store_failure: OnStoreFailure = "local_share"
+    """What is done while the store is away that counts it."""
+    part_of: int | None = None
+    """The whole limit, where this is one worker's share of it while the store is away."""
 
     def __str__(self) -> str:
         kind = self.kind
         if kind.what == "money":
             return f"{usd(self.limit)} USD per {kind.unit} for each {' and '.join(kind.per)}"
         many = "requests at once" if kind.what == "concurrent" else f"{kind.what} per {kind.unit}"
-        return f"{self.limit} {many} for each {' and '.join(kind.per)}"
+        part = f", which is a share of {self.part_of}" if self.part_of is not None else ""
+        return f"{self.limit} {many} for each {' and '.join(kind.per)}{part}"
 
 
 class Report(NamedTuple):
@@ -103,6 +109,21 @@ class Limits(Protocol):
         """The call is over and has used `tokens`. Once for each that was granted and holds something."""
 
 
+Verdict = Literal["counted", "local", "uncounted"]
+"""Who decided about a call: the server; or while it is away, this worker's share; or nobody."""
+
+
+class RemoteLimits(Protocol):
+    """The same, counted by a server: an answer takes a moment, and may not come."""
+
+    async def take(self, keys: Sequence[str], tokens: int) -> tuple[Granted[Any] | Refused, Verdict]:
+        """As `Limits.take`, and who decided. Raises OverloadError where nobody may. A caller that is cancelled holds
+        nothing."""
+
+    def settle(self, granted: Granted[Any], tokens: int) -> None:
+        """As `Limits.settle`; returns at once."""
+
+
 class Store(Protocol):
     """Where limits are counted."""
 
@@ -114,6 +135,19 @@ class Store(Protocol):
         on, unless something is counted there already. For kinds of money; before a call is counted under it."""
 
     def close(self) -> None:
+        """This process counts no more."""
+
+
+class RemoteStore(Protocol):
+    """Where a server counts limits."""
+
+    def open(self, name: str, rules: Sequence[Rule]) -> RemoteLimits:
+        """As `Store.open`; what is counted there, other processes have counted, too."""
+
+    async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
+        """As `Store.restore`; the server may know already."""
+
+    async def aclose(self) -> None:
         """This process counts no more."""
 
 

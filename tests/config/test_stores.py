@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from pydantic import ValidationError
 
-from headgate.config import Redis, Secret, dump
+from headgate.config import Redis, Secret, Stores, dump
 from headgate.config.stores import RedisAddress, parse_redis_url
 
 
@@ -61,3 +61,22 @@ def test_files_of_tls_need_tls() -> None:
     with pytest.raises(ValidationError, match="rediss://"):
         Redis.model_validate({"url": "redis://cache", "ca": "a.pem"})
     assert Redis.model_validate({"url": "rediss://cache", "ca": "a.pem"}).address.tls
+
+
+@pytest.mark.parametrize(
+    ("written", "in_redis"),
+    [
+        ({"redis": {"url": "redis://cache"}}, True),
+        ({"default": "auto", "redis": {"url": "redis://cache"}}, True),
+        ({"default": "redis", "redis": {"url": "redis://cache"}}, True),
+        ({"default": "shared", "redis": {"url": "redis://cache"}}, False),
+        ({}, False),
+    ],
+)
+def test_limits_are_counted_in_redis_where_it_is_written(written: dict[str, object], in_redis: bool) -> None:
+    assert Stores.model_validate(written).in_redis is in_redis
+
+
+def test_redis_needs_to_know_where() -> None:
+    with pytest.raises(ValidationError, match="needs redis"):
+        Stores.model_validate({"default": "redis"})

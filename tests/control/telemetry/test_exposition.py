@@ -19,7 +19,7 @@ from headgate.control.telemetry.catalog import BY_NAME, ENGINE
 from headgate.control.telemetry.exposition import CONTENT_TYPE, prometheus_text, stats_json
 from headgate.control.telemetry.families import Observed, Telemetry
 from headgate.proxy.edge.context import EdgeStats
-from headgate.proxy.snapshot import Counters, ModelCounters, Snapshot
+from headgate.proxy.snapshot import Counters, ModelCounters, Snapshot, StoreCounters
 from headgate.proxy.stats import DURATION_BOUNDS
 from headgate.proxy.stats import MAX_SERIES as MODELS_OF_A_WORKER
 from headgate.proxy.upstream.stats import UpstreamStats
@@ -128,6 +128,7 @@ def flood() -> Counters:
         edge=dict.fromkeys(EdgeStats.__slots__, 1),
         engine=dict.fromkeys(ENGINE, 1),
         spool={"dropped": 1, "errors": 1},
+        stores={"redis": StoreCounters(1, 2, 3, 4)},
     )
 
 

@@ -19,7 +19,7 @@ from headgate.filters.stores.redis_client import RedisClient
 from headgate.filters.stores.redis_driver import build, connect
 from headgate.filters.stores.redis_link import Script, StoreAwayError
 from headgate.proxy.clock import LoopClock
-from tests_support.redis import PASSWORD, RedisProxy, RedisServer
+from tests_support.redis import PASSWORD, RedisProxy, RedisServer, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,13 +49,6 @@ async def running(url: str, **more: Any) -> AsyncIterator[RedisClient]:
         yield client
     finally:
         await client.aclose()
-
-
-async def until(what: Any, seconds: float = 5.0) -> None:
-    """Until `what()` holds."""
-    async with asyncio.timeout(seconds):
-        while not what():  # noqa: ASYNC110 - states that nobody announces
-            await asyncio.sleep(0.002)
 
 
 async def test_a_script_runs_with_its_keys_and_arguments(server: RedisServer) -> None:
