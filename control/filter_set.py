@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..config import FilterEntry, GatewayConfig, UseConfig
     from ..filters.auth import Auth
-    from ..filters.keys_file import KeyTable
+    from ..filters.filed_keys import KeyTable
 
 ENTRY_POINTS = "headgate.filters"
 """The group in which an installed package offers its filters by name."""
@@ -130,7 +130,7 @@ def _make_importable(folder: Path) -> None:
 
 
 def read_keys(auth: Auth) -> KeyTable | None:
-    """All keys, those of a `keys_file` included, for `auth.adopt`. Blocking. Raises ConfigError."""
+    """The keys of a `keys_file`, for `auth.adopt`. Blocking. Raises ConfigError."""
     try:
         return auth.read()
     except (KeysFileError, OSError) as error:

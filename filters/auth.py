@@ -34,16 +34,17 @@ from ..proxy.model_names import ModelNames
 from ..proxy.path_globs import PathGlobs
 from ..proxy.plan import POLICY
 from ..proxy.websocket.handshake import key_of
-from .keys_file import digest, read_table
+from .filed_keys import read_table
+from .keys_file import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from ..config import AuthConfig
     from ..config.chain import JwtConfig, Key
     from ..proxy.exchange import Exchange
     from ..proxy.plan import Target
-    from .keys_file import KeyTable
+    from .filed_keys import KeyTable
     from .tokens import Tokens
 
 _BEARER = b"bearer "
@@ -69,7 +70,8 @@ class Auth(Filter):
         self.settings = config
         self._closed = not config.is_open
         self._pepper = secrets.token_bytes(32)
-        self._principals: Mapping[bytes, Principal] = self._own(self._pepper)
+        self._principals = self._own(self._pepper)
+        self._table: KeyTable | None = None
         self.tokens = _tokens(config.jwt)
         self._secret = secrets.token_bytes(32)
         self._seen: dict[bytes, Principal] = {}
@@ -81,15 +83,16 @@ class Auth(Filter):
         return not self._closed
 
     def read(self) -> KeyTable | None:
-        """All keys, those of the `keys_file` included, for `adopt`. Blocking. Raises KeysFileError."""
-        table = read_table(self.settings)
-        return table._replace(principals={**table.principals, **self._own(table.pepper)}) if table is not None else None
+        """The keys of the `keys_file`, for `adopt`. Blocking. Raises KeysFileError."""
+        return read_table(self.settings, self._table)
 
     def adopt(self, table: KeyTable | None) -> None:
-        """From now on these are the keys; None: those of the config alone."""
+        """From now on these are the keys beside those of the config; None: there are no others."""
         self._seen.clear()
-        self._pepper = table.pepper if table is not None else secrets.token_bytes(32)
-        self._principals = table.principals if table is not None else self._own(self._pepper)
+        pepper = table.pepper if table is not None else secrets.token_bytes(32)
+        if pepper != self._pepper:
+            self._pepper, self._principals = pepper, self._own(pepper)
+        self._table = table
 
     def take_jwks(self, url: str, jwks: bytes) -> None:
         """The keys of tokens, as found at `url`. Raises ValueError where they are of no use."""
@@ -140,7 +143,10 @@ class Auth(Filter):
         return principal
 
     def _find(self, key: bytes, mark: bytes) -> Principal | None:
-        found = self._principals.get(digest(self._pepper, key))
+        made = digest(self._pepper, key)
+        found = self._principals.get(made)
+        if found is None and self._table is not None:
+            found = self._table.keys.get(made)
         if found is not None:
             if len(self._seen) >= _MAX_SEEN:
                 self._seen.clear()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from headgate.config import ConfigError, parse_config
 from headgate.filters.auth import Auth
-from headgate.filters.keys_file import KeyTable, digest
+from headgate.filters.filed_keys import KeyTable
+from headgate.filters.keys_file import digest
 from headgate.proxy.edge.downstream import RequestHead
 from headgate.proxy.errors import ExpiredKeyError, PathNotAllowedError, UnauthorizedError
 from headgate.proxy.exchange import ANONYMOUS, Principal
@@ -87,7 +88,8 @@ def test_whatever_bytes_are_presented_are_refused_and_nothing_breaks(value: byte
 
 
 def test_a_key_that_was_seen_is_forgotten_with_the_table_that_had_it(auth: Auth) -> None:
-    known = _exchange((b"authorization", f"Bearer {KEY}".encode()))
+    known = _exchange((b"authorization", b"Bearer filed-key"))
+    auth.adopt(KeyTable(b"p" * 32, {digest(b"p" * 32, b"filed-key"): Principal("filed")}))
     auth.on_request(known)
     auth.on_request(known)
     auth.adopt(KeyTable(b"p" * 32, {}))

@@ -12,7 +12,8 @@ import pytest
 from headgate.config import AuthConfig, ConfigError, Secret
 from headgate.control.filter_set import read_keys as config_keys
 from headgate.filters.auth import Auth
-from headgate.filters.keys_file import KeyRecord, KeysFileError, digest, read_records, read_table
+from headgate.filters.filed_keys import read_table
+from headgate.filters.keys_file import KeyRecord, KeysFileError, digest, read_records
 from headgate.proxy.errors import ExpiredKeyError, UnauthorizedError
 
 if TYPE_CHECKING:
