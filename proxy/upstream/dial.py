@@ -13,7 +13,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConnectError
 
@@ -86,15 +86,43 @@ class Dialer:
             raise
 
 
-async def _connect(address: Address, loop: asyncio.AbstractEventLoop) -> socket.socket:
+async def _connect(address: Address) -> socket.socket:
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        await loop.sock_connect(sock, address.sockaddr)
+        await sock_connect(sock, address.sockaddr)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def sock_connect(sock: socket.socket, address: Any) -> None:
+    """Connect a socket that does not block. Raises OSError.
+
+    Not the loop's own: uvloop's asks the system's resolver where an address leads, in one of four threads that all
+    share, and forgets the interface of an address that belongs to one link.
+    """
+    try:
+        sock.connect(address)
+    except BlockingIOError:
+        pass
+    else:
+        return
+    loop = asyncio.get_running_loop()
+    writable: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, _told, writable)
+    try:
+        await writable
+    finally:
+        loop.remove_writer(sock)
+    if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(error, f"Connect call failed {address}")
+
+
+def _told(writable: asyncio.Future[None]) -> None:
+    if not writable.done():
+        writable.set_result(None)
 
 
 async def _first_to_connect(
@@ -103,7 +131,7 @@ async def _first_to_connect(
     """The first address that connects, and its socket; the others are closed. Raises the last OSError when all
     fail."""
     if len(addresses) == 1:
-        return addresses[0], await _connect(addresses[0], loop)
+        return addresses[0], await _connect(addresses[0])
     left = list(addresses)
     started: list[asyncio.Task[socket.socket]] = []
     racing: set[asyncio.Task[socket.socket]] = set()
@@ -112,7 +140,7 @@ async def _first_to_connect(
     try:
         while winner is None and (left or racing):
             if left:
-                started.append(loop.create_task(_connect(left.pop(0), loop)))
+                started.append(loop.create_task(_connect(left.pop(0))))
                 racing.add(started[-1])
             head_start = HEAD_START_SECONDS if left else None
             done, racing = await asyncio.wait(racing, timeout=head_start, return_when=asyncio.FIRST_COMPLETED)

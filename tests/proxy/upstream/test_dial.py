@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 
 from headgate.proxy.clock import Deadlines, LoopClock
 from headgate.proxy.errors import ConnectError
+from headgate.proxy.upstream import dial
 from headgate.proxy.upstream.dial import HEAD_START_SECONDS, Dialer
 from headgate.proxy.upstream.names import Name
+from headgate.proxy.upstream.resolver import Address
 from tests_support.names import FakeResolver
 from tests_support.upstream import FakeUpstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from headgate.proxy.upstream.resolver import Address
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -131,27 +133,26 @@ async def test_a_dial_that_is_cancelled_leaves_nothing_behind(names: Names, hang
 
 
 async def test_losers_that_connect_all_the_same_are_closed(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = asyncio.get_running_loop()
-    connect, gate, at_the_gate = loop.sock_connect, asyncio.Event(), asyncio.Semaphore(0)
+    connect, gate, at_the_gate = dial.sock_connect, asyncio.Event(), asyncio.Semaphore(0)
 
     async def connect_and_wait(sock: socket.socket, address: Place) -> None:
         await connect(sock, address)
         at_the_gate.release()
         await gate.wait()
 
-    monkeypatch.setattr(loop, "sock_connect", connect_and_wait)
+    monkeypatch.setattr(dial, "sock_connect", connect_and_wait)
     async with FakeUpstream() as one, FakeUpstream() as other:
         names.places = [("127.0.0.1", one.port), ("127.0.0.1", other.port)]
         for cancelled in (False, True):
             gate.clear()
-            dial = asyncio.ensure_future(reached(names))
+            dialling = asyncio.ensure_future(reached(names))
             await at_the_gate.acquire()
             await at_the_gate.acquire()
             gate.set()
             if cancelled:
-                dial.cancel()
-            await asyncio.wait([dial])
-            assert dial.cancelled() == cancelled
+                dialling.cancel()
+            await asyncio.wait([dialling])
+            assert dialling.cancelled() == cancelled
             await one.wait_until(lambda: not one.open_connections, "the one to be closed")
             await other.wait_until(lambda: not other.open_connections, "the other to be closed")
 
@@ -164,3 +165,46 @@ async def test_connections_send_at_once_and_notice_a_dead_peer(names: Names) -> 
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         transport.abort()
+
+
+class WithoutResolver(uvloop.Loop):
+    """Its own resolver may hang, for whomever; it has few threads."""
+
+    async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
+        raise AssertionError(f"asked where {args} leads")
+
+
+async def test_an_address_is_connected_to_without_asking_where_it_leads() -> None:
+    async def connect() -> None:
+        async with FakeUpstream() as upstream:
+            place = Address(socket.AF_INET, ("127.0.0.1", upstream.port))
+            made: list[asyncio.Transport] = []
+
+            class Client(asyncio.Protocol):
+                def connection_made(self, transport: Any) -> None:
+                    made.append(transport)
+
+            assert await Dialer("127.0.0.1", upstream.port, None, [place]).open(Client) == place
+            made[0].abort()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=WithoutResolver) as runner:
+            runner.run(connect())
+
+    await asyncio.to_thread(run)
+
+
+async def test_an_address_is_dialled_with_all_that_belongs_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address of one's own link means nothing without the number of its interface."""
+    seen: list[Place] = []
+
+    class Seeing(socket.socket):
+        def connect(self, address: Any) -> None:
+            seen.append(address)
+            raise OSError(errno.ENETUNREACH, "as wherever there is none")
+
+    place = Address(socket.AF_INET6, ("fe80::1", 443, 0, 7))
+    monkeypatch.setattr(socket, "socket", Seeing)
+    with pytest.raises(ConnectError):
+        await Dialer("fe80::1", 443, None, [place]).open(asyncio.Protocol)
+    assert seen == [("fe80::1", 443, 0, 7)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from headgate.proxy.upstream import dial
 from headgate.proxy.upstream.http_endpoint import RACE_SECONDS
 from headgate.proxy.upstream.pool import PoolLimits
 from tests_support.answers import LAST_CHUNK, chunk, response
@@ -240,7 +241,7 @@ async def test_a_call_is_sent_again_once_even_when_it_meets_a_second_old_connect
         warm.go()
         assert [await one.over() for one in both] == ["clean", "clean"]
         loop = asyncio.get_running_loop()
-        monkeypatch.setattr(loop, "sock_connect", lambda *_: loop.create_future())
+        monkeypatch.setattr(dial, "sock_connect", lambda *_: loop.create_future())
         long, unlucky = caller.ask(body=b"long"), caller.ask(body=b"unlucky")
         await eventually(lambda: caller.stats.rq_retry == 1)
         hold.go()

@@ -16,6 +16,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame, PingFrame, SettingsFrame
 
+from headgate.proxy.upstream import dial
 from headgate.proxy.upstream.pool import IdleQuota, PoolLimits
 from tests_support.caller import Caller, Event, Recorder, eventually
 from tests_support.clock import FakeClock
@@ -152,7 +153,7 @@ class Play:
 
 
 def unsteady(connect: Any, rng: random.Random) -> Any:
-    """`loop.sock_connect`, which now and then is refused, slow, or never comes back."""
+    """`dial.sock_connect`, which now and then is refused, slow, or never comes back."""
 
     async def sock_connect(sock: Any, address: Any) -> None:
         chance = rng.random()
@@ -169,11 +170,10 @@ def unsteady(connect: Any, rng: random.Random) -> Any:
 
 async def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> Play:
     clock, quota, rng = FakeClock(), IdleQuota(3), random.Random(seed)
-    loop = asyncio.get_running_loop()
     window = {SettingCodes.INITIAL_WINDOW_SIZE: rng.choice([10, 1_000, 65_535, 1_000_000])}
     async with H2Upstream(Moody(random.Random(seed + 1)), settings=window, lenient=True) as upstream:
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "sock_connect", unsteady(loop.sock_connect, random.Random(seed)))
+            patch.setattr(dial, "sock_connect", unsteady(dial.sock_connect, random.Random(seed)))
             limits = PoolLimits(max_connections=3, max_pending=4, max_idle=2)
             async with Caller(upstream.base_url, http2=True, clock=clock, limits=limits, quota=quota) as caller:
                 game = Play(rng, caller, clock)

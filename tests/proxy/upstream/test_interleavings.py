@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from headgate.proxy.upstream import dial
 from headgate.proxy.upstream.pool import IdleQuota, PoolLimits
 from tests_support.answers import LAST_CHUNK, chunk, response
 from tests_support.caller import Caller, Event, Recorder, eventually
@@ -135,7 +136,7 @@ class Play:
 
 
 def unsteady(connect: Any, rng: random.Random) -> Any:
-    """`loop.sock_connect`, which now and then is refused, slow, or never comes back."""
+    """`dial.sock_connect`, which now and then is refused, slow, or never comes back."""
 
     async def sock_connect(sock: Any, address: Any) -> None:
         chance = rng.random()
@@ -152,10 +153,9 @@ def unsteady(connect: Any, rng: random.Random) -> Any:
 
 async def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> Play:
     clock, quota = FakeClock(), IdleQuota(3)
-    loop = asyncio.get_running_loop()
     async with FakeUpstream() as upstream:
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "sock_connect", unsteady(loop.sock_connect, random.Random(seed)))
+            patch.setattr(dial, "sock_connect", unsteady(dial.sock_connect, random.Random(seed)))
             limits = PoolLimits(max_connections=3, max_pending=4, max_idle=2)
             async with Caller(upstream.base_url, clock=clock, limits=limits, quota=quota) as caller:
                 game = Play(seed, caller, clock)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from headgate.proxy.upstream import dial
 from headgate.proxy.upstream.names import Name
 from headgate.proxy.upstream.pool import SURPLUS_SECONDS, IdleQuota, PoolLimits
 from tests_support.answers import LAST_CHUNK, chunk, response
@@ -132,14 +133,14 @@ async def test_the_time_out_of_one_attempt_is_not_the_failure_of_a_call_that_cam
 async def test_an_attempt_that_timed_out_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
     loop = asyncio.get_running_loop()
-    connect, attempts = loop.sock_connect, iter([True])
+    connect, attempts = dial.sock_connect, iter([True])
 
     async def hangs_once(sock: Any, address: Any) -> None:
         if next(attempts, False):
             await loop.create_future()
         await connect(sock, address)
 
-    monkeypatch.setattr(loop, "sock_connect", hangs_once)
+    monkeypatch.setattr(dial, "sock_connect", hangs_once)
     limits = PoolLimits(max_connections=1)
     async with FakeUpstream(HELLO) as upstream, Caller(upstream.base_url, clock=clock, limits=limits) as caller:
         early = caller.ask()
