@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
     from headgate.proxy.accounting.record import Record
+    from headgate.proxy.clock import Clock
 
     from .upstream import Source
 
@@ -170,13 +171,14 @@ class RunningGateway(Asking):
 
 @asynccontextmanager
 async def running_gateway(
-    config: Mapping[str, Any] | str, *, env: Mapping[str, str] | None = None
+    config: Mapping[str, Any] | str, *, env: Mapping[str, str] | None = None, clock: Clock | None = None
 ) -> AsyncIterator[RunningGateway]:
-    """Serve `config` (a mapping, or the text of a file) until the end of the block, then drain."""
+    """Serve `config` (a mapping, or the text of a file) until the end of the block, then drain. `clock`: the real one
+    where none is given."""
     with tempfile.TemporaryDirectory(prefix="headgate-test-") as name:
         folder = Path(name)
         text = config if isinstance(config, str) else written(config, folder)
-        half = Gateway(load(text, env))
+        half = Gateway(load(text, env), clock=clock)
         await half.start()
         server = DataServer(half, "test")
         socket = bind("127.0.0.1", 0)

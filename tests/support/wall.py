@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,14 +24,16 @@ from headgate.control.mock.provider import MockProvider
 from headgate.control.mock.server import serve
 from headgate.control.mock.steps import Data, Frame, Raw
 from headgate.dialects.mock import answer as mock_answer
-from headgate.proxy.accounting.record import Done, decode
+from headgate.proxy.accounting.record import Done, Opened, decode
 from headgate.proxy.clock import LoopClock
 from headgate.proxy.edge.listen import bind
 from headgate.proxy.upstream.h2_frames import DATA, PADDED
 from headgate.proxy.upstream.http_endpoint import HttpEndpoint
 
-from .gateway import CLIENT_KEY, PROVIDER_KEY, RunningGateway, running_gateway
+from .gateway import CLIENT_KEY, PROVIDER_KEY, RunningGateway, bearer, running_gateway
 from .leaks import leak_check
+from .own_time import OwnTime
+from .raw import CHAT, RawClient, request
 from .traffic import events, finish_reasons, has_done, without_ours
 
 if TYPE_CHECKING:
@@ -44,28 +44,25 @@ if TYPE_CHECKING:
     from headgate.control.mock.schedule import Schedule
     from headgate.control.mock.server import MockServer
     from headgate.control.mock.steps import Step
+    from headgate.proxy.clock import Clock
     from headgate.proxy.edge.downstream import RequestHead
 
     from .raw import Answer
 
 
-def _slower() -> float:
-    """One on a machine with time to spare, more on one that does much else; and always less than makes a first token
-    wait as long as events are held."""
-    wanted = os.environ.get("WALL_SLOWER")
-    return float(wanted) if wanted else min(1.8, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1) / 1.5))
-
-
-SLOWER = _slower()
-"""How many times longer every time-out and pause is: what is held is not how fast this machine is."""
+SLOWER = 1.8
+"""How many times longer every time-out and pause is than the time-outs below: the most that still makes a first token
+wait less than events are held."""
 SPEED = 20.0 / SLOWER
-"""The pauses of the catalogue (30 s, 5 s, 1 s) become 1.5 s, 250 ms and 50 ms."""
+"""The pauses of the catalogue (30 s, 5 s, 1 s) become 2.7 s, 450 ms and 90 ms."""
 _SECONDS = {"connect": 1.0, "first_token": 1.0, "idle": 1.0, "total": 2.5}
 TIMEOUTS = {name: f"{round(seconds * SLOWER * 1000)}ms" for name, seconds in _SECONDS.items()}
-ANSWERED_BY = 2.5 * SLOWER + 0.5 + 3.0
-"""Seconds: the longest deadline, the half second of invariant 1, and some because all come at once."""
+ANSWERED_BY = 2.5 * SLOWER + 0.5
+"""Seconds: the longest deadline, and the half second of invariant 1."""
 SETTLED_BY = 3.0 + 1.0 * SLOWER
 """Seconds: what a message may take to end after its answer (2), and the same."""
+GIVEN_UP_AFTER = 120.0
+"""Seconds of real time after which a test that hangs ends; what is held is measured on the wall's clock."""
 HEALTHY = "mock"
 RESTING = ("401", "403", *(name for name in FAULTS if name.startswith("429")))
 """After these the provider's key rests: each has a provider of its own, or all others would rest along."""
@@ -94,10 +91,12 @@ class Told:
     good: bytes = b""
     """The body of a good answer, from whichever provider."""
     row: Done | None = None
+    why: list[str] = field(default_factory=list)
+    """What the gateway says of its decisions."""
 
     def __repr__(self) -> str:
         row = self.row
-        end = "no row" if row is None else f"{row.outcome} {row.status}, {row.attempts} attempts"
+        end = "no row" if row is None else f"{row.outcome} {row.status}, {row.attempts} attempts: {' '.join(self.why)}"
         kind = "stream" if self.stream else "plain"
         return f"<{self.fault}, {kind}: {self.answer.status} {self.answer.body[-160:]!r}, {end}>"
 
@@ -129,6 +128,9 @@ class Ledger:
 
     folder: Path
     done: dict[str, Done] = field(default_factory=dict)
+    """By the client's id."""
+    opened: set[str] = field(default_factory=set)
+    """The exchanges that have begun and of which no end is known."""
     _read: dict[str, int] = field(default_factory=dict)
 
     def read(self) -> None:
@@ -142,16 +144,21 @@ class Ledger:
                 self._take(decode(line))
 
     def _take(self, record: object) -> None:
+        if isinstance(record, Opened):
+            self.opened.add(record.id)
         if isinstance(record, Done):
             assert record.client_request_id not in self.done, f"two rows: {record}"
+            assert record.id in self.opened, f"the end of what never began: {record}"
+            self.opened.remove(record.id)
             self.done[record.client_request_id] = record
 
 
 class Wall:
     """See the top."""
 
-    def __init__(self, gateway: RunningGateway, mocks: list[MockServer], hearing: Hearing) -> None:
+    def __init__(self, gateway: RunningGateway, clock: Clock, mocks: list[MockServer], hearing: Hearing) -> None:
         self.gateway = gateway
+        self.clock = clock
         self.mocks = mocks
         self.hearing = hearing
         self.ledger = Ledger(gateway.folder)
@@ -169,9 +176,12 @@ class Wall:
         }
         if stream:
             asked |= {"stream": True, "stream_options": {"include_usage": True}}
-        started = time.monotonic()
-        answer = await self.gateway.post(json.dumps(asked).encode(), [("x-request-id", id_)])
-        took = time.monotonic() - started
+        data = request("POST", CHAT, json.dumps(asked).encode(), [("x-request-id", id_), *bearer(CLIENT_KEY)])
+        started = self.clock.monotonic()
+        async with RawClient(self.gateway.port, GIVEN_UP_AFTER) as client:
+            await client.send(data)
+            answer = await client.answer()
+        took = self.clock.monotonic() - started
         assert took < ANSWERED_BY, f"{fault}: answered after {took:.2f} s"
         told = Told(fault, stream, answer, id_)
         self._asked.append(told)
@@ -189,6 +199,8 @@ class Wall:
 
     def _check(self, told: Told) -> None:
         row = told.row = self.ledger.done[told.id]
+        decision = self.gateway.half.engine.decisions.find(row.id)
+        told.why = [] if decision is None else decision["why"]
         heard = self.hearing.by_id.get(told.id, [])
         for one in heard:
             made = mock_answer(one.body)
@@ -221,10 +233,10 @@ class Wall:
         assert len(finish_reasons(spoken)) <= max(len(finish_reasons(source)) for source in sources), told
 
     async def _until_at_rest(self, asked: list[Told]) -> None:
-        deadline = time.monotonic() + SETTLED_BY
+        deadline = self.clock.monotonic() + SETTLED_BY
         while left := self._under_way(asked):
-            assert time.monotonic() < deadline, f"left after {SETTLED_BY} s: {left}"
-            await asyncio.sleep(0.01)
+            assert self.clock.monotonic() < deadline, f"left after {SETTLED_BY} s: {left}"
+            await self.clock.sleep(0.01)
 
     def _under_way(self, asked: list[Told]) -> dict[str, object]:
         """Whatever is held, open or waiting, and should not be once nobody asks."""
@@ -243,6 +255,7 @@ class Wall:
             "client connections": len(context.connections),
             "bytes of bodies": context.budget.used,
             "missing rows": [told for told in asked if told.id not in self.ledger.done],
+            "open rows": len(self.ledger.opened),
             "spoiled connections": [one for one in open_at_mocks if one.spoiled and not one.deaf],
             "tasks": max(0, len(asyncio.all_tasks()) - self._tasks),
             "descriptors": max(0, sum(one.cx_active for one in stats) - len(open_at_mocks)),
@@ -320,20 +333,21 @@ async def wall(
     keepalive: str = "15s",
 ) -> AsyncIterator[Wall]:
     """`second`: another provider stands behind, which is well. `schedule`: what the first does unasked. `places`: URLs
-    of more providers, each asked under its name as a model. `http2`: providers speak it, and
-    must answer its PINGs within `keepalive`."""
+    of more providers, each asked under its name as a model, on the real clock, for they may have to be looked
+    up. `http2`: providers speak it, and must answer its PINGs within `keepalive`."""
     hearing = Hearing()
     list(FAULTS["gzip-bomb"].play(mock_answer(b"{}")))  # packed once, which takes its time
     async with leak_check(SETTLED_BY):
-        clock = LoopClock()
+        clock = LoopClock() if places else OwnTime()
         mocks = []
         for provider in (MockProvider(schedule), *([MockProvider()] if second else [])):
             sock = bind("127.0.0.1", 0)
             mocks.append(await serve(sock, provider, clock, speed=SPEED, watcher=hearing))
         ports = dict(zip(("first", "second"), (mock.port for mock in mocks), strict=False))
         try:
-            async with running_gateway(wall_config(ports, places or {}, http2=http2, keepalive=keepalive)) as gateway:
-                held = Wall(gateway, mocks, hearing)
+            config = wall_config(ports, places or {}, http2=http2, keepalive=keepalive)
+            async with running_gateway(config, clock=clock) as gateway:
+                held = Wall(gateway, clock, mocks, hearing)
                 yield held
                 await held.settled()
         finally:
