@@ -11,8 +11,9 @@ import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import BudgetConfig
-from ..filters.budget import meter_key, rules_of
+from ..filters.budget import rules_of
 from ..filters.periods import Calendar
+from ..filters.whose import meter_key
 from .events.schema import SchemaError
 from .events.spending import Threshold
 from .events.tailer import LedgerBehindError

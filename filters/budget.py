@@ -20,28 +20,29 @@ Status: stable. Trusts: upstream for the usage it reports.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..proxy.accounting.money import nanos, usd
-from ..proxy.accounting.record import Reserved, Share, Spent
+from ..proxy.accounting.record import Reserved, Spent
 from ..proxy.errors import BudgetExceededError, ModelNotFoundError, PriceUnknownError, UnknownIssuerError
 from ..proxy.filter import Filter, SkipTarget
 from ..proxy.plan import BUDGET
-from .callers import SCOPES, spelled
-from .periods import Calendar
 from .purse import Purse
 from .retry import Retry
 from .stores.rules import Kind, Refused, Rule
+from .whose import Whose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
     from ..config import BudgetConfig
+    from ..proxy.accounting.record import Share
     from ..proxy.attempt import Attempt
     from ..proxy.exchange import Exchange
     from ..proxy.plan import Target
-    from .stores.rules import Limits, Store
+    from .stores.rules import Granted, Limits, Store
 
 FREE: Final = frozenset(("files", "uploads", "conversations", "stored_responses", "stored_chats"))
 """Endpoints that name no model and cost nothing to use. What others of them start (a batch, a training) nobody here can
@@ -51,11 +52,11 @@ MOST_TOLD: Final = 4096
 """Callers of whom it is remembered that the ledger knows their money is spent."""
 
 
-class Budget(Filter):
-    """Refuses with 402 what its limits do not pay for.
+class Budgeting(Filter):
+    """What does not depend on where it is counted: what a call may cost, and what it is charged.
 
-    `store` keeps the sums under `place`, this filter's name; `monotonic` and `wall` give seconds; `foresee` what a call
-    may cost at a target (`Ledger.foresee`); `write` takes records to the spool.
+    `place` is this filter's name in the ledger; `monotonic` and `wall` give seconds; `foresee` what a call may cost at
+    a target (`Ledger.foresee`); `write` takes records to the spool.
     """
 
     after = ("auth",)
@@ -66,7 +67,6 @@ class Budget(Filter):
         config: BudgetConfig,
         *,
         place: str,
-        store: Store,
         monotonic: Callable[[], float],
         wall: Callable[[], float],
         foresee: Callable[[Exchange, Target, int | None], float | None],
@@ -83,58 +83,18 @@ class Budget(Filter):
         """Calls that were let in and of which nobody knows what they cost."""
         self.overrun = 0
         """Calls that have cost more than was set aside for them."""
-        self.crowded = 0
-        """Calls that were counted together with those of strangers, for want of room."""
         self._place = place
         self._rules = rules_of(config)
-        self._limits: Limits = store.open(place, self._rules)
         self._least = min(rule.limit for rule in self._rules)
         self._monotonic = monotonic
         self._wall = wall
         self._foresee = foresee
         self._write = write
-        self._calendar = Calendar(config.time_zone)
+        self._whose = Whose([rule.kind for rule in self._rules], config.time_zone)
         self._output = config.output_tokens
         self._strict = config.strict
         self._refuses_unknown = config.unknown_price == "refuse"
         self._told: set[tuple[str, ...]] = set()
-
-    def on_request(self, ex: Exchange) -> None:
-        """Set aside what it may cost, or raise BudgetError. Once more where another filter has changed the model."""
-        face = ex.face
-        if face.handler is not None or (face.passes and self._is_free(ex)):
-            return
-        purses = ex.state.setdefault(Budget, {})
-        purse: Purse | None = purses.get(self.name)
-        if purse is None:
-            purse = purses[self.name] = Purse(self._shares(ex))
-        elif purse.model == ex.model:
-            return
-        purse.model = ex.model
-        if self._strict and ex.facts is not None:
-            ex.facts.limit_output(self._output)
-        costs = self._costs(ex)
-        if costs is None:
-            return
-        purse.costs = costs
-        asked = [cost for target, cost in costs.items() if _may_be_asked(ex, target)]
-        known = {cost for cost in asked if cost is not None}
-        if self._refuses_unknown and None in asked:
-            if not known:
-                self.refused += 1
-                raise PriceUnknownError(
-                    f"The price of the model '{ex.model[:128]}' is not known, and money is counted here. Give its "
-                    "target a price, or this budget unknown_price: allow.",
-                    param="model",
-                )
-            if not purse.wary:
-                purse.wary = True
-                ex.veto(purse.objection)
-            self.vetoed += asked.count(None)
-        if known and self._may_be_hedged(ex):
-            known |= {2 * cost for cost in known}
-        self._set_aside(ex, purse, sorted(known, reverse=True))
-        self.admitted += 1
 
     def on_attempt(self, ex: Exchange, attempt: Attempt) -> None:
         """Its share of what is set aside."""
@@ -163,11 +123,39 @@ class Budget(Filter):
         amount = self._charge(ex, purse)
         if amount > purse.amount:
             self.overrun += 1
-        if purse.granted is not None:
-            self._limits.settle(purse.granted, amount, self._now())
-            self._write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
+        self._end(ex, purse, amount)
 
     # -- before
+
+    def _open(self, ex: Exchange) -> tuple[Purse, list[int]] | None:
+        """Its purse, still empty, and the amounts that would do, which descend; None where there is nothing to pay, or
+        nothing new. Raises PriceUnknownError."""
+        face = ex.face
+        if face.handler is not None or (face.passes and self._is_free(ex)):
+            return None
+        purses = ex.state.setdefault(Budgeting, {})
+        purse: Purse | None = purses.get(self.name)
+        if purse is None:
+            purse = purses[self.name] = Purse()
+        elif purse.model == ex.model:
+            return None
+        else:
+            self._end(ex, purse, 0)  # it was for the model before
+        purse.model = ex.model
+        if self._strict and ex.facts is not None:
+            ex.facts.limit_output(self._output)
+        costs = self._costs(ex)
+        if costs is None:
+            return None
+        purse.costs = costs
+        known = self._known(ex, purse, costs)
+        if not known:
+            self.admitted += 1
+            return None
+        purse.shares, purse.keys = self._whose.shares(ex, ex.wall)
+        if self._may_be_hedged(ex):
+            known |= {2 * cost for cost in known}
+        return purse, sorted(known, reverse=True)
 
     def _is_free(self, ex: Exchange) -> bool:
         """What names no model. Raises PriceUnknownError for what may cost something."""
@@ -192,41 +180,45 @@ class Budget(Filter):
             costs[target] = nanos(cost) if cost is not None else None
         return costs
 
-    def _set_aside(self, ex: Exchange, purse: Purse, amounts: Sequence[int]) -> None:
-        """The first of the amounts, which descend, that is left. Raises BudgetExceededError where none is."""
-        now, limits = self._now(), self._limits
-        if purse.granted is not None:  # for the model before
-            limits.settle(purse.granted, 0, now)
-            purse.granted, purse.amount = None, 0
-            self._write(Spent(ex.id, ex.wall, self._place, 0, purse.shares))
-        keys = [meter_key(share.caller, share.period) for share in purse.shares]
-        refused: Refused | None = None
-        for amount in amounts:
-            if not amount:
-                return
-            if amount > self._least or (refused is not None and amount > refused.report.left):
-                continue
-            result = limits.take(keys, amount, now)
-            if isinstance(result, Refused):
-                refused = result
-                continue
-            purse.granted, purse.amount = result, amount
-            self.crowded = limits.crowded
-            self._write(Reserved(ex.id, ex.wall, self._place, amount, purse.shares))
-            return
-        if amounts:
+    def _known(self, ex: Exchange, purse: Purse, costs: Mapping[Target, int | None]) -> set[int]:
+        """The costs of those that may be asked. Raises PriceUnknownError where none of them is known."""
+        asked = _asked(ex, costs)
+        known = {cost for cost in asked if cost is not None}
+        if len(known) == len(asked) or not self._refuses_unknown or None not in asked:
+            return known
+        if not known:
             self.refused += 1
-            raise self._refusal(ex, purse, amounts[-1], refused)
+            raise PriceUnknownError(
+                f"The price of the model '{ex.model[:128]}' is not known, and money is counted here. Give its target "
+                "a price, or this budget unknown_price: allow.",
+                param="model",
+            )
+        if not purse.wary:
+            purse.wary = True
+            ex.veto(purse.objection)
+        self.vetoed += asked.count(None)
+        return known
 
-    def _shares(self, ex: Exchange) -> tuple[Share, ...]:
-        wall = ex.wall
-        shares = []
-        for rule in self._rules:
-            kind = rule.kind
-            period = self._calendar.at(kind.unit, wall)
-            caller = " & ".join([spelled(SCOPES[name](ex)) for name in kind.per])
-            shares.append(Share("+".join(kind.per), kind.unit, caller, period.name, period.until))
-        return tuple(shares)
+    def _may_fit(self, amount: int, refused: Refused | None) -> bool:
+        """Not more than the whole budget, nor than what was left a moment ago."""
+        return amount <= self._least and (refused is None or amount <= refused.report.left)
+
+    def _fill(self, ex: Exchange, purse: Purse, amount: int, granted: Granted[Any]) -> None:
+        """It is set aside, and the ledger knows before a provider does."""
+        self.admitted += 1
+        purse.granted, purse.amount = granted, amount
+        self._write(Reserved(ex.id, ex.wall, self._place, amount, purse.shares))
+
+    def _end(self, ex: Exchange, purse: Purse, amount: int) -> None:
+        """Of what is set aside so much was spent."""
+        granted, purse.granted, purse.amount = purse.granted, None, 0
+        if granted is not None:
+            self._settle(granted, amount)
+            self._write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
+
+    @abstractmethod
+    def _settle(self, granted: Granted[Any], amount: int) -> None:
+        """Tell the store."""
 
     def _may_be_hedged(self, ex: Exchange) -> bool:
         if ex.facts is None or not ex.facts.stream:
@@ -237,6 +229,8 @@ class Budget(Filter):
         return any(isinstance(link, Retry) and link.policy.hedge is not None for link in chain)
 
     def _refusal(self, ex: Exchange, purse: Purse, amount: int, refused: Refused | None) -> BudgetExceededError:
+        """For a call that may cost `amount` at least."""
+        self.refused += 1
         may_cost = f"This request may cost {usd(amount)} USD"
         if refused is None:
             rule = min(self._rules, key=lambda rule: rule.limit)
@@ -252,7 +246,7 @@ class Budget(Filter):
 
     def _tell(self, ex: Exchange, share: Share) -> None:
         """The ledger hears once of each caller whose money is spent."""
-        told = (share.per, share.caller, share.period)
+        told = (share.per, share.unit, share.caller, share.period)
         if told not in self._told:
             if len(self._told) >= MOST_TOLD:
                 self._told.clear()
@@ -280,23 +274,57 @@ class Budget(Filter):
         return lost
 
     def _purse(self, ex: Exchange) -> Purse | None:
-        purses: dict[str, Purse] | None = ex.state.get(Budget)
+        purses: dict[str, Purse] | None = ex.state.get(Budgeting)
         return purses.get(self.name) if purses is not None else None
+
+
+class Budget(Budgeting):
+    """Refuses with 402 what its limits do not pay for. `store` keeps the sums, in this process or beside it."""
+
+    def __init__(self, config: BudgetConfig, *, place: str, store: Store, **means: Any) -> None:
+        super().__init__(config, place=place, **means)
+        self.crowded = 0
+        """Calls that were counted together with those of strangers, for want of room."""
+        self._limits: Limits = store.open(place, self._rules)
+
+    def on_request(self, ex: Exchange) -> None:
+        """Set aside what it may cost, or raise BudgetError. Once more where another filter has changed the model."""
+        opened = self._open(ex)
+        if opened is None:
+            return
+        purse, amounts = opened
+        limits, now = self._limits, self._now()
+        refused: Refused | None = None
+        for amount in amounts:
+            if not amount:
+                self.admitted += 1
+                return
+            if self._may_fit(amount, refused):
+                result = limits.take(purse.keys, amount, now)
+                if not isinstance(result, Refused):
+                    self.crowded = limits.crowded
+                    self._fill(ex, purse, amount, result)
+                    return
+                refused = result
+        raise self._refusal(ex, purse, amounts[-1], refused)
+
+    def _settle(self, granted: Granted[Any], amount: int) -> None:
+        self._limits.settle(granted, amount, self._now())
 
     def _now(self) -> int:
         return int(self._monotonic() * 1e6)
 
 
-def _may_be_asked(ex: Exchange, target: Target) -> bool:
-    """Nothing speaks against it for good. What else does may be over when it is its turn."""
-    if target.cluster.unconfigured:
-        return False
-    return not any(not veto.soft and veto.check(target) is not None for veto in ex.vetoes)
-
-
-def meter_key(caller: str, period: str) -> str:
-    """Under which a store counts a caller in a period."""
-    return f"{caller} {period}"
+def _asked(ex: Exchange, costs: Mapping[Target, int | None]) -> list[int | None]:
+    """The costs of those that may be asked: nothing speaks against them for good. What else does may be over when it is
+    their turn."""
+    real = any(not (target.cluster.stand_in or target.cluster.unconfigured) for target in costs)
+    return [
+        cost
+        for target, cost in costs.items()
+        if not (target.cluster.unconfigured or (real and target.cluster.stand_in))
+        and not (ex.vetoes and any(not veto.soft and veto.check(target) is not None for veto in ex.vetoes))
+    ]
 
 
 def rules_of(config: BudgetConfig) -> list[Rule]:

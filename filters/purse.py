@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..proxy.plan import PRICE_UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ..proxy.accounting.record import Share
     from ..proxy.plan import Target
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 class Purse:
     """Of one exchange in one filter. `costs`: what each target may cost, None where nobody knows."""
 
-    __slots__ = ("_held", "amount", "costs", "granted", "model", "shares", "wary")
+    __slots__ = ("_held", "amount", "costs", "granted", "keys", "model", "shares", "wary")
 
-    def __init__(self, shares: tuple[Share, ...]) -> None:
-        self.shares = shares
+    def __init__(self) -> None:
+        self.shares: tuple[Share, ...] = ()
+        self.keys: Sequence[str] = ()
+        """Of each limit, whose money it is."""
         self.model: str | None = None
         """The one that the targets belong to."""
         self.costs: Mapping[Target, int | None] = {}

@@ -401,6 +401,27 @@ def leads(it: Shop, **prices: float) -> None:
     it.relay.engine.graph.models = ModelTable(entries, {cluster.name: cluster}, frozenset())
 
 
+def test_a_share_of_a_models_money_goes_to_the_model_that_is_asked_at_last() -> None:
+    it = shop("per: model, usd_per_month: 10", below=(Renames({"cheap": "dear"}),))
+    leads(it, dear=3.0, cheap=1.0)
+    it.ask(tokens=2, model="cheap")
+    it.answer(2)
+    assert [(one.nanos // NANO, one.shares[0].caller) for one in it.records] == [
+        (2, "up0/cheap"),
+        (0, "up0/cheap"),
+        (6, "up0/dear"),
+        (6, "up0/dear"),
+    ]
+
+
+def test_a_stand_in_that_is_not_asked_is_no_reason_to_let_a_call_in() -> None:
+    it = shop(prices=(20.0, 0.0))
+    it.relay.clusters[1].stand_in = True
+    refused = it.ask(tokens=1)
+    assert "the budget is 10 USD per month" in refused.error["message"]
+    assert it.budget.refused == 1
+
+
 def test_a_model_that_leads_nowhere_is_404_and_costs_nothing() -> None:
     it = shop()
     leads(it, somewhere=1.0)

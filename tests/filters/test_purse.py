@@ -11,7 +11,7 @@ STEPS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 60), st.booleans())
 
 
 def purse(amount: int) -> Purse:
-    made = Purse(())
+    made = Purse()
     made.amount = amount
     return made
 
