@@ -28,7 +28,6 @@ from ..proxy.headers import to_upstream
 from ..proxy.plan import MONEY
 from ..proxy.replay import Played
 from .cache_key import canonical, digest, fields, tenant, wishes
-from .stores.answers import MemoryAnswers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +79,8 @@ class Cache(Filter):
         self.cut = 0
         """Clients that were much slower than others with the same answer."""
         self.room = Room(config.size)
+        from .stores.answers import MemoryAnswers  # and its library, which only a cache needs
+
         self._answers = MemoryAnswers(
             size=config.size, max_entry=config.max_entry, ttl=config.ttl.total_seconds(), monotonic=monotonic
         )
