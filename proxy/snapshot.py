@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from .stats import DURATION_BOUNDS, MAX_SERIES, OTHER, STORE_BOUNDS, TTFT_BOUNDS
+from .stats import DURATION_BOUNDS, MAX_SERIES, OTHER, STORE_BOUNDS, TTFT_BOUNDS, bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -115,8 +115,10 @@ class Counters(msgspec.Struct):
     """By name: `redis`."""
 
     def grow(self, new: Counters, old: Counters) -> None:
-        """Add what `new` has above `old`; models above the bound count as `other`."""
-        grow(self.exchanges, new.exchanges, old.exchanges)
+        """Add what `new` has above `old`; models and statuses above the bound count as `other`."""
+        for outcome, count in new.exchanges.items():
+            place = outcome if outcome in self.exchanges else bounded(self.exchanges, outcome)
+            self.exchanges[place] = self.exchanges.get(place, 0) + max(0, count - old.exchanges.get(outcome, 0))
         for key, model in new.models.items():
             self._model(key).grow(model, old.models.get(key, NOTHING))
         _grow_tables(self.clusters, new.clusters, old.clusters)

@@ -11,6 +11,8 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .exchange import Exchange
 
 MAX_SERIES = 1000
@@ -82,7 +84,7 @@ class Stats:
 
     def __init__(self) -> None:
         self.exchanges: dict[tuple[str, str, int], int] = {}
-        """(endpoint, outcome, status) -> exchanges that are over."""
+        """(endpoint, outcome, status) -> exchanges that are over; above the bound the status is 0, for any other."""
         self.series: dict[tuple[str, str, str], Series] = {}
         """(endpoint, provider, upstream model) -> what their answers used."""
         self.refused_by_auth = 0
@@ -92,8 +94,12 @@ class Stats:
 
     def count(self, ex: Exchange, now: float) -> None:
         """An exchange is over."""
-        outcome = (ex.face.name, ex.outcome, ex.status)
-        self.exchanges[outcome] = self.exchanges.get(outcome, 0) + 1
+        outcome: tuple[str, str, int] = (ex.face.name, ex.outcome, ex.status)
+        count = self.exchanges.get(outcome)
+        if count is None:
+            outcome = bounded(self.exchanges, outcome)
+            count = self.exchanges.get(outcome, 0)
+        self.exchanges[outcome] = count + 1
         attempt = ex.attempt
         if attempt is None:
             return
@@ -122,3 +128,8 @@ class Stats:
         if len(self.series) >= MAX_SERIES or not (answered or ex.model in ex.graph.models.names()):
             key = (key[0], key[1], OTHER)
         return self.series.setdefault(key, Series())
+
+
+def bounded(exchanges: Mapping[tuple[str, str, int], int], new: tuple[str, str, int]) -> tuple[str, str, int]:
+    """Under which key to count what is not there yet: providers may answer with any status."""
+    return new if len(exchanges) < MAX_SERIES else (new[0], new[1], 0)

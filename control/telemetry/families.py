@@ -9,7 +9,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...proxy.snapshot import NOTHING, ModelCounters
-from ...proxy.stats import DURATION_BOUNDS, STORE_BOUNDS, TTFT_BOUNDS
+from ...proxy.stats import DURATION_BOUNDS, OTHER, STORE_BOUNDS, TTFT_BOUNDS
 from . import catalog
 from .bounds import Places, clean
 from .sheet import Histogram, Sheet, Summary
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from .sheet import Family, Labels
 
 # Lines for each place: 39 for both histograms, 6 for tokens and cost, 31 for a provider, 2 for auth, 5 for a worker,
-# and 16 for Redis. 20*39 + 57*6 + 70 + 20*31 + 8*2 + 24 + 8 + 16*5 + 16 = 1956, and some 40 more have no labels.
-HISTOGRAM_PLACES: Final = 20
+# and 16 for Redis. 18*39 + 57*6 + 70 + 20*31 + 8*2 + 96 + 8 + 16*5 + 16 = 1950, and some 40 more have no labels.
+HISTOGRAM_PLACES: Final = 18
 MODEL_PLACES: Final = 57
 EXCHANGE_PLACES: Final = 70
 PROVIDER_PLACES: Final = 20
 AUTH_PLACES: Final = 8
-FILTER_PLACES: Final = 24
+FILTER_PLACES: Final = 96
 ALERT_PLACES: Final = 8
 SHOWN_WORKERS: Final = 16
 
@@ -78,7 +78,7 @@ class Telemetry:
 
     def _count_exchanges(self, sheet: Sheet, snapshot: Snapshot) -> None:
         for (endpoint, outcome, status), count in snapshot.counters.exchanges.items():
-            labels = self._exchanges.place((clean(endpoint), clean(outcome), str(status)))
+            labels = self._exchanges.place((clean(endpoint), clean(outcome), str(status) if status else OTHER))
             sheet.add("headgate_exchanges_total", count, *labels)
 
     def _count_models(self, sheet: Sheet, snapshot: Snapshot) -> None:

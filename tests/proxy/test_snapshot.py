@@ -206,3 +206,15 @@ def test_a_counter_that_goes_back_in_one_life_adds_nothing(first: int, second: i
     totals.tell(worker(counters=Counters(edge={"requests": first})))
     totals.tell(worker(counters=Counters(edge={"requests": second})))
     assert totals.merged().counters.edge["requests"] == max(first, second)
+
+
+def test_statuses_of_many_workers_stay_within_the_bound_and_none_is_lost() -> None:
+    totals = Totals()
+    for worker in range(4):
+        exchanges = {("chat", f"o{worker}", 100 + number): 2 for number in range(MAX_SERIES - 1)}
+        totals.tell(Snapshot(str(worker), worker, 1.0, "v", counters=Counters(exchanges=exchanges)))
+        totals.tell(Snapshot(str(worker), worker, 1.0, "v", counters=Counters(exchanges=exchanges)))
+    found = totals.merged().counters.exchanges
+    assert len(found) <= MAX_SERIES + 4
+    assert sum(found.values()) == 4 * 2 * (MAX_SERIES - 1)
+    assert found["chat", "o3", 0] == 2 * (MAX_SERIES - 1)

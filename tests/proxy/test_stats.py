@@ -97,3 +97,15 @@ def test_a_value_on_a_bound_belongs_to_the_bucket_below() -> None:
     for value in (0.5, 1.0, 1.5, 2.0, 9.0):
         histogram.observe(value)
     assert (histogram.buckets, histogram.total) == ([2, 2, 1], 14.0)
+
+
+def test_statuses_above_the_bound_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SERIES", 3)
+    stats = counted(*(exchange("m", outcome="upstream_error", status=400 + n) for n in range(6)))
+    stats.count(exchange("m", outcome="upstream_error", status=401), 10.5)
+    assert stats.exchanges == {
+        ("chat", "upstream_error", 400): 1,
+        ("chat", "upstream_error", 401): 2,
+        ("chat", "upstream_error", 402): 1,
+        ("chat", "upstream_error", 0): 3,
+    }
