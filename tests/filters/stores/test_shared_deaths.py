@@ -8,6 +8,7 @@ signals in test_shared_kills.py.
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from random import Random
@@ -278,3 +279,55 @@ def test_every_write_of_a_history_is_the_last_of_its_process_once(rules: list[Ru
                 break
             writes += 1
     assert writes > 60
+
+
+@pytest.mark.parametrize("dies", range(4))
+def test_slots_in_a_row_that_counted_tokens_before_are_never_fewer_than_are_held(dies: int) -> None:
+    """Whoever dies while its cell changes from tokens to slots, before the supervisor hears of it."""
+    memory = SharedMemory.create(2)
+    table = Table(memory, 0, 2, 1)
+    later = 2 * LENGTH
+    memory.expect(1)
+    before = SharedLimits(memory, table, 0, "it", [TOKENS])
+    call = before.take(["ann"], 90, 0)
+    assert isinstance(call, Granted)
+    before.settle(call, 10, 0)  # the cell says 80 less
+    alive = SharedLimits(memory, table, 1, "it", [AT_ONCE])
+    assert [isinstance(alive.take(["ann"], 0, later), Granted) for _ in range(3)] == [True] * 3
+    words = MortalWords(memory.words)
+    words.writes_left = dies
+    memory.words = cast("memoryview[int]", words)
+    dying = SharedLimits(memory, table, 0, "it", [AT_ONCE._replace(limit=4)])
+    with suppress(KilledError):
+        dying.take(["ann"], 0, later)
+    assert not isinstance(alive.take(["ann"], 0, later), Granted)
+    memory.close()
+
+
+@pytest.mark.parametrize("dies", range(8))
+def test_what_is_owed_is_never_forgotten_for_who_comes_next(dies: int) -> None:
+    """Whoever dies while it writes when a debt is paid back."""
+    memory = SharedMemory.create(1)
+    table = Table(memory, 0, 2, 1)
+    words = MortalWords(memory.words)
+    memory.words = cast("memoryview[int]", words)
+    limits = SharedLimits(memory, table, 0, "it", [EVENLY])
+    assert isinstance(limits.take(["ann"], 1, 0), Granted)
+    words.writes_left = dies
+    with suppress(KilledError):
+        limits.take(["ann"], 90, 0)
+    words.writes_left = None
+    soon = LENGTH // 10  # the first is paid back, the second is not
+    owed = EVENLY.limit - debt_left(limits, "ann", soon)
+    another = SharedLimits(memory, table, 0, "it", [EVENLY])
+    assert isinstance(another.take(["bob"], 0, soon), Granted)
+    assert another.crowded >= (owed > 0)
+    assert owed > 0 or dies < 7
+    memory.close()
+
+
+def debt_left(limits: SharedLimits, caller: str, now: int) -> int:
+    """What a refusal says is left."""
+    answer = limits.take([caller], EVENLY.limit + 1, now)
+    assert not isinstance(answer, Granted)
+    return answer.report.left
