@@ -44,6 +44,7 @@ from .filters.access_log import AccessLog
 from .filters.auth import Auth, find_auth
 from .filters.budget import Budget
 from .filters.cache import Cache
+from .filters.cache_remote import RemoteCache
 from .filters.circuit_breaker import CircuitBreaker
 from .filters.guard import make_guard
 from .filters.headers import Headers
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from .config import Price, Provider
     from .config import Target as TargetConfig
     from .filters.guard_service import OpenService
+    from .filters.stores.redis_answers import RedisAnswers
     from .filters.stores.redis_limits import RedisStore
     from .filters.stores.rules import RemoteStore, Store
     from .proxy.accounting.price_file import PriceFile
@@ -162,8 +164,8 @@ def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tup
 
 class Means(NamedTuple):
     """What filters work with besides the time: what a call may use in tokens, where limits are counted (`remote`, where
-    there is one), the time of the calendar, what a call may cost at a target, the spool, and connections to a service
-    of the operator's."""
+    there is one), the time of the calendar, what a call may cost at a target, the spool, connections to a service of
+    the operator's, and answers in Redis, where they are kept there."""
 
     estimate: Callable[[Exchange], int] = lambda ex: 0
     store: Store = MemoryStore()
@@ -172,6 +174,7 @@ class Means(NamedTuple):
     write: Callable[[Reserved | Spent], object] = lambda record: None
     open_service: OpenService | None = None
     remote: RemoteStore | None = None
+    open_answers: Callable[[CacheConfig], RedisAnswers | None] = lambda settings: None
 
 
 def make_filter(
@@ -216,7 +219,11 @@ def make_filter(
                 write=means.write,
             )
         case CacheConfig():
-            return Cache(settings, monotonic=now, wall=(means or Means()).wall)
+            means = means or Means()
+            answers = means.open_answers(settings)
+            if answers is not None:
+                return RemoteCache(settings, monotonic=now, wall=means.wall, answers=answers)
+            return Cache(settings, monotonic=now, wall=means.wall)
         case UseConfig():
             return users_filter(settings)
     raise TypeError(f"no filter for {type(settings).__name__}")
@@ -283,6 +290,7 @@ class Gateway:
         self._found = FoundModels(self.engine)
         if self._redis is not None:
             await self._redis.client.start()
+        await self._start_caches()
         self.ready = True
 
     async def reload(self, config: GatewayConfig) -> None:
@@ -294,6 +302,7 @@ class Gateway:
             raise refused(str(error)) from error
         await self._read_keys(graph)
         await find_models(graph, self.clock)
+        await self._start_caches()
         self.engine.graph = graph
         self.config = config
         if retired.hosts or retired.filters:
@@ -319,7 +328,27 @@ class Gateway:
             lambda record: self.engine.ledger.write(record),
             partial(open_service, self.clock, self.deadlines),
             self._redis,
+            self._open_answers,
         )
+
+    def _open_answers(self, settings: CacheConfig) -> RedisAnswers | None:
+        stores = self.config.stores
+        if stores.redis is None or not (settings.store == "redis" or (settings.store == "auto" and stores.in_redis)):
+            return None
+        from .filters.stores.redis_answers import open_answers  # as below
+
+        return open_answers(
+            stores.redis,
+            self.clock,
+            max_entry=settings.max_entry,
+            ttl=settings.ttl.total_seconds(),
+            name=self.worker,
+        )
+
+    async def _start_caches(self) -> None:
+        for link in self.resources.links:
+            if isinstance(link, RemoteCache):
+                await link.start()
 
     def _open_redis(self) -> RedisStore | None:
         settings = self.config.stores.redis

@@ -16,7 +16,8 @@ LogField = Literal[
     "gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "gen_ai.response.model",
     "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.usage.cache_read.input_tokens",
     "gen_ai.usage.cache_creation.input_tokens", "gen_ai.usage.reasoning.output_tokens", "headgate.usage_source",
-    "headgate.service_tier", "headgate.cost_usd", "headgate.cost_source", "headgate.config", "process.pid",
+    "headgate.service_tier", "headgate.cost_usd", "headgate.cost_source", "headgate.cache", "headgate.config",
+    "process.pid",
 ]  # fmt: skip
 EVERY_FIELD: Final[tuple[LogField, ...]] = get_args(LogField)
 _NOT_BY_DEFAULT: Final = frozenset(("client.address", "user_agent.original", "process.pid"))

@@ -69,6 +69,14 @@ class CacheConfig(Section):
     """Request headers that change no answer, beside those that are known: they go to the provider, and make no
     difference here. Default: none."""
 
+    store: Literal["auto", "memory", "redis"] = "auto"
+    """Where answers are kept: in the `memory` of each worker, or in `redis`, for all. `auto`: where limits are counted,
+    if that is Redis, else memory. Default auto."""
+
+    wait: Wait = timedelta(seconds=10)
+    """With Redis: how long a request waits for the answer to the call of another process before it makes its own.
+    Default 10s."""
+
     @model_validator(mode="after")
     def _fits(self) -> "CacheConfig":
         if self.max_entry > self.size:

@@ -32,6 +32,7 @@ def check(data: Mapping[str, Any]) -> Found:
     yield from _listeners(data)
     yield from _files(data)
     yield from _stores(data)
+    yield from _caches(data)
 
 
 def dropped_keys(data: Mapping[str, Any]) -> dict[str, str | None]:
@@ -129,6 +130,18 @@ def _stores(data: Mapping[str, Any]) -> Found:
     workers = data.get("workers")
     if _mapping(data.get("stores")).get("default") == "memory" and isinstance(workers, int) and workers > 1:
         yield ("stores", "default"), MEMORY_OF_MANY
+
+
+def _caches(data: Mapping[str, Any]) -> Found:
+    if "redis" in _mapping(data.get("stores")):
+        return
+    for index, entry in enumerate(_listing(data.get("filters"))):
+        if _mapping(entry).get("kind") == "cache" and _mapping(_mapping(entry).get("config")).get("store") == "redis":
+            yield ("filters", index, "config", "store"), "needs a server: write stores: {redis: {url: …}}"
+    for at, route in enumerate(_listing(data.get("routes"))):
+        for name, settings in _mapping(_mapping(route).get("filters")).items():
+            if _mapping(settings).get("kind") == "cache" and _mapping(settings).get("store") == "redis":
+                yield ("routes", at, "filters", name, "store"), "needs a server: write stores: {redis: {url: …}}"
 
 
 def _is_open(data: Mapping[str, Any]) -> bool:

@@ -150,6 +150,7 @@ _READERS: Mapping[str, Callable[[_Seen], Any]] = {
     "headgate.service_tier": lambda seen: seen.usage.service_tier,
     "headgate.cost_usd": lambda seen: seen.ex.cost_usd,
     "headgate.cost_source": lambda seen: seen.ex.cost_source or None,
+    "headgate.cache": lambda seen: seen.ex.cache.verdict if seen.ex.cache is not None else None,
     "headgate.config": lambda seen: seen.ex.graph.version,
     "process.pid": lambda _: os.getpid(),
 }

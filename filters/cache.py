@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..config import CacheConfig
+    from ..proxy.cache_note import Verdict
     from ..proxy.exchange import Exchange
     from ..proxy.filter import Shared
     from ..proxy.tape import Recorded
@@ -102,18 +103,19 @@ class Cache(Filter):
             self.bypassed += 1
             ex.cache = bypass(why or "no target of the model may be asked")
             return None
-        recorded = self._answers.get(key)
+        recorded = self.at_hand(key)
         if recorded is not None:
             self.hits += 1
             note_hit(ex, recorded, self._wall())
             return Played(recorded)
         flight = self._flights.get(key)
-        if flight is not None and flight.joinable:
-            self.joined += 1
-            return flight
-        self.misses += 1
-        self._flights[key] = flight = Flight(key, self)
+        if flight is None or not flight.joinable:
+            self._flights[key] = flight = Flight(key, self)
         return flight
+
+    def at_hand(self, key: bytes) -> Recorded | None:
+        """An answer that needs no waiting."""
+        return self._answers.get(key)
 
     # -- from its flights
 
@@ -125,12 +127,26 @@ class Cache(Filter):
         """Keep what is fit to be given again."""
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
-        if recorded is None or _is_flagged(recorded) or not self._answers.put(flight.key, recorded):
+        if recorded is not None and not _is_flagged(recorded) and self.keep(flight, recorded):
+            self.stored += 1
+            self.stored_bytes += recorded.size
+        elif flight.called:
             self.unfit += 1
-            return
-        self.stored += 1
-        self.stored_bytes += recorded.size
+
+    def keep(self, flight: Flight, recorded: Recorded) -> bool:
+        """Give it again from now on; False where that cannot be."""
+        kept = self._answers.put(flight.key, recorded)
         self.evicted = self._answers.evicted
+        return kept
+
+    def noted(self, verdict: Verdict) -> None:
+        """One more client of a flight knows where its answer comes from."""
+        if verdict == "miss":
+            self.misses += 1
+        elif verdict == "joined":
+            self.joined += 1
+        else:
+            self.hits += 1
 
     def lost(self) -> None:
         """One was too slow."""

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .accounting.record import Outcome
+    from .cache_note import Verdict
     from .dialect import StreamReader
     from .edge.downstream import BodyListener
     from .ending import Ending
+    from .engine import Engine
     from .errors import GatewayError
     from .ring import Place
     from .run import Run
@@ -69,6 +71,9 @@ class Owner(Protocol):
     def landed(self, flight: Flight, recorded: Recorded | None) -> None:
         """It is over, and nobody may join any more; `recorded` where the answer is whole and good. Once."""
 
+    def noted(self, verdict: Verdict) -> None:
+        """One more client knows where its answer comes from. Once more for one that leads after all."""
+
     def lost(self) -> None:
         """A client was cut because it was too slow."""
 
@@ -78,11 +83,15 @@ class Flight(Downstream):
 
     __slots__ = (
         "_busy", "_call", "_charged", "_electing", "_landed", "_leader", "_owner", "_parted", "_paused", "_replays",
-        "_watched", "deadline", "key", "tape",
+        "_watched", "called", "deadline", "engine", "key", "tape",
     )  # fmt: skip
 
     def __init__(self, key: bytes, owner: Owner) -> None:
         self.key = key
+        self.called = False
+        """Somebody makes the call, or made it."""
+        self.engine: Engine
+        """Set with the first client."""
         self.tape = Tape()
         self.deadline = inf
         self._owner = owner
@@ -110,10 +119,12 @@ class Flight(Downstream):
         place = self.tape.ring.join()
         assert place is not None  # noqa: S101 - narrows for the type checker: it was asked
         replay = Replay(run, self.tape, place, self)
+        self.engine = run.engine
         first = not self._replays
         self._replays[replay] = place
         if self._call is not None:
             note_joined(run.ex)
+            self._owner.noted("joined")
             replay.start()
             self.caught_up()
         elif first:
@@ -172,9 +183,12 @@ class Flight(Downstream):
                 self._leader = leader = next(iter(self._replays)).run
                 leader.leads = self
                 note_miss(leader.ex)
+                self._owner.noted("miss")
+                self.called = True
                 for replay in self._replays:
                     if replay.run.ex.cache is None:
                         note_joined(replay.run.ex)
+                        self._owner.noted("joined")
                 self._call = Leading(self, leader)
                 self._call.begin()
         finally:
@@ -185,10 +199,11 @@ class Flight(Downstream):
         """Somebody else has the answer."""
         tape = Tape.of(recorded)
         self._land(None)
-        wall = next(iter(self._replays)).run.engine.clock.wall() if self._replays else 0.0
+        wall = self.engine.clock.wall()
         for replay in list(self._replays):
             self._replays.pop(replay)
             note_hit(replay.run.ex, recorded, wall)
+            self._owner.noted("hit")
             self._tell(replay.switch, replay, tape)
 
     # -- from the run that makes the call, whose client this is
@@ -243,12 +258,21 @@ class Flight(Downstream):
         tape.over = call is None or call.done  # this is the last of it
         if not data:
             return not self._paused
+        ring, last = tape.ring, tape.over
+        begin = ring.end
         self._busy = True
-        for place in tape.ring.append(data, self._now()):
+        for place in ring.append(data, self.engine.deadlines.soon):
             self._lose(place)
         for replay, place in list(self._replays.items()):
             if not place.stalled:
-                self._tell(replay.pump, replay)
+                try:
+                    if last or place.at != begin:
+                        replay.pump()
+                    else:  # what nearly every write comes to
+                        place.at = ring.end
+                        replay.take(data)
+                except Exception as error:  # what breaks in one exchange is that one's
+                    replay.run.crash(error)
         self._busy = False
         return self._after()
 
@@ -309,6 +333,7 @@ class Flight(Downstream):
         for place in ring.late(self._now()):
             self._lose(place)
         since = [place.lags_since for place in ring.places if place.lags_since is not None]
+        ring.lags = bool(since)
         if since and not self._landed:
             self.deadline = min(since) + LAG_SECONDS
         else:
@@ -321,12 +346,12 @@ class Flight(Downstream):
         """Bytes have been given out. Whether the provider may go on."""
         ring, call = self.tape.ring, self._call
         self._account()
-        if not self._watched and any(place.lags_since is not None for place in ring.places):
+        if ring.lags and not self._watched:
             self._watch()
         if call is None or call.done:
             return True
         if not self._replays:  # all have left in the middle of it; its stack is below us
-            call.engine.clock.call_at(self._now(), self._abandon)
+            self.engine.clock.call_at(self._now(), self._abandon)
             return True
         self._paused = not ring.flows
         return not self._paused
@@ -334,8 +359,9 @@ class Flight(Downstream):
     def _account(self) -> None:
         """Memory that is held; where it is scarce, nobody may join and nothing will be kept."""
         ring, room = self.tape.ring, self._owner.room
-        room.used += ring.held - self._charged
-        self._charged = ring.held
+        held = ring.end - ring.base
+        room.used += held - self._charged
+        self._charged = held
         if room.used > room.most and ring.keeps and not self.tape.over:
             for place in ring.shrink():
                 self._lose(place)
@@ -384,17 +410,15 @@ class Flight(Downstream):
     def _watch(self) -> None:
         self._watched = True
         self.deadline = self._now() + LAG_SECONDS
-        if self._call is not None:
-            self._call.engine.deadlines.add(self)
+        self.engine.deadlines.add(self)
 
     def _unwatch(self) -> None:
-        if self._watched and self._call is not None:
+        if self._watched:
             self._watched = False
-            self._call.engine.deadlines.discard(self)
+            self.engine.deadlines.discard(self)
 
     def _now(self) -> float:
-        assert self._call is not None  # noqa: S101 - narrows for the type checker: nothing comes without a call
-        return self._call.engine.clock.monotonic()
+        return self.engine.clock.monotonic()
 
 
 def recorded_of(call: Leading, tape: Tape) -> Recorded | None:

@@ -47,7 +47,7 @@ class Place:
 class Ring:
     """See above. Offsets are bytes from the beginning of the answer; `now` is monotonic seconds."""
 
-    __slots__ = ("_ends", "_lag", "_most", "_pieces", "_prefix", "base", "end", "keeps", "places")
+    __slots__ = ("_ends", "_lag", "_most", "_pieces", "_prefix", "base", "end", "keeps", "lags", "places")
 
     def __init__(self, *, prefix: int = PREFIX_BYTES, most: int = PREFIX_BYTES, lag: int = LAG_BYTES) -> None:
         self._prefix = prefix
@@ -60,6 +60,8 @@ class Ring:
         self.keeps = True
         """The beginning is still here: somebody may join."""
         self.places: list[Place] = []
+        self.lags = False
+        """Somebody has been too far behind since it was looked last."""
 
     @classmethod
     def of(cls, pieces: Sequence[bytes]) -> Ring:
@@ -78,7 +80,10 @@ class Ring:
     @property
     def flows(self) -> bool:
         """Somebody keeps up, so that the source may go on."""
-        return any(not place.stalled for place in self.places)
+        for place in self.places:  # noqa: SIM110 - a generator costs a frame for each look
+            if not place.stalled:
+                return True
+        return False
 
     # -- readers
 
@@ -145,6 +150,7 @@ class Ring:
                     fallen.append(place)
                 elif place.lags_since is None:
                     place.lags_since = now
+                    self.lags = True
         for place in fallen:
             self._lose(place)
         if not self.keeps:

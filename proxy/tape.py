@@ -114,6 +114,16 @@ class TapeReader(StreamReader):
         """An event larger than what is held passes in parts; all else ends with a blank line."""
         return bool(self._last) and not self._last.endswith(_BLANK)
 
+    def passes(self, data: bytes) -> bool:
+        """Whether it goes down as it is: all but where our comment is due."""
+        at = self._at
+        place = self._tape.comment_at
+        if not self.committed or (place is not None and at <= place):
+            return False
+        self._at = at + len(data)
+        self._last = data[-4:]
+        return True
+
     def feed(self, data: bytes) -> bytes:
         """All of it."""
         tape, begin = self._tape, self._at

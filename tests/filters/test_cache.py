@@ -385,6 +385,7 @@ def test_a_decision_says_what_the_cache_had_to_do_with_it() -> None:
         ("{operations: []}", "operations"),
         ("{operations: [files]}", "operations"),
         ("{max_temperature: 3}", "max_temperature"),
+        ("{store: redis}", "store: needs a server"),
         ("{ignore_headers: [x-headgate-provider]}", "none of the gateway's own"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headgate.config import CacheConfig
 from headgate.filters.cache import Cache
+from headgate.filters.cache_remote import RemoteCache
 from headgate.proxy.accounting.prices import own_price
 from headgate.proxy.accounting.record import Done, Opened, decode
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headgate.config import RetryConfig
+    from headgate.filters.stores.redis_answers import RedisAnswers
     from headgate.proxy.filter import Filter
 
     from .calls import FakeCall
@@ -33,7 +35,7 @@ PRICE = own_price({"input": 1.0, "output": 2.0})
 
 
 class CachedRelay:
-    """`above` and `below` stand around the cache."""
+    """`above` and `below` stand around the cache. `answers`: they are kept there, which takes a loop."""
 
     def __init__(
         self,
@@ -42,12 +44,14 @@ class CachedRelay:
         below: Sequence[Filter] = (),
         providers: int = 1,
         retry: RetryConfig | None = EVERY_FAILURE,
+        answers: RedisAnswers | None = None,
         **settings: Any,
     ) -> None:
-        self.cache = Cache(
-            CacheConfig(**settings),
-            monotonic=lambda: self.relay.clock.monotonic(),
-            wall=lambda: self.relay.clock.wall(),
+        config = CacheConfig(**settings)
+        self.cache = (
+            Cache(config, monotonic=self._monotonic, wall=self._wall)
+            if answers is None
+            else RemoteCache(config, monotonic=self._monotonic, wall=self._wall, answers=answers)
         )
         self.relay = Relay(before=[*above, self.cache, *below], providers=providers, retry=retry, price=PRICE)
 
@@ -65,6 +69,12 @@ class CachedRelay:
         self.relay.accept(downstream)
         downstream.deliver()
         return downstream
+
+    def _monotonic(self) -> float:
+        return self.relay.clock.monotonic()
+
+    def _wall(self) -> float:
+        return self.relay.clock.wall()
 
     @property
     def calls(self) -> list[FakeCall]:
