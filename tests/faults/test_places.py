@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from tests_support.upstream import FIN, RST, STALL, FakeUpstream
-from tests_support.wall import HEALTHY, wall
+from tests_support.wall import HEALTHY, REACHED_BY, wall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -78,7 +78,9 @@ async def test_nothing_is_sent_and_the_client_hears_of_it_in_time(
 ) -> None:
     held, listening = reached
     asked = {
-        (place, stream): held.ask(HEALTHY, stream=stream, model=place) for place in EXPECTED for stream in (False, True)
+        (place, stream): held.ask(HEALTHY, stream=stream, model=place, within=REACHED_BY)
+        for place in EXPECTED
+        for stream in (False, True)
     }
     told = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
     await held.settled()

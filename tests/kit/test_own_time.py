@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import cast
 
@@ -86,3 +87,20 @@ async def test_a_sleeper_that_is_cancelled_leaves_nothing_that_holds_time_up() -
     began = clock.monotonic()
     await clock.sleep(5)
     assert 5 <= clock.monotonic() - began < 60
+
+
+async def test_time_is_not_skipped_while_work_is_done_elsewhere() -> None:
+    working = threading.Event()
+    clock = OwnTime(elsewhere=working.is_set)
+    patience = clock.sleep(3600)
+    working.set()
+    done = asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.05)
+    skipped: list[float] = []
+
+    def is_done(_: object) -> None:
+        skipped.append(clock.skipped)
+        working.clear()
+
+    done.add_done_callback(is_done)
+    await patience
+    assert skipped == [0]

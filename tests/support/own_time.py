@@ -13,7 +13,7 @@ The one idea: time moves on to the next timer when nothing happens without it. T
 deliver what is still on its way. It moves by one timer at a time, and where somebody sweeps ten times a second that is
 little: a packet that is later than the pause finds most of its time left.
 
-Not for what waits in other threads, such as the lookup of a name: the clock would not wait for it.
+Where work is done in threads, `elsewhere` says whether some is: time is not skipped then.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class _KnowsItsSelector(Protocol):
 class OwnTime:
     """A `headgate.proxy.clock.Clock` on the running uvloop."""
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: Callable[[], bool] = lambda: False) -> None:
+        self._elsewhere = elsewhere
         self._loop = asyncio.get_running_loop()
         self._poll = select.poll()
         self._poll.register(cast("_KnowsItsSelector", self._loop)._get_backend_id(), select.POLLIN)
@@ -99,7 +100,8 @@ class OwnTime:
             self._loop.call_later(_PAUSE, self._turn)
         else:
             self._quiet, self._paused = 0, False
-            self.skipped += max(0.0, self._timers[0][0] - self.monotonic())
+            if not self._elsewhere():
+                self.skipped += max(0.0, self._timers[0][0] - self.monotonic())
             self._loop.call_soon(self._turn)
 
     def _due(self) -> list[FakeTimer]:
