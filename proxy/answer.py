@@ -12,6 +12,7 @@ leaves: a client that holds a whole answer has its row, whenever this process di
 from __future__ import annotations
 
 from asyncio import CancelledError
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .accounting.prices import format_usd
@@ -19,6 +20,7 @@ from .claims import note
 from .dialect import AnswerFacts
 from .errors import BrokenAnswerError, ErrorEventError, UpstreamError
 from .headers import to_downstream
+from .measured import Measured
 from .own_fields import own_fields, request_id
 from .replies import NO_RETRY
 from .upstream.call import ResponseHead
@@ -96,7 +98,7 @@ class Answer:
     """One answer and its client. `reader` None: not a stream of events, or none that can be read; then `meter` sees a
     copy of it."""
 
-    __slots__ = ("_attempt", "_dispatch", "_judged", "_meter", "_observers", "_reader", "_run", "_upstream")
+    __slots__ = ("_attempt", "_dispatch", "_judged", "_measured", "_observers", "_reader", "_run", "_upstream")
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class Answer:
         self._attempt = attempt
         self._upstream = upstream
         self._reader = reader
-        self._meter = meter
+        self._measured = Measured(meter, attempt, dispatch.run) if meter is not None else None
         self._observers = dispatch.run.chain.observers
         self._judged = True
         """False while a filter takes its time over a whole answer, of which nothing has gone down."""
@@ -193,8 +195,8 @@ class Answer:
             length = int(announced) if announced is not None else None
             if taken and ex.facts is not None and ex.facts.stores and self._upstream.status < 300:
                 self._note(self._dispatch.operation.read_objects(taken))
-            if self._meter is not None:
-                self._meter.feed(taken)
+            if self._measured is not None:
+                self._measured.feed(taken)
         else:
             if reader.named is not None:
                 self._note_named(reader)
@@ -217,8 +219,8 @@ class Answer:
         """More of the body."""
         reader = self._reader
         if reader is None:
-            if self._meter is not None:
-                self._meter.feed(data)
+            if self._measured is not None:
+                self._measured.feed(data)
             self._down(data)
             return
         if reader.passes(data):  # `_down`, without a call: this runs for every event
@@ -244,10 +246,13 @@ class Answer:
 
     def on_resume(self) -> None:
         """The client reads again."""
-        self._attempt.resume()
+        if self._measured is None or self._measured.on_client_reads():
+            self._attempt.resume()
 
     def on_end(self, clean: bool) -> None:
         """The message ended. Whole, or cut? A last event without its end goes down only where nothing follows it."""
+        if self._measured is not None and self._measured.puts_off(partial(self.on_end, clean)):
+            return
         last, whole = b"", clean
         if self._reader is not None and clean:
             last, whole = self._reader.end()
@@ -260,6 +265,8 @@ class Answer:
 
     def on_error(self, error: GatewayError) -> None:
         """The connection broke, or the provider fell silent."""
+        if self._measured is not None and self._measured.puts_off(partial(self.on_error, error)):
+            return
         if self.ended_as is not None:
             self.complete()
         else:
@@ -342,6 +349,8 @@ class Answer:
             self._observe(data)
         run.ex.bytes_out += len(data)
         if not run.downstream.write(data):
+            if self._measured is not None:
+                self._measured.on_client_behind()
             self._attempt.pause()
 
     def _observe(self, data: bytes) -> None:
@@ -358,7 +367,7 @@ class Answer:
         ex, settle = self._run.ex, self._run.engine.ledger.settle
         if self._reader is not None:
             settle(ex, self._reader.facts())
-        elif self._meter is not None:
-            settle(ex, self._meter.facts())
+        elif self._measured is not None:
+            settle(ex, self._measured.end())
         elif ex.status < 300 and ex.facts is not None and ex.facts.characters:
             settle(ex, AnswerFacts())

@@ -30,9 +30,10 @@ from .upstream.place import PLAIN
 
 if TYPE_CHECKING:
     from .answer import Answer
-    from .dialect import StreamReader
+    from .dialect import AnswerFacts, StreamReader
     from .dispatch import Dispatch
     from .errors import GatewayError
+    from .meters import Meter
     from .plan import Target
     from .upload import Upload
     from .upstream.call import Call, ResponseHead, UpstreamRequest
@@ -383,11 +384,17 @@ class Attempt(Patience):
         self.stop()
         return True
 
-    def _end_collected(self, clean: bool) -> None:
-        body, self._taken = b"".join(self._taken), []
-        facts = self._dispatch.operation.read_answer(body) if self.status < 300 else None
-        if facts is not None and facts.usage is None:
-            facts = self._dispatch.read_encoded(self._head, body) or facts
+    def _end_collected(self, clean: bool, facts: AnswerFacts | None = None) -> None:
+        """It is over. Whole, or cut? `facts`: what an encoded one says, once that is known."""
+        body = b"".join(self._taken)
+        if facts is None and self.status < 300:
+            facts = self._dispatch.operation.read_answer(body)
+            meter = self._dispatch.open_encoded(self._head) if facts.usage is None else None
+            if meter is not None:
+                self._taken = [body]
+                self._read_encoded(meter, body, clean)
+                return
+        self._taken = []
         cut = not clean and not is_object(body)
         if cut or (facts is not None and facts.unreadable and self._belies_its_kind(body)):
             self._fail(BrokenAnswerError("The provider's answer was cut short."))
@@ -395,6 +402,20 @@ class Attempt(Patience):
         self._state = OVER
         self._engine.deadlines.discard(self)
         self._dispatch.collected(WholeAnswer(self, self._head, body, facts))
+
+    def _read_encoded(self, meter: Meter, data: bytes, clean: bool) -> None:
+        """Inflate it, a slice in each turn of the loop, as long as somebody waits for it."""
+        if self._state is not COLLECTING:
+            return
+        run, clock = self._dispatch.run, self._engine.clock
+        try:
+            meter.feed(data)
+            if meter.behind:
+                clock.call_at(clock.monotonic(), self._read_encoded, meter, b"", clean)
+            else:
+                self._end_collected(clean, meter.facts())
+        except Exception as error:
+            run.crash(error)
 
     def _belies_its_kind(self, body: bytes) -> bool:
         """Whether a body that says it is JSON is none, its framing notwithstanding: a proxy on the way may have lost

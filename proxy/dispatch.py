@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
     from .answer import WholeAnswer
     from .decision_inputs import Sampling
-    from .dialect import AnswerFacts, RequestFacts, StreamReader
+    from .dialect import RequestFacts, StreamReader
     from .errors import GatewayError
     from .exchange import Exchange
+    from .meters import Meter
     from .plan import Target
     from .run import Run
     from .upstream.call import ResponseHead
@@ -153,16 +154,12 @@ class Dispatch:
         self.answer = self.answers(self, attempt, head, reader, meter)
         return self.answer
 
-    def read_encoded(self, head: ResponseHead, body: bytes) -> AnswerFacts | None:
-        """What an encoded answer says; None for one that is not encoded, or cannot be read."""
+    def open_encoded(self, head: ResponseHead) -> Meter | None:
+        """A meter for a whole answer that is encoded; None for one that is not, or cannot be read."""
         facts = self.run.ex.facts
         if facts is None or head.header(b"content-encoding") is None:
             return None
-        meter = open_meter(head, self.operation, facts)
-        if meter is None:
-            return None
-        meter.feed(body)
-        return meter.facts()
+        return open_meter(head, self.operation, facts)
 
     def switch(self, attempt: Attempt, head: ResponseHead) -> Tunnel:
         """Its 101 is passed on, and all that follows. Raises ProtocolError for what is no 101, or not to our offer."""

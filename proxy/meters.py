@@ -2,7 +2,7 @@
 
 A meter sees a copy of the bytes and holds a bounded part of it. Of a large document that is its head and its tail: a
 `usage` in them counts where it is a member of the document itself, which the bytes around it prove. Encoded bytes are
-inflated first, up to a bound (inflate.py).
+inflated first, up to a bound (inflate.py), and only so much at a time: a meter may be `behind` what it was fed.
 
 Pure. Not here: what the bytes mean (the operation).
 """
@@ -28,6 +28,8 @@ END_BYTES = 16 * 1024
 """Held of either end of a large document."""
 WHOLE_BYTES = 8 * 1024 * 1024
 """A document up to this size is read whole, where its bytes are not held anyway."""
+SLICE_BYTES = 512 * 1024
+"""Inflated at a time, that is in one turn of the loop: 1 to 4 ms."""
 _USAGE = re.compile(rb'([{,])\s*("usage"\s*:\s*)(?=\{)')
 _MOST_TRIES = 8
 _is_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -36,11 +38,15 @@ _is_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 class Meter(Protocol):
     """Fed with what goes down; asked once."""
 
+    @property
+    def behind(self) -> bool:
+        """It has not read all that it was fed: `feed` it nothing, in another turn of the loop."""
+
     def feed(self, data: bytes) -> None:
         """The next bytes. Never raises."""
 
     def facts(self) -> AnswerFacts:
-        """What has been said so far."""
+        """What has been said so far, as far as it was read."""
 
 
 def open_meter(head: ResponseHead, operation: Operation, facts: RequestFacts) -> Meter | None:
@@ -66,6 +72,7 @@ class DocumentMeter:
     """A JSON document, of which at most `whole` bytes are held in one piece, and of a larger one its two ends."""
 
     __slots__ = ("_end", "_head", "_operation", "_size", "_whole")
+    behind = False
 
     def __init__(self, operation: Operation, *, whole: int = 0) -> None:
         self._operation = operation
@@ -108,6 +115,7 @@ class StreamMeter:
     """Events that pass unread, read beside."""
 
     __slots__ = ("_reader",)
+    behind = False
 
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
@@ -129,8 +137,12 @@ class Inflated:
         self._inflater = inflater
         self._meter = meter
 
+    @property
+    def behind(self) -> bool:
+        return self._inflater.behind
+
     def feed(self, data: bytes) -> None:
-        if plain := self._inflater.feed(data):
+        if plain := self._inflater.feed(data, SLICE_BYTES):
             self._meter.feed(plain)
 
     def facts(self) -> AnswerFacts:

@@ -38,6 +38,26 @@ def test_every_cut_reads_the_same(encoding: bytes, encode: Any, step: int) -> No
     assert b"".join(inflater.feed(data[at : at + step]) for at in range(0, len(data), step)) == TEXT
 
 
+@pytest.mark.parametrize(("encoding", "encode"), WAYS)
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 1000, 64 * 1024, 64 * 1024 + 1, 200_000])
+def test_no_more_at_a_time_than_is_wanted(encoding: bytes, encode: Any, size: int) -> None:
+    data, inflater = encode(bytes(size)), opened(encoding)
+    pieces = [inflater.feed(data, 64)]
+    while inflater.behind:
+        pieces.append(inflater.feed(b"", 64))
+    assert max(map(len, pieces)) <= 64
+    assert b"".join(pieces) == bytes(size)
+
+
+@pytest.mark.parametrize("most", [1, 64, 10_000])
+def test_what_is_fed_meanwhile_comes_after(most: int) -> None:
+    data, inflater = gzip.compress(TEXT * 20), opened(b"gzip")
+    found = b"".join(inflater.feed(data[at : at + 7], most) for at in range(0, len(data), 7))
+    while inflater.behind:
+        found += inflater.feed(b"", most)
+    assert found == TEXT * 20
+
+
 def test_several_members_are_one_body() -> None:
     assert opened(b"gzip").feed(gzip.compress(b"one ") + gzip.compress(b"two")) == b"one two"
 
@@ -96,6 +116,11 @@ def test_br_is_read_where_a_library_can_be_bounded(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(inflate, "_STEP", 10)
     inflater = opened(b"br")
     assert inflater.feed(TEXT) == TEXT
+    assert not inflater.behind
+    found = inflater.feed(TEXT, 25) + inflater.feed(b"more", 25)
+    while inflater.behind:
+        found += inflater.feed(b"", 25)
+    assert found == TEXT + b"more"
     assert inflater.feed(b"!") == b""
     assert inflater.feed(b"more") == b""
 

@@ -39,6 +39,8 @@ def fed(meter: Meter | None, data: bytes, step: int = 5000) -> AnswerFacts:
     assert meter is not None
     for at in range(0, len(data), step):
         meter.feed(data[at : at + step])
+    while meter.behind:
+        meter.feed(b"")
     return meter.facts()
 
 
