@@ -43,6 +43,7 @@ from .dialects.openai import OpenAI
 from .filters.access_log import AccessLog
 from .filters.auth import Auth, find_auth
 from .filters.budget import Budget
+from .filters.budget_remote import RemoteBudget
 from .filters.cache import Cache
 from .filters.cache_remote import RemoteCache
 from .filters.circuit_breaker import CircuitBreaker
@@ -209,15 +210,10 @@ def make_filter(
             return RateLimit(settings, place=place, store=means.store, monotonic=now, estimate=estimate)
         case BudgetConfig():
             means = means or Means()
-            return Budget(
-                settings,
-                place=place,
-                store=means.store,
-                monotonic=now,
-                wall=means.wall,
-                foresee=means.foresee,
-                write=means.write,
-            )
+            needs = {"monotonic": now, "wall": means.wall, "foresee": means.foresee, "write": means.write}
+            if means.remote is not None:
+                return RemoteBudget(settings, place=place, store=means.remote, **needs)
+            return Budget(settings, place=place, store=means.store, **needs)
         case CacheConfig():
             means = means or Means()
             answers = means.open_answers(settings)

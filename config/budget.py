@@ -48,6 +48,10 @@ class BudgetLimit(Section):
     usd_per_month: Usd | None = None
     """US dollars a calendar month. Default: any number."""
 
+    on_store_failure: Literal["closed", "open"] = "closed"
+    """While Redis is away, where that counts. `closed`: 503. `open`: any amount, counted by the ledger alone. Default
+    closed."""
+
     @property
     def amounts(self) -> dict[str, int]:
         """What is written, in nano-dollars, by unit."""

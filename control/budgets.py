@@ -8,7 +8,7 @@ into the store. It takes them only where it counts nothing yet.
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..config import BudgetConfig
 from ..filters.budget import rules_of
@@ -23,13 +23,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ..config import GatewayConfig
-    from ..filters.stores.rules import Kind, Store
+    from ..filters.stores.rules import Kind
     from ..proxy.clock import Clock
     from .events.spending import Of
     from .events.tailer import Tailer
 
 RECALL_SECONDS = 30.0
 """For what may lie in the spools: 256 MiB are taken over in some five seconds."""
+
+
+class Totals(Protocol):
+    """Who can be told what was spent."""
+
+    async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
+        """See `Store.restore`."""
 
 
 class Limit(NamedTuple):
@@ -61,7 +68,17 @@ def thresholds_of(config: GatewayConfig) -> Mapping[Of, Threshold]:
     return {limit.of: limit.threshold for limit in limits_of(config, 0.0)}
 
 
-async def recall(config: GatewayConfig, store: Store, tailer: Tailer, clock: Clock) -> None:
+def where_counted(config: GatewayConfig, local: Totals, clock: Clock) -> Totals:
+    """Redis, where that counts, else `local`."""
+    redis = config.stores.redis
+    if redis is None or not config.stores.in_redis:
+        return local
+    from ..filters.stores.redis_totals import RedisTotals  # the driver costs 0.1 s and 19 MB
+
+    return RedisTotals(redis, clock)
+
+
+async def recall(config: GatewayConfig, store: Totals, tailer: Tailer, clock: Clock) -> None:
     """Fill `store` with what was spent in the current periods, where the config counts money.
 
     Raises BootError where the ledger cannot say: everybody's money would be there once more."""

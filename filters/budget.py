@@ -330,7 +330,7 @@ def _asked(ex: Exchange, costs: Mapping[Target, int | None]) -> list[int | None]
 def rules_of(config: BudgetConfig) -> list[Rule]:
     """Each amount of the config, as a rule."""
     return [
-        Rule(Kind("money", limit.per, unit), amount)
+        Rule(Kind("money", limit.per, unit), amount, limit.on_store_failure)
         for limit in config.written
         for unit, amount in limit.amounts.items()
     ]

@@ -17,7 +17,7 @@ from ...proxy.edge.guard import Guard
 from ...proxy.edge.listen import serve
 from ..admin.app import admin_app
 from ..admin.view import ControlStats
-from ..budgets import recall, thresholds_of
+from ..budgets import recall, thresholds_of, where_counted
 from ..events.lookups import Lookups
 from ..events.tailer import Tailer
 from ..filter_set import refused
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...config import GatewayConfig
-    from ...filters.stores.rules import Store
     from ...proxy.clock import Clock, Deadlines
     from ...proxy.edge.downstream import Downstream
     from ...proxy.issuers import Issuers
     from ..admin.view import AdminView
+    from ..budgets import Totals
     from ..health_watch import HealthWatch
     from ..jwks_watch import JwksWatch
     from ..model_watch import ModelWatch
@@ -100,7 +100,7 @@ class ControlHalf:
             clock=clock,
         )
         self.lookups = Lookups(events.path, events.spool.path, self.tailer, clock)
-        self.store: Store | None = None
+        self.store: Totals | None = None
         """Where exchanges are counted, if that has to be told what was spent before."""
         self._context = EdgeContext(
             Nobody(),
@@ -158,7 +158,7 @@ class ControlHalf:
     async def recall(self, config: GatewayConfig) -> None:
         """Before exchanges are served under `config`: what was spent of its budgets. Raises BootError."""
         if self.store is not None:
-            await recall(config, self.store, self.tailer, self.clock)
+            await recall(config, where_counted(config, self.store, self.clock), self.tailer, self.clock)
         self.tailer.watch(thresholds_of(config))
 
     def answer(self, issuers: Issuers) -> None:

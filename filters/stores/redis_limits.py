@@ -32,7 +32,7 @@ from .rules import AMOUNTS, PERIODS, SECONDS, Granted, Refused, Report, Rule, ti
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from random import Random
 
     from ...config import Redis
@@ -206,11 +206,8 @@ class RedisStore:
 
     async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
         """Redis remembers by itself: only what it knows nothing of is told. Where it is away, nothing is."""
-        place = _place(self.client, name, Rule(kind, 0))
-        rest = iter(spent.items())
-        for some in iter(lambda: list(islice(rest, _CHUNK)), []):
-            keys = [_key(place, key) for key, _ in some]
-            self.client.tell(RESTORE, keys, [place.length, *(b"%d" % amount for _, amount in some)])
+        for keys, arguments in restoring(self.client, name, kind, spent):
+            self.client.tell(RESTORE, keys, arguments)
 
     def settle(self, told: list[tuple[Hold, int]]) -> None:
         """Tell Redis, or keep the tokens for when it is back. Slots need not be told again: see Lease."""
@@ -247,6 +244,16 @@ def open_store(
 
     client = RedisClient(settings, connect, clock, name=name)
     return RedisStore(client, clock, rng, workers=workers, place=place)
+
+
+def restoring(
+    client: RedisClient, name: str, kind: Kind, spent: Mapping[str, int]
+) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """Keys and arguments of RESTORE, for so many callers at a time."""
+    place = _place(client, name, Rule(kind, 0))
+    rest = iter(spent.items())
+    for some in iter(lambda: list(islice(rest, _CHUNK)), []):
+        yield [_key(place, key) for key, _ in some], [place.length, *(b"%d" % amount for _, amount in some)]
 
 
 def _place(client: RedisClient, name: str, rule: Rule) -> Place:

@@ -1,0 +1,65 @@
+"""budget where a server counts: a decision takes a moment, so it is waited for, and may not come.
+
+A filter of its own, because only an `async def` costs a task for each request: who counts in memory does not pay it.
+
+Not here: what a call may cost and what it is charged (budget.py), what is done while the server is away
+(stores/redis_limits.py).
+
+Status: stable. Trusts: upstream for the usage it reports.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..proxy.errors import OverloadError
+from .budget import Budgeting
+from .rate_limit_remote import NOTES
+from .stores.rules import Refused
+
+if TYPE_CHECKING:
+    from ..config import BudgetConfig
+    from ..proxy.exchange import Exchange
+    from .stores.rules import Granted, RemoteLimits, RemoteStore
+
+
+class RemoteBudget(Budgeting):
+    """As `Budget`; `store` is a server's."""
+
+    def __init__(self, config: BudgetConfig, *, place: str, store: RemoteStore, **means: Any) -> None:
+        super().__init__(config, place=place, **means)
+        self.uncounted = 0
+        """Calls that were let in and counted by the ledger alone."""
+        self.closed = 0
+        """Calls that were refused because nobody could count them."""
+        self._limits: RemoteLimits = store.open(place, self._rules)
+
+    async def on_request(self, ex: Exchange) -> None:
+        """Set aside what it may cost, or raise BudgetError; OverloadError where nobody may count it. Once more where
+        another filter has changed the model. Cancelled, it holds nothing."""
+        opened = self._open(ex)
+        if opened is None:
+            return
+        purse, amounts = opened
+        refused: Refused | None = None
+        for amount in amounts:
+            if not amount:
+                self.admitted += 1
+                return
+            if self._may_fit(amount, refused):
+                try:
+                    result, verdict = await self._limits.take(purse.keys, amount)
+                except OverloadError:
+                    self.closed += 1
+                    ex.note(self.name, "Redis is away: this budget is closed")
+                    raise
+                ex.note(self.name, NOTES[verdict])
+                if not isinstance(result, Refused):
+                    self.uncounted += verdict == "uncounted"
+                    self._fill(ex, purse, amount, result)
+                    return
+                refused = result
+        raise self._refusal(ex, purse, amounts[-1], refused)
+
+    def _settle(self, granted: Granted[Any], amount: int) -> None:
+        self._limits.settle(granted, amount)
