@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from ...config.secret import MASK
 from .redis_link import ConnectionLostError, Refusal
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ async def connect(settings: Redis) -> Connection:
     except BaseException as error:
         await Connection(connection).aclose()
         if isinstance(error, (RedisError, OSError)):  # TimeoutError is one
-            raise ConnectionLostError(said(error)) from error
+            raise ConnectionLostError(said(error, settings.address.password)) from error
         raise
     return Connection(connection)
 
@@ -111,10 +112,13 @@ def build(settings: Redis) -> PlainConnection:
     )
 
 
-def said(error: BaseException) -> str:
-    """What the driver or the system says, short; neither names a password."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200]
+def said(error: BaseException, password: str | None = None) -> str:
+    """What the driver, the system or the server says, short. A server that does not know a command repeats what came
+    with it, and whatever stands there instead of Redis may repeat the `password`."""
+    text, _, _ = " ".join(str(error).split()).partition(", with args")
+    if password:
+        text = text.replace(password, MASK)
+    return text[:200] or type(error).__name__
 
 
 def _text(path: object) -> str | None:

@@ -53,6 +53,7 @@ from tests_support.secret_config import (
     OUR_OWN,
     PERSON,
     PRIVATE_KEY,
+    REDIS_PASSWORD,
     TLS_KEY,
     TOKEN,
     WRONG_KEY,
@@ -105,9 +106,9 @@ def arguments(*pids: int) -> bytes:
     return b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
 
 
-async def said_on(port: int, data: bytes) -> bytes:
-    """Everything that comes back on a connection."""
-    async with RawClient(port, within=5.0) as client:
+async def said_on(port: int, data: bytes, within: float = 5.0) -> bytes:
+    """Everything that comes back on a connection, in this time."""
+    async with RawClient(port, within) as client:
         await client.send(data)
         try:
             return (await client.answer(bodiless=data.startswith(b"HEAD"))).raw
@@ -117,13 +118,13 @@ async def said_on(port: int, data: bytes) -> bytes:
             return b"HTTP/1.1 ... " + client.heard
 
 
-async def ask_all(port: int, paths: Iterable[FailingPath], said: list[tuple[str, bytes]]) -> None:
+async def ask_all(port: int, paths: Iterable[FailingPath], said: list[tuple[str, bytes]], within: float = 5.0) -> None:
     """Each on a connection of its own, some at once."""
     room = asyncio.Semaphore(AT_ONCE)
 
     async def one(path: FailingPath) -> None:
         async with room:
-            said.append((path.name, await said_on(port, path.data)))
+            said.append((path.name, await said_on(port, path.data, within)))
 
     await asyncio.gather(*map(one, paths))
 
@@ -241,7 +242,7 @@ async def test_no_secret_comes_out_of_a_listener_with_tls(tmp_path: Path) -> Non
     strangers = [one for one in heads(KEYS) if one.name != "no host"][::4]
     said: list[tuple[str, bytes]] = []
     async with gateway_process(config, env=ENVIRONMENT) as gateway:
-        await ask_all(gateway.port, strangers, said)
+        await ask_all(gateway.port, strangers, said, within=1.0)
         with pytest.raises(ssl.SSLError):  # who does not trust it
             await asyncio.open_connection("127.0.0.1", gateway.port, ssl=ssl.create_default_context())
         for page in ("/config_dump", "/server_info", "/metrics"):
@@ -268,3 +269,32 @@ async def test_no_secret_comes_out_of_a_keys_file_that_is_none(text: str, tmp_pa
     done = await command("serve", str(file), env=ENVIRONMENT)
     assert done.code != 0
     assert leaks([("boot", f"{done.out}{done.err}".encode())]) == []
+
+
+@pytest.mark.parametrize("server", ["nobody", "lists arguments", "echoes", "closes"])
+async def test_no_secret_comes_out_of_a_store_that_fails(server: str, tmp_path: Path) -> None:
+    """A Redis that does not know a command says with which arguments it came."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        known = ", with args beginning with" if server == "lists arguments" else ": you said"
+        while server in ("echoes", "lists arguments") and (heard := await reader.read(65536)):
+            words = b" ".join(b"`%b`," % word for word in heard.split(b"\r\n") if word[:1] not in (b"*", b"$", b""))
+            writer.write(b"-ERR unknown command%b: %b\r\n" % (known.encode(), words))
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = 9 if server == "nobody" else listening.sockets[0].getsockname()[1]
+    said: list[tuple[str, bytes]] = []
+    async with listening, FakeUpstream(Provider()) as upstream:
+        config = config_in(tmp_path, upstream) | {"stores": {"redis": {"url": "${REDIS_URL}"}}}
+        env = ENVIRONMENT | {"REDIS_URL": f"redis://app:{REDIS_PASSWORD}@127.0.0.1:{port}/0"}
+        async with gateway_process(config, env=env) as gateway:
+            await ask_all(gateway.port, [post(f"{n}", ask(), bearer(CLIENT_KEY)) for n in range(20)], said)
+            pages = [one for one in admin_requests(KEYS) if "an admin" in one.name]
+            await ask_all(gateway.admin_port, pages, said)
+            assert await gateway.terminate() == 0
+            kept = {path.name: path.read_bytes() for path in gateway.folder.rglob("*") if path.is_file()}
+    assert leaks(said) == []
+    kept.pop("gateway.yaml")
+    assert b"redis_away" in kept["stderr.log"]
+    assert leaks(kept.items()) == []

@@ -35,6 +35,7 @@ SECOND_KEY = "Ud4Rk9Sy2Bn7Qm1Gw6Hx3Zc8"
 FILED_KEY = "Tg6Pb1Yx8Kd3Jv9Lr4Nf7Qs2"
 LITERAL_KEY = "Ew3Mh8Vc6Tz1Ka9Xj4Ug7Ro5"
 RELAY_TOKEN = "Ib8Wf2Gs7Dn4Yq9Ck1Zp6Lt3"
+REDIS_PASSWORD = "Lw6Qe1Zu8Fp3Kj5Tn9Yb2Hd7"
 JWKS_SECRET = "Oa5Vt9Re2Kx7Jm4Bh8Sy3Nd1"
 PERSON = "zora.quill+7vk3w@mxnobleharp.com"
 CARD = "4000 0027 6000 3184"
@@ -63,6 +64,7 @@ SECRETS = {
     "a key in the config": LITERAL_KEY,
     "a field's value": RELAY_TOKEN,
     "what stands in a URL": JWKS_SECRET,
+    "the store's password": REDIS_PASSWORD,
     "the listener's private key": PRIVATE_KEY,
     "a person's address": PERSON,
 }
