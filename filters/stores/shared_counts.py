@@ -239,13 +239,13 @@ class Debts(Count):
 
     def take(self, granted: Granted[Hold], now: int) -> bool:
         """See `Count`."""
-        row, rule, debt = self.row, self.rule, self._debt
-        debt.take(rule.limit, self._amount, now)
-        self._save(row, debt)
-        if rule.kind.what == "requests":
-            granted.requests = tightest(granted.requests, report_of(rule, debt, now))
+        row, limit, debt = self.row, self._limit, self._debt
+        debt.take(limit, self._amount, now)
+        report = Report(limit, debt.left(limit, now), self._save(row, debt))
+        if self.rule.kind.what == "requests":
+            granted.requests = tightest(granted.requests, report)
         else:
-            granted.tokens = tightest(granted.tokens, report_of(rule, debt, now))
+            granted.tokens = tightest(granted.tokens, report)
             granted.holds.append((self, row, self._words[row + GENERATION], self._amount))
         return not self._table.is_own(row)
 
@@ -266,7 +266,8 @@ class Debts(Count):
         length = self._length
         return Debt(length, words[state], words[state + 1] * length + words[state + 2])
 
-    def _save(self, row: int, debt: Debt) -> None:
+    def _save(self, row: int, debt: Debt) -> int:
+        """Returns when it will be paid back."""
         words = self._words
         other = 1 - words[row + SELECT]
         state = row + STATES + STATE_WORDS * other
@@ -277,6 +278,7 @@ class Debts(Count):
             words[row + UNTIL] = until
         words[row + SELECT] = other
         words[row + UNTIL] = until
+        return until
 
 
 class Slots(Count):
