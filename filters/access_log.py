@@ -1,9 +1,9 @@
 """One line of JSON for each exchange, when it is over: for log shippers, beside the ledger.
 
 A line has what the usage row has, under the names of OpenTelemetry where it has one: who, what, which model, which
-provider, how long, how much. Never a body, a query, a header's value but the user agent, or a key. The chosen fields
-are compiled into a list of readers; the file is a thread's (line_writer.py), so that a slow disk drops lines, which is
-counted, and never holds up or fails an exchange.
+provider, how long, how much. Never a body, a query, a header's value but the user agent, or a key. A few readers take
+many fields each, and those that are chosen become one struct, encoded at once; the file is a thread's (line_writer.py),
+so that a slow disk drops lines, which is counted, and never holds up or fails an exchange.
 
 Written by `on_done` of exchanges that reached this filter: what `auth` turns away never becomes one.
 
@@ -14,22 +14,26 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from functools import lru_cache
+from operator import itemgetter
 from random import Random
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
-from ..proxy.accounting.record import encode_fields
-from ..proxy.accounting.usage import NO_USAGE
+import msgspec
+
+from ..proxy.accounting.record import encode
 from ..proxy.filter import Filter
 from .line_writer import LineWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..config import AccessLogConfig
-    from ..proxy.accounting.usage import Usage
-    from ..proxy.attempt import Attempt
     from ..proxy.exchange import Exchange
+
+    Values = tuple[Any, ...]
+    Reader = Callable[[Exchange, float], Values]
 
 
 class AccessLog(Filter):
@@ -49,7 +53,7 @@ class AccessLog(Filter):
         self._rng = rng or Random()  # noqa: S311 - a sample, not a secret
         self._min_status = config.min_status
         self._share = config.sample_percent / 100
-        self._readers: list[tuple[str, Callable[[_Seen], Any]]] = [(name, _READERS[name]) for name in config.fields]
+        self._line = _compiled(config.fields)
         self._writer = LineWriter(config.path, config.queue)
         finalize(self, self._writer.end)
 
@@ -57,9 +61,7 @@ class AccessLog(Filter):
         """Put the line into the queue."""
         if ex.status < self._min_status or (self._share < 1 and self._rng.random() >= self._share):
             return
-        seen = _Seen(ex, self._now())
-        fields = {name: value for name, read in self._readers if (value := read(seen)) is not None}
-        if self._writer.put(encode_fields(fields)):
+        if self._writer.put(encode(self._line(ex, self._now()))):
             self.logged += 1
         else:
             self.dropped += 1
@@ -70,87 +72,108 @@ class AccessLog(Filter):
         self._writer.close()
 
 
-class _Seen:
-    """An exchange at its end, and what several fields are read from."""
+def _compiled(fields: Sequence[str]) -> Callable[[Exchange, float], msgspec.Struct]:
+    """What makes a line of an exchange that is over at a monotonic time: `fields` in their order, without None."""
+    readers = tuple(dict.fromkeys(_READERS[name] for name in fields))
+    read_names = [name for read in readers for name in _FIELDS[read]]
+    places = [read_names.index(name) for name in fields]
+    chosen = itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
+    names = {f"field{at}": name for at, name in enumerate(fields)}
+    made = msgspec.defstruct("Line", [(at, Any, None) for at in names], rename=names, omit_defaults=True, gc=False)
 
-    __slots__ = ("attempt", "ex", "now", "usage")
+    def line(ex: Exchange, now: float) -> msgspec.Struct:
+        values: list[Any] = []
+        for read in readers:
+            values += read(ex, now)
+        return made(*chosen(values))
 
-    def __init__(self, ex: Exchange, now: float) -> None:
-        self.ex = ex
-        self.now = now
-        self.attempt: Attempt | None = ex.attempt
-        self.usage: Usage = ex.usage or NO_USAGE
-
-
-def _ms(seconds: float) -> float:
-    return int(seconds * 1e6 + 0.5) / 1000
-
-
-def _start(seen: _Seen) -> str:
-    return datetime.fromtimestamp(seen.ex.wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return line
 
 
-def _upstream(seen: _Seen) -> float | None:
-    return _ms(seen.ex.upstream_seconds(seen.now)) if seen.attempt is not None else None
+def _own(ex: Exchange, now: float) -> Values:
+    head, principal, error, route, facts, first_token, cache = (
+        ex.head, ex.principal, ex.error, ex.route, ex.facts, ex.first_token_at, ex.cache,
+    )  # fmt: skip
+    started, client_id = ex.started, ex.client_request_id
+    return (
+        _time(ex.wall), ex.id, client_id.decode("latin-1") if client_id else None, head.method, head.path,
+        ex.bytes_in, ex.bytes_out, error.code if error is not None else None, ex.outcome, principal.name,
+        principal.team, principal.owner, route.name if route is not None else None,
+        facts is not None and facts.stream, len(ex.attempts), int((now - started) * 1e6 + 0.5) / 1000,
+        int((first_token - started) * 1e6 + 0.5) / 1000 if first_token is not None else None, ex.face.name,
+        ex.model or None, ex.cost_usd, ex.cost_source or None, cache.verdict if cache is not None else None,
+        ex.graph.version,
+    )  # fmt: skip
 
 
-def _overhead(seen: _Seen) -> float | None:
-    if seen.attempt is None:
-        return None
-    return _ms(max(0.0, seen.now - seen.ex.started - seen.ex.upstream_seconds(seen.now)))
+def _provider(ex: Exchange, now: float) -> Values:
+    attempt = ex.attempt
+    if attempt is None:
+        return (None,) * 5
+    target, spent = attempt.target, ex.upstream_seconds(now)
+    own = now - ex.started - spent
+    return (
+        attempt.request_id or None, int(spent * 1e6 + 0.5) / 1000, int(own * 1e6 + 0.5) / 1000 if own > 0.0 else 0.0,
+        target.cluster.name, target.model or None,
+    )  # fmt: skip
 
 
-def _first_token(seen: _Seen) -> float | None:
-    at = seen.ex.first_token_at
-    return _ms(at - seen.ex.started) if at is not None else None
+def _usage(ex: Exchange, _: float) -> Values:
+    usage = ex.usage
+    if usage is None or usage.source == "none":
+        return (None, None, None, None, None, "none", usage.service_tier if usage is not None else None)
+    return (
+        usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.cache_write_tokens,
+        usage.reasoning_tokens, usage.source, usage.service_tier,
+    )  # fmt: skip
 
 
-def _text(value: bytes | None) -> str | None:
-    return value.decode("latin-1") if value else None
+def _status(ex: Exchange, _: float) -> Values:
+    return (ex.status,)
 
 
-def _tokens(read: Callable[[Usage], int]) -> Callable[[_Seen], int | None]:
-    return lambda seen: read(seen.usage) if seen.usage.source != "none" else None
+def _client(ex: Exchange, _: float) -> Values:
+    agent = ex.head.header(b"user-agent")
+    return (ex.head.client or None, agent.decode("latin-1") if agent else None)
 
 
-_READERS: Mapping[str, Callable[[_Seen], Any]] = {
-    "start_time": _start,
-    "headgate.request_id": lambda seen: seen.ex.id,
-    "headgate.client_request_id": lambda seen: _text(seen.ex.client_request_id),
-    "headgate.upstream_request_id": lambda seen: (seen.attempt.request_id or None) if seen.attempt else None,
-    "http.request.method": lambda seen: seen.ex.head.method,
-    "url.path": lambda seen: seen.ex.head.path,
-    "http.response.status_code": lambda seen: seen.ex.status,
-    "http.request.body.size": lambda seen: seen.ex.bytes_in,
-    "http.response.body.size": lambda seen: seen.ex.bytes_out,
-    "client.address": lambda seen: seen.ex.head.client or None,
-    "user_agent.original": lambda seen: _text(seen.ex.head.header(b"user-agent")),
-    "error.type": lambda seen: seen.ex.error.code if seen.ex.error is not None else None,
-    "headgate.outcome": lambda seen: seen.ex.outcome,
-    "headgate.key": lambda seen: seen.ex.principal.name,
-    "headgate.team": lambda seen: seen.ex.principal.team,
-    "headgate.owner": lambda seen: seen.ex.principal.owner,
-    "headgate.route": lambda seen: seen.ex.route.name if seen.ex.route is not None else None,
-    "headgate.stream": lambda seen: seen.ex.facts is not None and seen.ex.facts.stream,
-    "headgate.attempts": lambda seen: len(seen.ex.attempts),
-    "headgate.duration_ms": lambda seen: _ms(seen.now - seen.ex.started),
-    "headgate.upstream_ms": _upstream,
-    "headgate.overhead_ms": _overhead,
-    "headgate.first_token_ms": _first_token,
-    "gen_ai.operation.name": lambda seen: seen.ex.face.name,
-    "gen_ai.provider.name": lambda seen: seen.attempt.target.cluster.name if seen.attempt else None,
-    "gen_ai.request.model": lambda seen: seen.ex.model or None,
-    "gen_ai.response.model": lambda seen: (seen.attempt.target.model or None) if seen.attempt else None,
-    "gen_ai.usage.input_tokens": _tokens(lambda usage: usage.prompt_tokens),
-    "gen_ai.usage.output_tokens": _tokens(lambda usage: usage.completion_tokens),
-    "gen_ai.usage.cache_read.input_tokens": _tokens(lambda usage: usage.cached_tokens),
-    "gen_ai.usage.cache_creation.input_tokens": _tokens(lambda usage: usage.cache_write_tokens),
-    "gen_ai.usage.reasoning.output_tokens": _tokens(lambda usage: usage.reasoning_tokens),
-    "headgate.usage_source": lambda seen: seen.usage.source,
-    "headgate.service_tier": lambda seen: seen.usage.service_tier,
-    "headgate.cost_usd": lambda seen: seen.ex.cost_usd,
-    "headgate.cost_source": lambda seen: seen.ex.cost_source or None,
-    "headgate.cache": lambda seen: seen.ex.cache.verdict if seen.ex.cache is not None else None,
-    "headgate.config": lambda seen: seen.ex.graph.version,
-    "process.pid": lambda _: os.getpid(),
-}
+def _process(ex: Exchange, _: float) -> Values:
+    del ex
+    return (os.getpid(),)
+
+
+_FIELDS: Mapping[Reader, tuple[str, ...]] = {
+    _own: (
+        "start_time", "headgate.request_id", "headgate.client_request_id", "http.request.method", "url.path",
+        "http.request.body.size", "http.response.body.size", "error.type", "headgate.outcome", "headgate.key",
+        "headgate.team", "headgate.owner", "headgate.route", "headgate.stream", "headgate.attempts",
+        "headgate.duration_ms", "headgate.first_token_ms", "gen_ai.operation.name", "gen_ai.request.model",
+        "headgate.cost_usd", "headgate.cost_source", "headgate.cache", "headgate.config",
+    ),
+    _provider: (
+        "headgate.upstream_request_id", "headgate.upstream_ms", "headgate.overhead_ms", "gen_ai.provider.name",
+        "gen_ai.response.model",
+    ),
+    _usage: (
+        "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.usage.cache_read.input_tokens",
+        "gen_ai.usage.cache_creation.input_tokens", "gen_ai.usage.reasoning.output_tokens", "headgate.usage_source",
+        "headgate.service_tier",
+    ),
+    _status: ("http.response.status_code",),
+    _client: ("client.address", "user_agent.original"),
+    _process: ("process.pid",),
+}  # fmt: skip
+"""What each reader gives, in its order. Times are milliseconds to three places; None stands for what is not known."""
+
+_READERS: Mapping[str, Reader] = {name: read for read, names in _FIELDS.items() for name in names}
+
+
+def _time(wall: float) -> str:
+    """ISO 8601 in UTC, to the millisecond."""
+    second, micros = divmod(int(wall * 1e6 + 0.5), 1_000_000)
+    return f"{_second(second)}.{micros // 1000:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")

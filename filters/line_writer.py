@@ -1,9 +1,10 @@
 """Lines to a file, from a thread: who has a line to write never waits for a disk, a pipe or a full queue.
 
 `put` is called on the event loop and takes a place in a bounded queue, or says that there is none. One thread takes the
-lines out and appends them, many in one write; it starts with the first line. Before each write it looks whether the
-file still stands under its name, so a file that was moved away (log rotation) is opened anew, with or without a signal;
-several processes may append to one file.
+lines out and appends them, many in one write; it starts with the first line. It is woken by a line that finds the queue
+empty, and gives others a moment to follow: a thread that woke for each would cost more than all else there is to do for
+a line. Before each write it looks whether the file still stands under its name, so a file that was moved away (log
+rotation) is opened anew, with or without a signal; several processes may append to one file.
 
 An error of the file loses the lines at hand, which is counted, and the next lines try again. A line that is cut by a
 full disk is ended before the next one.
@@ -14,6 +15,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections import deque
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 STDOUT = 1
 BATCH = 256
 """Lines in one write."""
+LINGER_SECONDS = 0.05
+"""How long a line waits for others, unless they are enough before."""
 CLOSE_SECONDS = 1.0
 """How long the last lines may take; a process has two for its last words."""
 
@@ -35,7 +40,14 @@ class LineWriter:
         self.lost = 0
         self._path = path
         self._capacity = capacity
-        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._enough = max(1, min(BATCH, capacity // 2))
+        """Lines that are worth a write at once."""
+        self._lines: deque[bytes] = deque()
+        self._begun: SimpleQueue[None] = SimpleQueue()
+        """The queue was empty, and is no more. A mark may be set by a finalizer in the midst of anything: this kind of
+        queue allows for that, an Event does not."""
+        self._hurry: SimpleQueue[None] = SimpleQueue()
+        """There are enough, or there will be no more."""
         self._thread: threading.Thread | None = None
         self._closed = False
         self._fd = -1
@@ -43,9 +55,15 @@ class LineWriter:
 
     def put(self, line: bytes) -> bool:
         """Have `line`, with its line end, written; False where the queue is full, or closed. Never waits."""
-        if self._closed or self._queue.qsize() >= self._capacity:
+        lines = self._lines
+        if self._closed or len(lines) >= self._capacity:
             return False
-        self._queue.put(line)
+        lines.append(line)
+        waiting = len(lines)
+        if waiting == 1:
+            self._begun.put(None)
+        if waiting == self._enough:
+            self._hurry.put(None)
         if self._thread is None:
             # A daemon: a pipe that nobody reads must not keep the process. At exit, `close` waits for it a while.
             self._thread = threading.Thread(target=self._run, name="headgate-line-writer", daemon=True)
@@ -57,7 +75,8 @@ class LineWriter:
         """Take no more lines; the thread writes those that wait and lets go of the file. Never waits."""
         if not self._closed:
             self._closed = True
-            self._queue.put(None)
+            self._begun.put(None)
+            self._hurry.put(None)
 
     def close(self) -> None:
         """`end`, and wait for the thread, for at most CLOSE_SECONDS. Harmless when repeated."""
@@ -66,25 +85,28 @@ class LineWriter:
             self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
-        """The thread: until `close` puts its mark behind the last line."""
-        going = True
+        """The thread: until no more lines are taken, and those that were are written.
+
+        Both marks are taken back before the queue is emptied, so a line that came too late to set one is written with
+        those that did."""
+        lines, going = self._lines, True
         while going:
-            lines = [self._queue.get()]
-            try:
-                while len(lines) < BATCH:
-                    lines.append(self._queue.get_nowait())
-            except Empty:
-                pass  # that was all for now
-            going = lines[-1] is not None
-            self._write([line for line in lines if line is not None])
+            self._begun.get()
+            if len(lines) < self._enough:
+                with suppress(Empty):  # these are all, for now
+                    self._hurry.get(timeout=LINGER_SECONDS)
+            for marks in (self._begun, self._hurry):
+                while not marks.empty():
+                    marks.get_nowait()
+            going = not self._closed
+            while lines:
+                self._write([lines.popleft() for _ in range(min(len(lines), BATCH))])
         if self._path is not None and self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
         atexit.unregister(self.close)
 
     def _write(self, lines: list[bytes]) -> None:
-        if not lines:
-            return
         data = (b"\n" if self._torn else b"") + b"".join(lines)
         done = 0
         try:

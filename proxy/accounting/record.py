@@ -16,14 +16,11 @@ Not here: where the line goes (spool.py, control/events/).
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from .usage import NO_USAGE, Source, Usage
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Outcome = Literal["ok", "upstream_error", "truncated", "failed", "refused", "cancelled", "lost"]
 
@@ -182,8 +179,9 @@ _UNFIT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _LINE_ENDS: Final = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 
 
-def encode(record: Record) -> bytes:
-    """One line of JSON with its line end. Unfit characters become U+FFFD, long fields end in an ellipsis."""
+def encode(record: msgspec.Struct) -> bytes:
+    """One line of JSON with its line end: of a `Record`, or of another flat struct whose values are strings, numbers
+    and None. Unfit characters become U+FFFD, long fields end in an ellipsis."""
     try:
         line = _encoder.encode(record)
     except UnicodeEncodeError:
@@ -194,23 +192,12 @@ def encode(record: Record) -> bytes:
     return _encode_hostile(record)
 
 
-def encode_fields(fields: Mapping[str, Any]) -> bytes:
-    """The same for a line of another shape: flat, its values strings, numbers and None."""
-    try:
-        line = _encoder.encode(fields)
-    except UnicodeEncodeError:
-        line = b""
-    if line and len(line) <= FIELD_BYTES and line.isascii() and b"\\u00" not in line and b"\x7f" not in line:
-        return line + b"\n"
-    return _one_line({name: _fit(value) if isinstance(value, str) else value for name, value in fields.items()})
-
-
 def decode(line: bytes) -> Record:
     """The record of one line. Raises msgspec.MsgspecError or UnicodeDecodeError when it is none."""
     return _decoder.decode(line)
 
 
-def _encode_hostile(record: Record) -> bytes:
+def _encode_hostile(record: msgspec.Struct) -> bytes:
     fields: dict[str, Any] = {}
     for name in record.__struct_fields__:
         value = getattr(record, name)

@@ -7,12 +7,12 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from headgate.filters.line_writer import LineWriter
+import pytest
+
+from headgate.filters.line_writer import BATCH, LineWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 LINES = [b'{"n":%d}\n' % n for n in range(1000)]
 
@@ -64,6 +64,32 @@ def test_a_full_queue_drops_at_once_and_closing_does_not_wait_for_ever(
     os.close(fd)
     assert not thread.is_alive()
     assert read == b"x\n" * taken.count(True)
+
+
+@pytest.mark.parametrize(("capacity", "enough"), [(10_000, BATCH), (21, 10), (1, 1)])
+def test_lines_wait_for_others_until_they_are_enough_for_a_write(
+    capacity: int, enough: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headgate.filters.line_writer.LINGER_SECONDS", 3600)
+    writer = LineWriter(tmp_path / "log", capacity)
+    written, writes = _written(writer), _sizes(writer)
+    for line in LINES[: enough - 1]:
+        writer.put(line)
+    assert writes == []
+    writer.put(LINES[-1])
+    written()
+    assert writes == [enough]
+    writer.close()
+
+
+def test_the_end_does_not_wait_for_other_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headgate.filters.line_writer.LINGER_SECONDS", 3600)
+    writer = LineWriter(tmp_path / "log", 10_000)
+    writer.put(b"a\n")
+    writer.end()
+    assert writer._thread is not None
+    writer._thread.join(15)
+    assert (tmp_path / "log").read_bytes() == b"a\n"
 
 
 def test_after_closing_nothing_is_taken(tmp_path: Path) -> None:
@@ -126,3 +152,16 @@ def _written(writer: LineWriter):  # type: ignore[no-untyped-def]  # a function 
 
     writer._write = tell  # type: ignore[method-assign]
     return wait
+
+
+def _sizes(writer: LineWriter) -> list[int]:
+    """How many lines each write has had."""
+    sizes: list[int] = []
+    write = writer._write
+
+    def tell(lines: list[bytes]) -> None:
+        sizes.append(len(lines))
+        write(lines)
+
+    writer._write = tell  # type: ignore[method-assign]
+    return sizes
