@@ -135,6 +135,7 @@ def _worker(arguments: Namespace) -> int:
         signal.signal(number, signal.SIG_IGN)  # what these mean is the supervisor's to say
 
     from .control.logs import configure
+    from .control.process.errors import BootError
     from .control.process.orphans import die_with
     from .control.process.source import ConfigSource
     from .control.process.worker import run_worker
@@ -152,7 +153,10 @@ def _worker(arguments: Namespace) -> int:
     def make(config: GatewayConfig) -> Gateway:
         store = None
         if arguments.shared_fd is not None:
-            store = SharedStore(SharedMemory.attach(arguments.shared_fd), arguments.process)
+            try:
+                store = SharedStore(SharedMemory.attach(arguments.shared_fd), arguments.process)
+            except OSError as error:
+                raise BootError(f"limits cannot be counted: {error}") from error
         return Gateway(config, worker=arguments.name, store=store)
 
     return _run(run_worker(make, source, _version_text(), control, data))

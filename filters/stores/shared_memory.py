@@ -71,7 +71,7 @@ class SharedMemory:
         self.lock = FileLock(file)
         if self.words[_FORMAT] != FORMAT:
             self._unmap()
-            raise OSError("the shared memory was made by another version")
+            raise OSError("the shared memory was made by another version: restart the gateway")
 
     @classmethod
     def create(cls, processes: int) -> SharedMemory:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from tests_support.answers import chat_chunks, chat_completion, json_response, sse
@@ -66,3 +67,28 @@ async def test_one_process_may_count_in_shared_memory_too() -> None:
     config = {**MOCK, **limited(requests_per_day=1), "stores": {"default": "shared"}}
     async with gateway_process(config) as gateway:
         assert [(await gateway.post()).status for _ in range(2)] == [200, 429]
+
+
+def give_another_format(supervisor: int) -> None:
+    """To the memory in which its workers count."""
+    files = Path(f"/proc/{supervisor}/fd").iterdir()
+    memory = next(file for file in files if "headgate-limits" in str(file.readlink()))
+    with memory.open("r+b") as words:
+        words.write((99).to_bytes(8, "little"))
+
+
+async def test_a_worker_of_another_version_does_not_count_with_those_of_this_one() -> None:
+    """As when the package is replaced under a gateway that runs: what it makes of the memory would be anything."""
+    config = {**MOCK, **limited(requests_per_day=3)}
+    async with gateway_process(config, workers=2) as gateway:
+        first = await gateway.post()
+        pids = await gateway.ready_workers(2)
+        give_another_format(gateway.pid)
+        gateway.signal(signal.SIGUSR2)
+        await gateway.until(lambda: "replacement_aborted" in gateway.log, "the end of the replacement")
+        answers = [await gateway.post() for _ in range(3)]
+        assert await gateway.ready_workers(2) == pids
+        log = gateway.log
+    assert [answer.status for answer in (first, *answers)] == [200, 200, 200, 429]
+    assert "the shared memory was made by another version: restart the gateway" in log
+    assert "Traceback" not in log
