@@ -4,7 +4,7 @@ CPU time of this process, the kernel's part included. The stores are timed in tu
 median run is told: a busy machine then slows all alike. A thousand callers take part, as many as a gateway meets
 between two looks at one of them.
 
-    python -m perf.stores [--runs N]
+    python -m perf.stores [--runs N] [--save]
 """
 
 import argparse
@@ -19,9 +19,13 @@ from headgate.filters.stores.rules import Granted, Kind, Limits, Rule, Store
 from headgate.filters.stores.shared import SharedStore
 from headgate.filters.stores.shared_memory import SharedMemory
 
+from . import report
+
 CALLS = 2_000
 CALLERS = 1_000
 MUCH = 10**9
+WORKERS = 4
+"""Whose cells are looked at in shared memory."""
 
 
 def rule_sets() -> dict[str, list[Rule]]:
@@ -73,8 +77,11 @@ def medians(runs: dict[str, Callable[[], float]], times: int) -> dict[str, float
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m perf.stores", description="What it costs to count a call.")
     parser.add_argument("--runs", type=int, default=40, help=f"of {CALLS} calls each (default: 40)")
+    parser.add_argument("--save", action="store_true", help="put the table into perf/README.md")
     args = parser.parse_args(argv)
-    stores: dict[str, Store] = {"memory": MemoryStore(), "shared": SharedStore(SharedMemory.create(4))}
+    memory = SharedMemory.create(4 * WORKERS)
+    memory.expect(WORKERS - 1)
+    stores: dict[str, Store] = {"memory": MemoryStore(), "shared": SharedStore(memory)}
     sets = rule_sets()
     runs = {
         f"{store}|{name}": a_run(opened.open(name, rules), len(rules))
@@ -82,9 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for store, opened in stores.items()
     }
     found = medians(runs, args.runs)
-    print("| µs per call | " + " | ".join(stores) + " |\n|---|" + "---|" * len(stores))
-    for name in sets:
-        print(f"| {name} | " + " | ".join(f"{found[f'{store}|{name}']:.2f}" for store in stores) + " |")
+    lines = ["| µs per call | " + " | ".join(stores) + " |", "|---|" + "---|" * len(stores)]
+    lines += [
+        f"| {name} | " + " | ".join(f"{found[f'{store}|{name}']:.1f}" for store in stores) + " |" for name in sets
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.save:
+        report.save("stores", f"`python -m perf.stores`, {report.machine()}.\n\n{text}")
     return 0
 
 
