@@ -120,6 +120,7 @@ class Budgeting(Filter):
         purse = self._purse(ex)
         if purse is None:
             return
+        purse.over = True
         amount = self._charge(ex, purse)
         if amount > purse.amount:
             self.overrun += 1
@@ -205,16 +206,25 @@ class Budgeting(Filter):
 
     def _fill(self, ex: Exchange, purse: Purse, amount: int, granted: Granted[Any]) -> None:
         """It is set aside, and the ledger knows before a provider does."""
-        self.admitted += 1
-        purse.granted, purse.amount = granted, amount
-        self._write(Reserved(ex.id, ex.wall, self._place, amount, purse.shares))
+        purse.add(granted, amount)
+        self._write(Reserved(ex.id, ex.wall, self._place, purse.amount, purse.shares))
 
     def _end(self, ex: Exchange, purse: Purse, amount: int) -> None:
         """Of what is set aside so much was spent."""
-        granted, purse.granted, purse.amount = purse.granted, None, 0
-        if granted is not None:
-            self._settle(granted, amount)
+        if purse.grants:
+            for granted, part in purse.empty(amount):
+                self._settle(granted, part)
             self._write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
+
+    def _lacks(self, ex: Exchange) -> tuple[Purse, int] | None:
+        """For a session of which one more answer is over: what the next one may cost beyond what is set aside; None
+        where that is enough."""
+        purse = self._purse(ex)
+        if purse is None or ex.attempt is None:
+            return None
+        next_ = purse.costs.get(ex.attempt.target) or 0
+        more = nanos(ex.cost_usd or 0.0) + next_ - purse.amount
+        return (purse, more) if next_ and more > 0 else None
 
     @abstractmethod
     def _settle(self, granted: Granted[Any], amount: int) -> None:
@@ -303,10 +313,23 @@ class Budget(Budgeting):
                 result = limits.take(purse.keys, amount, now)
                 if not isinstance(result, Refused):
                     self.crowded = limits.crowded
+                    self.admitted += 1
                     self._fill(ex, purse, amount, result)
                     return
                 refused = result
         raise self._refusal(ex, purse, amounts[-1], refused)
+
+    def on_usage(self, ex: Exchange) -> None:
+        """Set aside what the next answer of a session may cost, or raise BudgetError."""
+        lacks = self._lacks(ex)
+        if lacks is not None:
+            purse, more = lacks
+            if more > self._least:
+                raise self._refusal(ex, purse, more, None)
+            result = self._limits.take(purse.keys, more, self._now())
+            if isinstance(result, Refused):
+                raise self._refusal(ex, purse, more, result)
+            self._fill(ex, purse, more, result)
 
     def _settle(self, granted: Granted[Any], amount: int) -> None:
         self._limits.settle(granted, amount, self._now())

@@ -10,7 +10,9 @@ Status: stable. Trusts: upstream for the usage it reports.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from ..proxy.errors import OverloadError
 from .budget import Budgeting
@@ -19,7 +21,9 @@ from .stores.rules import Refused
 
 if TYPE_CHECKING:
     from ..config import BudgetConfig
+    from ..proxy.errors import GatewayError
     from ..proxy.exchange import Exchange
+    from .purse import Purse
     from .stores.rules import Granted, RemoteLimits, RemoteStore
 
 
@@ -33,6 +37,9 @@ class RemoteBudget(Budgeting):
         self.closed = 0
         """Calls that were refused because nobody could count them."""
         self._limits: RemoteLimits = store.open(place, self._rules)
+        self._asking: dict[Purse, asyncio.Task[None]] = {}
+        """Of sessions under way: who asks for more."""
+        self._refusals: WeakKeyDictionary[Purse, GatewayError] = WeakKeyDictionary()
 
     async def on_request(self, ex: Exchange) -> None:
         """Set aside what it may cost, or raise BudgetError; OverloadError where nobody may count it. Once more where
@@ -56,10 +63,39 @@ class RemoteBudget(Budgeting):
                 ex.note(self.name, NOTES[verdict])
                 if not isinstance(result, Refused):
                     self.uncounted += verdict == "uncounted"
+                    self.admitted += 1
                     self._fill(ex, purse, amount, result)
                     return
                 refused = result
         raise self._refusal(ex, purse, amounts[-1], refused)
+
+    def on_usage(self, ex: Exchange) -> None:
+        """Have set aside what the next answer of a session may cost. Nobody waits for the word of Redis, so where it is
+        no, BudgetError ends the session one answer later."""
+        purse = self._purse(ex)
+        if purse is None or purse in self._asking:
+            return
+        if (refusal := self._refusals.pop(purse, None)) is not None:
+            raise refusal
+        lacks = self._lacks(ex)
+        if lacks is not None:
+            self._asking[purse] = asyncio.get_running_loop().create_task(self._ask(ex, *lacks))
+
+    async def _ask(self, ex: Exchange, purse: Purse, more: int) -> None:
+        try:
+            result, _ = await self._limits.take(purse.keys, more)
+        except OverloadError as error:
+            self.closed += 1
+            self._refusals[purse] = error
+        else:
+            if isinstance(result, Refused):
+                self._refusals[purse] = self._refusal(ex, purse, more, result)
+            elif purse.over:
+                self._limits.settle(result, 0)
+            else:
+                self._fill(ex, purse, more, result)
+        finally:
+            del self._asking[purse]
 
     def _settle(self, granted: Granted[Any], amount: int) -> None:
         self._limits.settle(granted, amount)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Purse:
     """Of one exchange in one filter. `costs`: what each target may cost, None where nobody knows."""
 
-    __slots__ = ("_held", "amount", "costs", "granted", "keys", "model", "shares", "wary")
+    __slots__ = ("__weakref__", "_held", "amount", "costs", "grants", "keys", "model", "over", "shares", "wary")
 
     def __init__(self) -> None:
         self.shares: tuple[Share, ...] = ()
@@ -32,10 +32,12 @@ class Purse:
         self.model: str | None = None
         """The one that the targets belong to."""
         self.costs: Mapping[Target, int | None] = {}
-        self.granted: Granted[Any] | None = None
-        """None: nothing is counted for it."""
+        self.grants: list[tuple[Granted[Any], int]] = []
+        """What was granted, in pieces; none: nothing is counted for it."""
         self.amount = 0
-        """What is set aside."""
+        """What is set aside, all pieces together."""
+        self.over = False
+        """The exchange has ended."""
         self.wary = False
         """It objects to targets already."""
         self._held: dict[int, int] = {}
@@ -50,6 +52,21 @@ class Purse:
     def let_go(self, number: int) -> None:
         """The attempt has ended. Harmless for one that holds nothing."""
         self._held.pop(number, None)
+
+    def add(self, granted: Granted[Any], amount: int) -> None:
+        """One more piece."""
+        self.grants.append((granted, amount))
+        self.amount += amount
+
+    def empty(self, spent: int) -> list[tuple[Granted[Any], int]]:
+        """Take out every piece, each with what was spent of it; the last one bears what was spent beyond."""
+        pieces: list[tuple[Granted[Any], int]] = []
+        for at, (granted, amount) in enumerate(self.grants, 1):
+            part = spent if at == len(self.grants) else min(amount, spent)
+            pieces.append((granted, part))
+            spent -= part
+        self.grants, self.amount = [], 0
+        return pieces
 
     def objection(self, target: Target) -> str | None:
         """To a target whose cost nobody knows."""

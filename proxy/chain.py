@@ -51,6 +51,7 @@ class Chain:
         "requests",
         "reservations",
         "responses",
+        "usages",
     )
 
     def __init__(self, filters: Sequence[Filter], first: int = 0, span: range | None = None) -> None:
@@ -76,6 +77,7 @@ class Chain:
         self.observers = tuple(f.on_bytes for _, f in reversed(placed) if _overrides(f, "on_bytes"))
         self.events = tuple(f.on_event for _, f in reversed(placed) if _overrides(f, "on_event"))
         self.answers = tuple(f.on_answer for _, f in reversed(placed) if _overrides(f, "on_answer"))
+        self.usages = tuple(f.on_usage for _, f in placed if _overrides(f, "on_usage"))
         self.done = tuple((at, f.on_done) for at, f in reversed(placed) if _overrides(f, "on_done"))
 
     @property
@@ -92,7 +94,7 @@ class Chain:
             below = Chain(self.filters, at + 1, range(at + 1, len(self.filters)))
             above.admission = self.admission
             below.attempts, below.attempt_ends = self.attempts, self.attempt_ends
-            below.reservations = self.reservations
+            below.reservations, below.usages = self.reservations, self.usages
             above.attempts = above.attempt_ends = ()
             parts = self._parts[at] = (above, below)
         return parts

@@ -1,4 +1,4 @@
-"""The contract of a filter: an immutable config and up to eight moments in the life of an exchange.
+"""The contract of a filter: an immutable config and up to nine moments in the life of an exchange.
 
 A filter is built once from its config and serves every exchange; what belongs to one exchange it keeps in `ex.state`,
 keyed by a type of its own. It overrides only the moments it needs: the chain is compiled at load, and a moment nobody
@@ -103,6 +103,10 @@ class Filter:
         """An event of a stream: keep, replace, split or drop it, or raise AnswerRefusedError. A chain with one leaves
         the byte path."""
         return event
+
+    def on_usage(self, ex: Exchange) -> None:
+        """One more answer of a session over a WebSocket is paid for: `ex.usage` and `ex.cost_usd` say what all have
+        come to. Raise GatewayError to end the session."""
 
     def on_done(self, ex: Exchange) -> None:
         """The exchange is over. Must not fail it: what is raised here is logged."""

@@ -30,6 +30,7 @@ PONG: Final = 0xA
 
 NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
+POLICY: Final = 1008
 PROTOCOL_ERROR: Final = 1002
 NO_CODE: Final = 1005
 """Of a Close without one; never on the wire."""

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 from ..answer import Answer
 from ..errors import (
     BrokenAnswerError,
+    BudgetError,
     DownstreamError,
     FrameError,
+    GatewayError,
     ProtocolError,
     SessionIdleError,
     UpstreamError,
     UpstreamTimeoutError,
 )
-from .frames import BROKEN, GOING_AWAY, NO_CODE, NORMAL, PROTOCOL_ERROR, FrameScanner, encode_close
+from .frames import BROKEN, GOING_AWAY, NO_CODE, NORMAL, POLICY, PROTOCOL_ERROR, FrameScanner, encode_close
 from .handshake import UPGRADE, accept_fields, without_handshake
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from ..attempt import Attempt
     from ..dialect import SessionReader
     from ..dispatch import Dispatch
-    from ..errors import GatewayError
     from ..upstream.call import ResponseHead
     from .upward import Upward
 
@@ -91,11 +92,13 @@ class Tunnel(Answer):
     def on_data(self, data: bytes) -> None:
         """From the provider."""
         ready = self._provider.feed(data)
-        if self._session.reports:
+        charged = bool(self._session.reports)
+        if charged:
             self._charge()
         if ready:
             self._down(ready)
-        self._look_at(self._provider)
+        if not (charged and self._run.chain.usages and self._is_ended()):
+            self._look_at(self._provider)
 
     def on_body_data(self, data: bytes) -> None:
         """From the client."""
@@ -233,6 +236,17 @@ class Tunnel(Answer):
         for usage in reports:
             run.engine.ledger.add(run.ex, usage)
 
+    def _is_ended(self) -> bool:
+        """Whether a filter ends the session for what it has used."""
+        run = self._run
+        try:
+            for on_usage in run.chain.usages:
+                on_usage(run.ex)
+        except GatewayError as error:
+            self.cut(error)
+            return True
+        return False
+
     def _settle(self) -> None:
         """Take in what is not reported yet."""
         self._session.close()
@@ -247,4 +261,6 @@ def _codes(error: GatewayError) -> tuple[int, int]:
         return BROKEN, PROTOCOL_ERROR
     if isinstance(error, UpstreamError):
         return BROKEN, BROKEN
+    if isinstance(error, BudgetError):
+        return POLICY, GOING_AWAY
     return GOING_AWAY, GOING_AWAY

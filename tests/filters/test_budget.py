@@ -3,6 +3,7 @@ client is told which budget it is, how much is left and until when."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from headgate.proxy.accounting.record import Reserved, Spent, decode
 from headgate.proxy.exchange import Principal
 from headgate.proxy.filter import Filter
 from headgate.proxy.models import ModelTable, ModelTarget
+from headgate.proxy.websocket.frames import CLOSE
 from tests_support.answers import (
     chat_chunk,
     chat_chunks,
@@ -34,7 +36,8 @@ from tests_support.clock import WALL_START
 from tests_support.downstream import FakeDownstream
 from tests_support.gateway import CLIENT_KEY, config_for, gateway_over, load, running_gateway, written
 from tests_support.relay import EVERY_FAILURE, Relay
-from tests_support.upstream import FakeUpstream
+from tests_support.upstream import FakeUpstream, Pause
+from tests_support.websocket import HANDSHAKE, frames_of, response_done, switching, text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -465,6 +468,28 @@ def test_a_filter_that_counts_anew_keeps_what_was_counted_for_the_same_limit() -
     assert [two.pays(2), two.pays(1)] == [True, False]
 
 
+def test_a_session_is_paid_answer_by_answer_and_closed_where_the_next_is_not_paid_for() -> None:
+    it = shop("per: team, usd_per_month: 10, output_tokens: 3")
+    fields = [(name.encode(), value.encode()) for name, value in HANDSHAKE]
+    client = FakeDownstream(
+        method="GET", path="/v1/realtime", query=b"model=m", websocket=True, headers=[(b"host", b"localhost"), *fields]
+    )
+    asked = it.relay.ask(b"", client)
+    call = it.relay.providers[0].last
+    call.sent()
+    call.feed(switching(dict(call.request.headers)[b"sec-websocket-key"].decode()))
+    for n in range(4):
+        assert not client.finished
+        call.feed(text(response_done({"total_tokens": 2, "input_tokens": 0, "output_tokens": 2}, f"resp_{n}")))
+    assert [one.nanos // NANO for one in it.records if isinstance(one, Reserved)] == [3, 5, 7, 9]
+    assert it.records[-1].nanos == 8 * NANO
+    assert (asked.rows[-1].cost_usd, asked.rows[-1].error_code) == (8, "budget_exceeded")
+    *said, last = frames_of(client.received)[0]
+    assert (len(said), last.opcode, last.code) == (4, CLOSE, 1008)
+    assert it.pays(2)
+    assert not it.pays(1)
+
+
 # -- over sockets
 
 PRICED = {"models": {"*": {"targets": [{"provider": "up", "price": {"input": 0, "output": 1_000_000}}]}}}
@@ -520,6 +545,29 @@ async def test_a_reload_keeps_what_was_spent_also_where_the_amount_changes(tmp_p
             more = {**first, **budgeted('{"usd_per_week": 2}')}
             await gateway.half.reload(load(written(more, tmp_path)))
             assert [(await gateway.post(body)).status for _ in range(2)] == [200, 402]
+
+
+async def test_who_shares_a_call_pays_nothing_for_it_and_neither_does_who_gets_it_again() -> None:
+    pause = Pause()
+    usage = {"prompt_tokens": 0, "completion_tokens": 3, "total_tokens": 3}
+    changes = budgeted('{"per": "team", "usd_per_month": 12}')
+    changes["filters"].insert(2, {"cache": {"ttl": "5m"}})
+    body = b'{"model":"m","messages":[],"max_tokens":3}'
+    async with gateway_over([pause, json_response(chat_completion(usage=usage))], changes=changes) as (
+        gateway,
+        upstream,
+    ):
+        asking = [asyncio.create_task(gateway.post(body)) for _ in range(3)]
+        await upstream.wait_request()
+        pause.go()
+        answers = [*(await asyncio.gather(*asking)), await gateway.post(body)]
+        rows = await gateway.rows(4)
+        lines = (line for file in gateway.folder.glob("spool/*.seg") for line in file.read_bytes().splitlines())
+        spent = [record.nanos for line in lines if isinstance(record := decode(line), Spent)]
+    assert [answer.status for answer in answers] == [200] * 4
+    assert len(upstream.requests) == 1
+    assert sorted(spent) == [0, 0, 0, 3 * NANO]
+    assert sum(row.cost_usd or 0 for row in rows) == 3
 
 
 async def test_a_decision_says_which_target_was_too_dear() -> None:

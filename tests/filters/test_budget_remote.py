@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from headgate.filters.budget_remote import RemoteBudget
 from headgate.proxy.accounting.record import Reserved, Spent, decode
+from headgate.proxy.websocket.frames import CLOSE
 from tests_support.answers import chat_completion, json_response
 from tests_support.gateway import CLIENT_KEY, bearer, config_for, running_gateway
 from tests_support.process import gateway_process
 from tests_support.raw import CHAT, RawClient, request
 from tests_support.redis import RedisServer, until
-from tests_support.upstream import FakeUpstream
+from tests_support.upstream import STALL, FakeUpstream, Pause
+from tests_support.websocket import RawSocket, response_done, session, text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests_support.gateway import RunningGateway
+    from tests_support.upstream import Step
 
 PRICED = {"models": {"*": {"targets": [{"provider": "up", "price": {"input": 0, "output": 1_000_000}}]}}}
 WHOLE = json_response(chat_completion(usage={"prompt_tokens": 0, "completion_tokens": 1, "total_tokens": 1}))
@@ -109,6 +113,28 @@ async def test_a_client_that_leaves_while_redis_is_asked_has_spent_nothing(
         server.thaw()
         assert (await gateway.post(b'{"model":"m","max_tokens":1,"messages":[]}')).status == 200
         assert len(upstream.requests) == 2
+
+
+async def test_a_session_is_closed_an_answer_after_redis_has_said_no(server: RedisServer) -> None:
+    answer = text(response_done({"total_tokens": 2, "input_tokens": 0, "output_tokens": 2}))
+    pauses = [Pause() for _ in range(5)]
+    answers: list[Step] = [step for pause in pauses for step in (answer, pause)]
+    async with FakeUpstream(session(*answers, answer, STALL)) as upstream:
+        config = budgeted(upstream, server.url, usd_per_month=10, output_tokens=3)
+        async with running_gateway(config) as gateway, RawSocket(gateway.port, "/v1/realtime?model=m") as client:
+            links = gateway.half.engine.graph.default.chain.filters
+            [budget] = [link for link in links if isinstance(link, RemoteBudget)]
+            for n, pause in enumerate(pauses, 1):
+                await client.frames(n)
+                await until(lambda: not budget._asking)
+                pause.go()
+            frames, _ = await client.heard_all()
+            [row] = await gateway.rows(1)
+            spent = money(gateway)
+    assert (frames[-1].opcode, frames[-1].code) == (CLOSE, 1008)
+    assert (len(frames), row.cost_usd, row.error_code) == (6, 10, "budget_exceeded")
+    assert [kind for kind, _ in spent] == ["Reserved"] * 4 + ["Spent"] * 2
+    assert spent[-1] == ("Spent", 10)
 
 
 async def test_what_redis_has_forgotten_the_ledger_tells_it(tmp_path: Path, upstream: FakeUpstream) -> None:

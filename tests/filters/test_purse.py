@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.filters.purse import Purse
+from headgate.filters.stores.rules import Granted
 
 STEPS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 60), st.booleans()), max_size=30)
 
@@ -42,3 +43,16 @@ def test_what_is_held_is_never_more_than_what_is_set_aside(amount: int, steps: l
         else:
             assert sum(held.values()) + lost + cost > amount
         assert sum(held.values()) + lost <= amount
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=5), st.integers(0, 300))
+def test_all_that_was_spent_is_shared_out_over_the_pieces(amounts: list[int], spent: int) -> None:
+    made, granted = Purse(), [Granted[object]() for _ in amounts]
+    for one, amount in zip(granted, amounts, strict=True):
+        made.add(one, amount)
+    assert made.amount == sum(amounts)
+    pieces = made.empty(spent)
+    assert [one for one, _ in pieces] == granted
+    assert sum(part for _, part in pieces) == spent
+    assert all(part <= amount for (_, part), amount in zip(pieces[:-1], amounts[:-1], strict=True))
+    assert (made.amount, made.empty(0)) == (0, [])
