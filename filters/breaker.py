@@ -66,7 +66,10 @@ class Breaker:
     def succeed(self, began: float, now: float) -> bool:
         """What began at `began` went well; returns whether that closes it."""
         if self.rests_until is None:
-            self._good[self._turn(now)] += 1
+            at = int(now * SLICES / self._settings.window)
+            if at != self._slice:
+                self._turn(at)
+            self._good[at % SLICES] += 1
             return False
         if began < self.rests_until:
             return False
@@ -80,7 +83,9 @@ class Breaker:
         if self.rests_until is not None:
             again = began >= self.rests_until
         else:
-            self._bad[self._turn(now)] += 1
+            at = int(now * SLICES / self._settings.window)
+            self._turn(at)
+            self._bad[at % SLICES] += 1
             bad = sum(self._bad)
             of = bad + sum(self._good)
             again = bad >= self._settings.failures and bad * 100 >= self._settings.percent * of
@@ -90,16 +95,14 @@ class Breaker:
 
     def is_quiet(self, now: float) -> bool:
         """There is nothing to remember."""
-        self._turn(now)
+        self._turn(int(now * SLICES / self._settings.window))
         return self.rests_until is None and not (any(self._bad) or any(self._good))
 
-    def _turn(self, now: float) -> int:
-        """Forget what is too old; where to count now."""
-        at = int(now * SLICES / self._settings.window)
+    def _turn(self, at: int) -> None:
+        """It is the time of slice `at` since the beginning of time: forget what is too old."""
         for passed in range(min(at - self._slice, SLICES)):
             self._good[(at - passed) % SLICES] = self._bad[(at - passed) % SLICES] = 0
         self._slice = max(at, self._slice)
-        return at % SLICES
 
 
 def verdict(error: GatewayError | None, status: int, *, in_time: bool) -> bool | None:

@@ -5,8 +5,9 @@ elsewhere. It does so softly: where every target of a model rests, `on_all_open`
 overrule it. What is held against a target is an attempt that failed and that no other endpoint of the target could
 save: while another endpoint is still to be tried, judgement waits for the next attempt, or for the end of the exchange.
 
-Each worker has its own breakers, and they live as long as the settings stay what they are. Not here: when a circuit
-opens and closes (breaker.py); single endpoints (`outlier_detection`), keys (they rest by themselves).
+Each worker has its own breakers, and they live as long as the settings stay what they are. While all circuits are
+closed, plans are made without the veto, and what an exchange costs here is a look at how its attempt ended. Not here:
+when a circuit opens and closes (breaker.py); single endpoints (`outlier_detection`), keys (they rest by themselves).
 
 Status: stable. Trusts: upstream.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from ..proxy.exchange import Veto
 from ..proxy.filter import Filter
 from .breaker import Breaker, BreakerSettings, verdict
 
@@ -57,25 +59,28 @@ class CircuitBreaker(Filter):
         self._settings = BreakerSettings(
             config.failures, config.percent, config.window.total_seconds(), config.open_for.total_seconds()
         )
-        self._yields = config.on_all_open == "least_bad"
         self._now = now
         self._breakers: dict[tuple[Cluster, str], Breaker] = {}
+        self._veto = Veto(self._objection, soft=True, yields=config.on_all_open == "least_bad")
+        self._veto.idle = True
 
     def on_request(self, ex: Exchange) -> None:
         """From now on open circuits are passed over."""
-        ex.veto(self._objection, soft=True, yields=self._yields)
+        ex.vetoes.append(self._veto)
 
     def on_attempt(self, ex: Exchange, attempt: Attempt) -> None:
         """Take the permit of a half-open circuit."""
-        if ex.state:
+        if _Unjudged in ex.state:
             self._judge_waiting(ex, attempt.target)
-        breaker = self._breakers.get((attempt.target.cluster, attempt.target.model))
-        if breaker is not None and breaker.rests_until is not None and breaker.begin(attempt, attempt.started):
-            self.probes += 1
+        if not self._veto.idle:
+            breaker = self._breakers.get((attempt.target.cluster, attempt.target.model))
+            if breaker is not None and breaker.begin(attempt, attempt.started):
+                self.probes += 1
 
     def on_attempt_end(self, ex: Exchange, attempt: Attempt) -> None:
         """Judge it, unless another endpoint may yet save it."""
-        breaker, now = self._breaker(attempt.target), attempt.ended_at
+        target, now = attempt.target, attempt.ended_at
+        breaker = self._breakers.get((target.cluster, target.model)) or self._breaker(target)
         if breaker.probe is attempt:
             breaker.probe = None
         if now is None or attempt.cancelled:
@@ -83,10 +88,11 @@ class CircuitBreaker(Filter):
         said = verdict(attempt.error, attempt.status, in_time=now < ex.deadline)
         if said is None:
             return
-        if ex.state:
-            self._forget_waiting(ex, attempt.target)
+        if _Unjudged in ex.state:
+            self._forget_waiting(ex, target)
         if said:
-            self._succeed(breaker, attempt, now)
+            if breaker.succeed(attempt.started, now):
+                self._has_closed(target)
         elif _may_be_saved(ex, attempt):
             ex.state.setdefault(_Unjudged, []).append(_Unjudged(self, attempt))
         else:
@@ -99,11 +105,12 @@ class CircuitBreaker(Filter):
             breaker = self._breakers.get((attempt.target.cluster, attempt.target.model))
             if breaker is not None and breaker.probe is attempt:
                 breaker.probe = None
-                self._succeed(breaker, attempt, self._now())
+                if breaker.succeed(attempt.started, self._now()):
+                    self._has_closed(attempt.target)
 
     def on_done(self, ex: Exchange) -> None:
         """Nobody has saved what was not saved by now, and no permit outlives its exchange."""
-        if ex.state:
+        if _Unjudged in ex.state:
             self._judge_waiting(ex, None)
         for attempt in ex.attempts:
             if attempt.ended_at is None:  # it was never begun: its provider had no room
@@ -137,15 +144,21 @@ class CircuitBreaker(Filter):
             ranked = sorted(self._breakers, key=lambda key: self._breakers[key].rests_until is not None)
             for key in ranked[: MAX_TARGETS // 10]:
                 del self._breakers[key]
+            self._look_round()
 
-    def _succeed(self, breaker: Breaker, attempt: Attempt, now: float) -> None:
-        if breaker.succeed(attempt.started, now):
-            self.closed += 1
-            log.info("circuit_closed", filter=self.name, target=_named(attempt.target))
+    def _look_round(self) -> None:
+        """Circuits have opened, closed or been forgotten."""
+        self._veto.idle = all(breaker.rests_until is None for breaker in self._breakers.values())
+
+    def _has_closed(self, target: Target) -> None:
+        self.closed += 1
+        self._look_round()
+        log.info("circuit_closed", filter=self.name, target=_named(target))
 
     def _fail(self, breaker: Breaker, attempt: Attempt, now: float) -> None:
         if breaker.fail(attempt.started, now):
             self.opened += 1
+            self._look_round()
             log.warning(
                 "circuit_opened", filter=self.name, target=_named(attempt.target), seconds=self._settings.open_for
             )

@@ -8,30 +8,25 @@ filter above this one" is a comparison of two numbers.
 from __future__ import annotations
 
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .filter import Event, Filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .attempt import Attempt
     from .exchange import Exchange
 
 
-class RequestStep(NamedTuple):
+class RequestStep:
     """One `on_request`. A sync one is called in place; only an `async def` costs a task."""
 
-    position: int
-    call: Callable[[Exchange], Any]
-    is_async: bool
+    __slots__ = ("call", "is_async", "position")
 
-
-class AttemptStep(NamedTuple):
-    """One `on_attempt`, and the `on_attempt_end` of the same filter, which takes it back."""
-
-    begin: Callable[[Exchange, Attempt], None]
-    end: Callable[[Exchange, Attempt], None]
+    def __init__(self, position: int, call: Callable[[Exchange], Any], is_async: bool) -> None:
+        self.position = position
+        self.call = call
+        self.is_async = is_async
 
 
 class Chain:
@@ -69,9 +64,8 @@ class Chain:
         )
         self.reservations = tuple(step for step in self.requests if self.filters[step.position].reserves)
         """What depends on the model that is asked for."""
-        self.attempts = tuple(
-            AttemptStep(f.on_attempt, f.on_attempt_end) for _, f in placed if _overrides(f, "on_attempt")
-        )
+        self.attempts = tuple((f.on_attempt, f.on_attempt_end) for _, f in placed if _overrides(f, "on_attempt"))
+        """Each with the `on_attempt_end` of the same filter, which takes it back."""
         self.attempt_ends = tuple(f.on_attempt_end for _, f in reversed(placed) if _overrides(f, "on_attempt_end"))
         self.responses = tuple((at, f.on_response) for at, f in reversed(placed) if _overrides(f, "on_response"))
         self.observers = tuple(f.on_bytes for _, f in reversed(placed) if _overrides(f, "on_bytes"))

@@ -299,15 +299,14 @@ class Dispatch:
 
     def _is_let_pass(self, attempt: Attempt) -> bool:
         """Ask every `on_attempt`. When one stops the attempt, those before it hear of its end."""
-        ex = self.run.ex
-        passed = []
+        ex, steps, passed = self.run.ex, self.run.chain.attempts, 0
         try:
-            for step in self.run.chain.attempts:
-                step.begin(ex, attempt)
-                passed.append(step)
+            for on_attempt, _ in steps:
+                on_attempt(ex, attempt)
+                passed += 1
         except Exception as stop:
             attempt.cancelled = True
-            self._tell(attempt, [step.end for step in reversed(passed)])
+            self._tell(attempt, [on_attempt_end for _, on_attempt_end in reversed(steps[:passed])])
             if not isinstance(stop, SkipTarget):
                 raise
             ex.skipped += (Vetoed(attempt.target, stop.reason, soft=False, error=stop.error),)

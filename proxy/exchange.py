@@ -74,14 +74,16 @@ ANONYMOUS = Principal("-")
 
 class Veto:
     """A filter's objection to targets: `check(target)` gives a reason or None. `soft`: may be overruled when all
-    are vetoed; `yields`: is, whatever the model's `on_exhausted` says."""
+    are vetoed; `yields`: is, whatever the model's `on_exhausted` says. One may serve every exchange."""
 
-    __slots__ = ("check", "soft", "yields")
+    __slots__ = ("check", "idle", "soft", "yields")
 
     def __init__(self, check: Callable[[Target], str | None], soft: bool, yields: bool = False) -> None:
         self.check = check
         self.soft = soft
         self.yields = yields
+        self.idle = False
+        """There is no target that it objects to now, so a plan is made without it."""
 
 
 _ADOPTED = (

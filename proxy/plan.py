@@ -113,6 +113,8 @@ def build_plan(
     while every other target of the model is unconfigured, never as a fallback from a failure; and, softly, a cluster
     may be unable to take the call now.
     """
+    if vetoes:
+        vetoes = [veto for veto in vetoes if not veto.idle]
     real = False
     for target in candidates:
         if not (target.cluster.stand_in or target.cluster.unconfigured):

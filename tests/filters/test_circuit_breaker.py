@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from headgate.config import CircuitBreakerConfig
+from headgate.filters.breaker import OPEN
 from headgate.filters.circuit_breaker import MAX_TARGETS, CircuitBreaker
 from headgate.proxy.errors import BadStatusError, BusyStatusError, ResetError
 from headgate.proxy.plan import RetryPolicy, Target
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from headgate.proxy.attempt import Attempt
     from headgate.proxy.errors import GatewayError
-    from headgate.proxy.exchange import Exchange
+    from headgate.proxy.exchange import Exchange, Veto
     from headgate.proxy.upstream.call import ResponseHead
     from headgate.proxy.upstream.cluster import Cluster
     from tests_support.upstream import Source
@@ -199,6 +200,7 @@ class ScriptedExchange:
         self.link = link
         self.clock = clock
         self.state: dict[type, Any] = {}
+        self.vetoes: list[Veto] = []
         self.attempts: list[Any] = []
         self.attempt: Any = None
         self.deadline = float("inf")
@@ -329,6 +331,21 @@ def test_a_probe_that_is_answered_with_an_error_has_not_shown_enough() -> None:
     assert link.closed == 0
     link.on_response(ex.ex, cast("ResponseHead", type("Head", (), {"status": 200})()))
     assert link.closed == 1
+
+
+def test_its_veto_is_idle_while_every_circuit_is_closed() -> None:
+    link, clock, target, [one] = link_and_target(1)
+    ex = ScriptedExchange(link, clock)
+    link.on_request(ex.ex)
+    [veto] = ex.ex.vetoes
+    assert veto.idle
+    ex.end(ex.start(target, one), ResetError("…"))
+    assert (veto.idle, veto.check(target)) == (False, OPEN)
+    clock.advance(31)
+    assert (veto.idle, veto.check(target)) == (False, None)  # half-open
+    again = ScriptedExchange(link, clock)
+    again.end(again.start(target, one))
+    assert (veto.idle, link.closed) == (True, 1)
 
 
 def test_what_it_remembers_is_bounded_and_open_circuits_are_kept() -> None:

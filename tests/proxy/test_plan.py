@@ -82,6 +82,15 @@ def test_a_veto_takes_a_target_out_and_its_reason_is_kept() -> None:
     assert plan.vetoed == (Vetoed(targets[0], "tired", True),)
 
 
+def test_a_veto_that_is_idle_is_not_asked() -> None:
+    targets = [_target("a"), _target("b")]
+    veto = Veto(lambda _: "tired", soft=False)
+    veto.idle = True
+    assert _names(build_plan(targets, [veto], None, 0.0)) == ["a", "b"]
+    veto.idle = False
+    assert _names(build_plan(targets, [veto], None, 0.0)) == []
+
+
 def test_the_stand_in_answers_while_nobody_else_is_configured() -> None:
     plan = build_plan([_target("a", unconfigured=True), _target("mock", stand_in=True, priority=1)], [], None, 0.0)
     assert _names(plan) == ["mock"]
