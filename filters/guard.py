@@ -1,11 +1,12 @@
 """Looks for what must not pass in the texts of requests and answers: blocks it, or puts a name in its place.
 
-Every string value of a JSON body is looked through, but those that are no text (guard_stream.py: roles, ids, types,
-encoded data). What is taken out is replaced in place and no other byte changes. The texts of a streamed answer are
+Every string value of a JSON body is looked through, but those that are no text (looking.py: roles, ids, types, encoded
+data). What is taken out is replaced in place and no other byte changes. The texts of a streamed answer are
 followed through its events, each by a window (redaction.py) that holds back what is undecided; what is held is given
 out when the choice, or the stream, ends, and never where it is cut. What cannot be looked into is refused: other bodies
 than JSON objects, sessions, encoded answers, events that are not JSON. `logprobs` spell an answer once more, token by
-token, so they are taken out of answers that are looked through.
+token, so they are taken out of answers that are looked through. A rule may ask a service of the operator's
+(guard_service.py), which sees what the other rules have left.
 
 Not looked through: names of JSON members, numbers, pictures and sounds, and text that is split over several strings of
 one body. It finds what people write by mistake; it is no wall against who wants to get a text through.
@@ -121,7 +122,7 @@ class Guard(Filter):
     ) -> str:
         """A JSON text as the services leave it, each of which sees what the one before it has left."""
         for service in services:
-            found = all_texts(source, self._max_text, too_large)
+            found = await in_turn(all_texts(source, self._max_text, too_large))
             texts = await self._verdict(service, case, [one.text for one in found]) if found else None
             if texts is not None:
                 places = [(one.start, one.end) for one in found]

@@ -35,10 +35,21 @@ class Text(NamedTuple):
 
 def texts(source: str) -> Iterator[Text]:
     """Every string value, in order."""
+    return (one for one in texts_in_turn(source, len(source)) if one is not None)
+
+
+def texts_in_turn(source: str, every: int) -> Iterator[Text | None]:
+    """The same, and None each time that so many brackets, commas and strings have gone by: a text may be nothing but
+    those."""
     stack: list[str | int] = []
     """For each open bracket the name or the place that is under way."""
     lists: list[bool] = []
+    left = every
     for match in _TOKEN.finditer(source):
+        left -= 1
+        if left < 0:
+            left = every
+            yield None
         token = match[0]
         first = token[0]
         if first == '"':

@@ -10,11 +10,11 @@ Not here: streams, whose events are looked at as they come (guard_stream.py).
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from anyio.lowlevel import checkpoint
 
-from .json_strings import Spelt, change, texts
+from .json_strings import Spelt, change, texts_in_turn
 from .redaction import PER_TEXT, scan, slice_for
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from .json_strings import Change, Path
     from .redaction import Found, Rule
 
+T = TypeVar("T")
 Looking = Generator[None, None, str | None]
+TOKENS: Final = 1 << 14
+"""Of JSON, between two turns: a few milliseconds where none of them is a text."""
 _NO_TEXT = frozenset(
     (
         "role", "type", "object", "id", "model", "finish_reason", "status", "detail", "format", "data", "file_data",
@@ -55,7 +58,11 @@ def look_through(
     changes: list[Change] = []
     size = spent = 0
     slice_ = slice_for(rules)
-    for path, start, end in texts(source):
+    for found in texts_in_turn(source, TOKENS):
+        if found is None:
+            yield
+            continue
+        path, start, end = found
         spent += PER_TEXT
         if is_text(path) and not source.startswith("data:", start, end):
             size += end - start
@@ -68,9 +75,9 @@ def look_through(
                 if spent >= slice_:
                     spent = 0
                     yield
-            for found in matches:
-                judge(found.rule)
-                changes.append((spelt.place(found.start), spelt.place(found.end), found.rule.placeholder))
+            for match in matches:
+                judge(match.rule)
+                changes.append((spelt.place(match.start), spelt.place(match.end), match.rule.placeholder))
         elif spent >= slice_:
             spent = 0
             yield
@@ -85,16 +92,21 @@ class Place(NamedTuple):
     text: str
 
 
-def all_texts(source: str, max_text: int, too_large: Callable[[], GatewayError]) -> list[Place]:
-    """Every text of a JSON object, `max_text` characters of them at the most."""
-    found = [
-        Place(start, end, Spelt(source, start, end).text)
-        for path, start, end in texts(source)
-        if is_text(path) and end > start and not source.startswith("data:", start, end)
-    ]
-    if sum(one.end - one.start for one in found) > max_text:
-        raise too_large()
-    return found
+def all_texts(source: str, max_text: int, too_large: Callable[[], GatewayError]) -> Generator[None, None, list[Place]]:
+    """Every text of a JSON object that is not empty, `max_text` characters of them at the most."""
+    places: list[Place] = []
+    size = 0
+    for found in texts_in_turn(source, TOKENS):
+        if found is None:
+            yield
+            continue
+        path, start, end = found
+        if is_text(path) and end > start and not source.startswith("data:", start, end):
+            size += end - start
+            if size > max_text:
+                raise too_large()
+            places.append(Place(start, end, Spelt(source, start, end).text))
+    return places
 
 
 def look_at(rules: Sequence[Rule], text: str, judge: Callable[[Rule], None]) -> Looking:
@@ -107,22 +119,22 @@ def look_at(rules: Sequence[Rule], text: str, judge: Callable[[Rule], None]) -> 
     return change(text, [(found.start, found.end, found.rule.placeholder) for found in matches]) if matches else None
 
 
-def at_once(looking: Looking) -> str | None:
+def at_once(looking: Generator[None, None, T]) -> T:
     """All of it, in one go."""
     while True:
         try:
             next(looking)
         except StopIteration as end:
-            changed: str | None = end.value
-            return changed
+            result: T = end.value
+            return result
 
 
-async def in_turn(looking: Looking) -> str | None:
+async def in_turn(looking: Generator[None, None, T]) -> T:
     """All of it, with a round of the loop after each slice. Cancelled, it leaves nothing behind."""
     while True:
         try:
             next(looking)
         except StopIteration as end:
-            changed: str | None = end.value
-            return changed
+            result: T = end.value
+            return result
         await checkpoint()

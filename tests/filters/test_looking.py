@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.config import GuardRule
-from headgate.filters.looking import Looking, at_once, in_turn, look_at, look_through
+from headgate.filters.looking import TOKENS, Looking, all_texts, at_once, in_turn, is_text, look_at, look_through
 from headgate.filters.redaction import PER_TEXT, SHORTEST, STEPS, Found, Rule, scan, search, slice_for
+from headgate.proxy.errors import GatewayError, GuardTooLargeError
 from tests_support.answers import chat_completion, json_response
 from tests_support.caller import eventually
 from tests_support.gateway import gateway_over
@@ -81,6 +82,28 @@ def test_many_small_texts_count_like_a_long_one() -> None:
     source = json.dumps({"input": ["a"] * 30_000, "role": ["assistant"] * 30_000})
     turns = looked_at_each_turn(made, look_through(made, source, 1 << 20, ignore, never))
     assert len(turns) > 60_000 * PER_TEXT / slice_for(made) * 0.9
+
+
+def test_brackets_and_numbers_take_turns_too() -> None:
+    made = rules()
+    source = json.dumps({"input": list(range(100_000)), "text": "a"})
+    for looking in (look_through(made, source, 9, ignore, never), all_texts(source, 9, never)):
+        assert len(list(looking)) >= 100_000 // TOKENS
+
+
+def test_what_a_service_is_told_is_bounded_as_it_is_collected() -> None:
+    def too_large() -> GatewayError:
+        return GuardTooLargeError("too large")
+
+    source = json.dumps({"input": ["abc", "", "data:x"], "role": "user"})
+    assert [place.text for place in at_once(all_texts(source, 3, too_large))] == ["abc"]
+    with pytest.raises(GuardTooLargeError):
+        at_once(all_texts(source, 2, too_large))
+
+
+def test_a_body_without_names_is_text() -> None:
+    assert is_text((0, 1))
+    assert not is_text(("messages", 0, "role"))
 
 
 def test_what_can_match_in_many_ways_is_looked_at_in_shorter_slices() -> None:
