@@ -52,9 +52,11 @@ class Wanted(NamedTuple):
 
 
 class Watched:
-    """One endpoint, and what has been found out about it. The three counts have Envoy's names; they only grow."""
+    """One endpoint, and what has been found out about it. The counts have Envoy's names; they only grow."""
 
-    __slots__ = ("attempt", "endpoint", "health", "network_failure", "provider", "seen", "state", "told")
+    __slots__ = (
+        "attempt", "endpoint", "health", "network_failure", "passive_failure", "provider", "seen", "state", "told",
+    )  # fmt: skip
 
     def __init__(self, provider: str, endpoint: str, check: HealthCheck) -> None:
         self.provider = provider
@@ -68,6 +70,8 @@ class Watched:
         self.attempt = 0
         self.network_failure = 0
         """Checks without an answer in time."""
+        self.passive_failure = 0
+        """Times it asked to be left alone."""
 
     @property
     def verdict(self) -> Verdict:
@@ -81,6 +85,7 @@ class Watched:
             "health_check.success": self.health.success,
             "health_check.failure": self.health.failure,
             "health_check.network_failure": self.network_failure,
+            "health_check.passive_failure": self.passive_failure,
         }
 
 
@@ -165,6 +170,7 @@ class HealthWatch:
         where it is not checked."""
         for one in self._watched.values():
             if (one.provider, one.endpoint) == (provider, endpoint) and one.health.fail(one.state):
+                one.passive_failure += 1
                 self._publish(one.verdict)
                 self._log(one, "it asked to be left alone")
 

@@ -20,6 +20,7 @@ import structlog
 
 from ..proxy.exchange import Veto
 from ..proxy.filter import Filter
+from ..proxy.snapshot import Resting
 from .breaker import Breaker, BreakerSettings, verdict
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 MAX_TARGETS = 1024
 """Model names may come from clients: what is kept of them is bounded."""
+HALF_OPEN = "half_open"
+"""The next call is the probe."""
 log = structlog.get_logger("headgate")
 
 
@@ -63,6 +66,17 @@ class CircuitBreaker(Filter):
         self._breakers: dict[tuple[Cluster, str], Breaker] = {}
         self._veto = Veto(self._objection, soft=True, yields=config.on_all_open == "least_bad")
         self._veto.idle = True
+
+    def left_alone(self) -> dict[tuple[str, str], Resting]:
+        """Open and half-open circuits."""
+        now = self._now()
+        return {
+            (cluster.name, model): Resting(
+                HALF_OPEN if breaker.objection(now) is None else "open", max(0.0, breaker.rests_until - now)
+            )
+            for (cluster, model), breaker in self._breakers.items()
+            if breaker.rests_until is not None
+        }
 
     def on_request(self, ex: Exchange) -> None:
         """From now on open circuits are passed over."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .exchange import Exchange
     from .replies import Reply
     from .run import Run
+    from .snapshot import Resting
     from .upstream.call import ResponseHead
 
 
@@ -73,6 +74,10 @@ class Filter:
     def from_config(cls, config: Mapping[str, Any]) -> Filter:
         """Build a user-written filter from its `config:` mapping; the default passes the keys as keyword arguments."""
         return cls(**config)
+
+    def left_alone(self) -> Mapping[tuple[str, str], Resting]:
+        """Targets that it leaves alone of its own accord now, by (provider, upstream model), for /clusters."""
+        return {}
 
     def on_request(self, ex: Exchange) -> Reply | Shared | Awaitable[Reply | Shared | None] | None:
         """Let pass (None), answer (a Reply, or what others get, too), or refuse (raise GatewayError). May be

@@ -10,14 +10,15 @@ Not here: the value itself, and sums over workers (snapshot.py).
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .snapshot import Counters, Distribution, ModelCounters, Snapshot, add
+from .snapshot import Counters, Distribution, ModelCounters, Resting, Snapshot, add
 from .upstream.http_endpoint import HttpEndpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .accounting.spool import Spool
     from .chain import Chain
@@ -37,6 +38,8 @@ HOST_COUNTERS = ("rq_success", "rq_error", "rq_timeout")
 GAUGES = ("cx_active", "rq_active", "rq_pending_active")
 """What of `UpstreamStats` goes up and down."""
 HOST_GAUGES = ("failed_active_hc", "failed_outlier_check")
+MOST_RESTING = 256
+"""Keys, and targets, that are told of: models may come from clients, and this goes out every second."""
 SWITCHED = 101
 _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -96,6 +99,8 @@ class Observer:
             loop_lag=loop_lag,
             spool_full=spool is not None and spool.full,
             upstreams=_gauges(parts.hosts),
+            keys=_keys(engine.graph.clusters.values(), engine.clock.monotonic()),
+            targets=_targets(_parts([engine.graph]).links),
             counters=counters,
         )
 
@@ -197,6 +202,24 @@ def _gauges(hosts: Sequence[tuple[str, Host]]) -> dict[tuple[str, str], dict[str
             state = (not host.healthy, host.ejected)
             add(counts, {name: int(holds) for name, holds in zip(HOST_GAUGES, state, strict=True)})
     return gauges
+
+
+def _keys(clusters: Iterable[Cluster], now: float) -> dict[tuple[str, str, str], Resting]:
+    found = (
+        ((cluster.name, key, model), Resting(why, round(seconds, 1)))
+        for cluster in clusters
+        for key, model, why, seconds in cluster.resting_keys(now)
+    )
+    return dict(islice(found, MOST_RESTING))
+
+
+def _targets(links: Sequence[Filter]) -> dict[tuple[str, str, str], Resting]:
+    found = (
+        ((link.name, provider, model), Resting(rest.why, round(rest.seconds, 1), rest.workers))
+        for link in links
+        for (provider, model), rest in link.left_alone().items()
+    )
+    return dict(islice(found, MOST_RESTING))
 
 
 def _model(series: Series) -> ModelCounters:

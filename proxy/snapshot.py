@@ -92,6 +92,20 @@ class StoreCounters(msgspec.Struct):
         self.latency.grow(new.latency, old.latency)
 
 
+class Resting(msgspec.Struct):
+    """A key or a target that is left alone for a while: why, the seconds that are left of it at most, and in how many
+    workers."""
+
+    why: str
+    seconds: float
+    workers: int = 1
+
+    def join(self, other: Resting) -> Resting:
+        """Both as one; the longer one says why."""
+        longer = self if self.seconds >= other.seconds else other
+        return Resting(longer.why, longer.seconds, self.workers + other.workers)
+
+
 class Counters(msgspec.Struct):
     """All that only grows."""
 
@@ -168,6 +182,10 @@ class Snapshot(msgspec.Struct):
     """By name: 1 while the worker reaches the store."""
     upstreams: dict[tuple[str, str], dict[str, int]] = {}
     """By (provider, address): cx_active, rq_active, rq_pending_active."""
+    keys: dict[tuple[str, str, str], Resting] = {}
+    """By (provider, name of the key, upstream model): those that rest. The model is empty where they rest for all."""
+    targets: dict[tuple[str, str, str], Resting] = {}
+    """By (filter, provider, upstream model): those that a filter leaves alone (circuit breakers)."""
     counters: Counters = msgspec.field(default_factory=Counters)
 
     @property
@@ -246,6 +264,8 @@ class Totals:
             spool_full=any(one.spool_full for one in living),
             stores=stores,
             upstreams=upstreams,
+            keys=_joined(one.keys for one in living),
+            targets=_joined(one.targets for one in living),
             counters=msgspec.msgpack.decode(msgspec.msgpack.encode(self._counters), type=Counters),
         )
 
@@ -268,6 +288,14 @@ def grow(counts: dict[K, int], new: Mapping[K, int], old: Mapping[K, int]) -> No
     """Add to `counts` what `new` has above `old`."""
     for key, value in new.items():
         counts[key] = counts.get(key, 0) + max(0, value - old.get(key, 0))
+
+
+def _joined(tables: Iterable[Mapping[K, Resting]]) -> dict[K, Resting]:
+    joined: dict[K, Resting] = {}
+    for table in tables:
+        for key, rest in table.items():
+            joined[key] = joined[key].join(rest) if key in joined else rest
+    return joined
 
 
 def _grow_tables(

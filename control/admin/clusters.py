@@ -10,10 +10,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..clusters import host_name
+from ..telemetry.bounds import clean
 
 if TYPE_CHECKING:
     from ...config import EndpointConfig, GatewayConfig, Provider
-    from ...proxy.snapshot import Snapshot
+    from ...proxy.snapshot import Resting, Snapshot
 
 Checks = Mapping[tuple[str, str], Mapping[str, int]]
 """What active checks have counted, by provider and address."""
@@ -37,6 +38,16 @@ def clusters_json(config: GatewayConfig, snapshot: Snapshot, checks: Checks = NO
                 "unconfigured": provider is not None and provider.unconfigured,
                 "limits": _limits(provider) if provider is not None else {},
                 "stats": counters.clusters.get(name, {}),
+                "resting_keys": [
+                    {"key": key, "model": clean(model), **_rest(rest)}
+                    for (cluster, key, model), rest in snapshot.keys.items()
+                    if cluster == name
+                ],
+                "circuits": [
+                    {"filter": link, "model": clean(model), **_rest(rest)}
+                    for (link, cluster, model), rest in snapshot.targets.items()
+                    if cluster == name
+                ],
                 "hosts": [
                     _host(
                         address,
@@ -59,11 +70,23 @@ def clusters_text(config: GatewayConfig, snapshot: Snapshot, checks: Checks = NO
         lines += [f"{name}::{flag}::{str(cluster[flag]).lower()}" for flag in ("unconfigured", "removed")]
         lines += [f"{name}::default_priority::{key}::{value}" for key, value in cluster["limits"].items()]
         lines += [f"{name}::{key}::{value}" for key, value in sorted(cluster["stats"].items())]
+        for rest in cluster["resting_keys"]:
+            lines.append(f"{name}::resting_key::{rest['key']}::{rest['model'] or '*'}::{_left(rest)}")
+        for rest in cluster["circuits"]:
+            lines.append(f"{name}::circuit::{rest['filter']}::{rest['model']}::{_left(rest)}")
         for host in cluster["hosts"]:
             said = {key: value for key, value in host.items() if key not in ("address", "stats", "metadata")}
             said |= host["stats"] | {f"metadata::{key}": value for key, value in host["metadata"].items()}
             lines += [f"{name}::{host['address']}::{key}::{_shown(value)}" for key, value in sorted(said.items())]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _rest(rest: Resting) -> dict[str, Any]:
+    return {"state": rest.why, "seconds": rest.seconds, "workers": rest.workers}
+
+
+def _left(rest: Mapping[str, Any]) -> str:
+    return f"{rest['state']}::{rest['seconds']:g}"
 
 
 def _limits(provider: Provider) -> dict[str, int]:

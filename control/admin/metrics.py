@@ -72,5 +72,6 @@ class Metrics:
             control={name: getattr(control, name) for name in control.__slots__},
             ledger=ledger,
             auth_filters=frozenset(entry.name for entry in view.config.filters if entry.kind == "auth"),
+            checks=view.checks(),
             alerts=dict(tailer.alerts) if tailer is not None else {},
         )

@@ -109,6 +109,28 @@ GAUGES: Final = {
         "headgate_upstream_ejected", "gauge", "Endpoints that are ejected, in all workers.", ("provider",)
     ),
 }
+CHECKS: Final = {
+    f"health_check.{name}": Metric(f"headgate_upstream_health_check_{name}_total", "counter", text, ("provider",))
+    for name, text in {
+        "attempt": "Health checks made.",
+        "success": "Health checks that were passed.",
+        "failure": "Health checks that were not, those without an answer in time included.",
+        "network_failure": "Health checks without an answer in time.",
+        "passive_failure": "Endpoints taken out because an answer of theirs said so.",
+    }.items()
+}
+RESTING_KEYS: Final = Metric(
+    "headgate_upstream_keys_resting",
+    "gauge",
+    "Keys that rest after a 401, or for a model after a 429, in all workers.",
+    ("provider",),
+)
+CIRCUITS: Final = Metric(
+    "headgate_upstream_circuits_open",
+    "gauge",
+    "Models whose circuit breaker is open or half open, in all workers.",
+    ("provider",),
+)
 EDGE: Final = _counters(
     "headgate_edge",
     (),
@@ -172,6 +194,9 @@ CATALOG: Final = (
     *CLUSTER.values(),
     *ENDPOINT.values(),
     *GAUGES.values(),
+    *CHECKS.values(),
+    RESTING_KEYS,
+    CIRCUITS,
     *EDGE.values(),
     Metric("headgate_edge_connections", "gauge", "Open connections of clients."),
     *AUTH.values(),

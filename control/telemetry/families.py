@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from .catalog import Metric
     from .sheet import Family, Labels
 
-# Lines for each place: 39 for both histograms, 6 for tokens and cost, 31 for a provider, 2 for auth, 5 for a worker,
-# and 16 for Redis. 18*39 + 57*6 + 70 + 20*31 + 8*2 + 96 + 8 + 16*5 + 16 = 1950, and some 40 more have no labels.
-HISTOGRAM_PLACES: Final = 18
-MODEL_PLACES: Final = 57
-EXCHANGE_PLACES: Final = 70
+# Lines for each place: 39 for both histograms, 6 for tokens and cost, 38 for a provider, 2 for auth, 5 for a worker,
+# and 16 for Redis. 16*39 + 48*6 + 60 + 20*38 + 8*2 + 96 + 8 + 16*5 + 16 = 1948, and some 40 more have no labels.
+HISTOGRAM_PLACES: Final = 16
+MODEL_PLACES: Final = 48
+EXCHANGE_PLACES: Final = 60
 PROVIDER_PLACES: Final = 20
 AUTH_PLACES: Final = 8
 FILTER_PLACES: Final = 96
@@ -48,6 +48,8 @@ class Observed(NamedTuple):
     """rows, lost, dead_letters, errors, trimmed, up; empty where no records are kept"""
     auth_filters: frozenset[str]
     """Names of the filters of the kind `auth`."""
+    checks: Mapping[tuple[str, str], Mapping[str, int]] = {}
+    """What active checks have counted, by provider and address."""
     alerts: Mapping[tuple[str, int], int] = {}
     """Alerts so far, by the place of a budget and percent."""
 
@@ -72,7 +74,7 @@ class Telemetry:
         _stores(sheet, observed.snapshot)
         self._count_exchanges(sheet, observed.snapshot)
         self._count_models(sheet, observed.snapshot)
-        self._count_upstreams(sheet, observed.snapshot)
+        self._count_upstreams(sheet, observed)
         self._count_filters(sheet, observed)
         return sheet.families()
 
@@ -98,14 +100,22 @@ class Telemetry:
                 sheet.add("headgate_cost_usd_total", model.cost_usd, *labels)
                 sheet.add("headgate_unknown_cost_total", model.unknown_cost, *labels)
 
-    def _count_upstreams(self, sheet: Sheet, snapshot: Snapshot) -> None:
-        counters = snapshot.counters
+    def _count_upstreams(self, sheet: Sheet, observed: Observed) -> None:
+        snapshot, counters = observed.snapshot, observed.snapshot.counters
         for provider, counts in counters.clusters.items():
             _add_table(sheet, catalog.CLUSTER, counts, self._providers.place((clean(provider),)))
         for (provider, _), counts in counters.endpoints.items():
             _add_table(sheet, catalog.ENDPOINT, counts, self._providers.place((clean(provider),)))
         for (provider, _), gauges in snapshot.upstreams.items():
             _add_table(sheet, catalog.GAUGES, gauges, self._providers.place((clean(provider),)))
+        for (provider, _), checks in observed.checks.items():
+            _add_table(sheet, catalog.CHECKS, checks, self._providers.place((clean(provider),)))
+        for provider in counters.clusters:
+            labels = self._providers.place((clean(provider),))
+            resting = sum(rest.workers for (where, _, _), rest in snapshot.keys.items() if where == provider)
+            circuits = sum(rest.workers for (_, where, _), rest in snapshot.targets.items() if where == provider)
+            sheet.add(catalog.RESTING_KEYS.name, resting, *labels)
+            sheet.add(catalog.CIRCUITS.name, circuits, *labels)
 
     def _count_filters(self, sheet: Sheet, observed: Observed) -> None:
         for name, counts in observed.snapshot.counters.filters.items():

@@ -28,7 +28,7 @@ from .queued import QueuedCall
 from .retry_budget import RetryBudget
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ..accounting.prices import Price
     from ..catalog import ListedModel
@@ -193,6 +193,10 @@ class Cluster:
     def healthy_panic(self) -> int:
         """Calls that went to hosts, well or not, because too few were well."""
         return self._balancer.healthy_panic
+
+    def resting_keys(self, now: float) -> Iterator[tuple[str, str, str, float]]:
+        """See `Credentials.resting`."""
+        return self._credentials.resting(now) if self._credentials is not None else iter(())
 
     # -- for the plan
 

@@ -15,7 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 REFUSED_SECONDS = 60.0
 REFUSED_MAX_SECONDS = 600.0
@@ -83,9 +83,14 @@ class Cooling:
         self._until[key] = until
         self.latest = max(self.latest, until)
 
+    def items(self) -> Iterator[tuple[Credential, str, float]]:
+        """Key, model, and until when."""
+        for (credential, model), until in self._until.items():
+            yield credential, model, until
+
     def take_over(self, other: Cooling, successors: Mapping[Credential, Credential]) -> None:
         """What `other` knows of keys that have a successor here, which is the same key."""
-        for (credential, model), until in other._until.items():
+        for credential, model, until in other.items():
             successor = successors.get(credential)
             if successor is not None:
                 self._until[successor, model] = until
@@ -155,6 +160,15 @@ class Credentials:
     def is_strained(self, now: float) -> bool:
         """Whether any key may cool for any model."""
         return self._doubtful > 0 or now < self._cooling.latest
+
+    def resting(self, now: float) -> Iterator[tuple[str, str, str, float]]:
+        """Name of the key, model, why, and the seconds left, of all that rest; the model is empty for all models."""
+        for credential in self._all:
+            if credential.refused_until > now:
+                yield credential.name, "", "refused", credential.refused_until - now
+        for credential, model, until in self._cooling.items():
+            if until > now:
+                yield credential.name, model, "limited", until - now
 
     def limited(self, model: str, now: float) -> bool:
         """Whether a 429 is why no key can be used for `model` now: without it, at least one could."""

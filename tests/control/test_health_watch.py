@@ -139,6 +139,7 @@ async def test_the_first_check_is_told_and_the_next_ones_only_when_they_change_s
             "health_check.success": 3,
             "health_check.failure": 3,
             "health_check.network_failure": 3,
+            "health_check.passive_failure": 0,
         }
     }
 
@@ -162,6 +163,8 @@ async def test_one_that_asks_to_be_left_alone_is_until_it_passes(watched: Watche
     watched.watch.leave_alone("q", B)
     assert watched.told[2:] == [Verdict("p", A, False)]
     assert [(event["endpoint"], event["reason"]) for event in logged] == [(A, "it asked to be left alone")]
+    counted = watched.watch.counters()
+    assert [counted["p", name]["health_check.passive_failure"] for name in (A, B)] == [1, 0]
     await watched.next("a")
     await watched.answer("a")
     assert watched.told[3:] == [Verdict("p", A, True)]

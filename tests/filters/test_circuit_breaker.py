@@ -14,6 +14,7 @@ from headgate.filters.breaker import OPEN
 from headgate.filters.circuit_breaker import MAX_TARGETS, CircuitBreaker
 from headgate.proxy.errors import BadStatusError, BusyStatusError, ResetError
 from headgate.proxy.plan import RetryPolicy, Target
+from headgate.proxy.snapshot import Resting
 from tests_support.answers import chat_chunks, chat_completion, error_response, json_response, sse
 from tests_support.clock import FakeClock
 from tests_support.gateway import RunningGateway, config_for, load, running_gateway, written
@@ -244,6 +245,20 @@ def link_and_target(hosts: int, **settings: Any) -> tuple[CircuitBreaker, FakeCl
     )
     link = CircuitBreaker(CircuitBreakerConfig(**{"failures": 1, **settings}), now=clock.monotonic)
     return link, clock, target, list(target.cluster.hosts)
+
+
+def test_what_rests_is_open_until_its_time_is_over_and_half_open_from_then_on() -> None:
+    link, clock, target, [host] = link_and_target(1, open_for="60s")
+    assert link.left_alone() == {}
+    ex = ScriptedExchange(link, clock, attempts=1)
+    ex.end(ex.start(target, host), ResetError("…"))
+    assert link.left_alone() == {("p", "m"): Resting("open", 60.0)}
+    clock.advance(61)
+    assert link.left_alone() == {("p", "m"): Resting("half_open", 0.0)}
+    probe = ex.start(target, host)
+    assert link.left_alone() == {("p", "m"): Resting("open", 0.0)}, "whoever comes now has to wait for the probe"
+    ex.end(probe)
+    assert link.left_alone() == {}
 
 
 def test_what_another_endpoint_of_the_target_saves_is_no_failure() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headgate.proxy.snapshot import Counters, ModelCounters, Snapshot, Totals, decode, encode, merge
+from headgate.proxy.snapshot import Counters, ModelCounters, Resting, Snapshot, Totals, decode, encode, merge
 from headgate.proxy.stats import MAX_SERIES, OTHER
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -115,6 +115,18 @@ def test_counters_and_gauges_of_workers_add_up() -> None:
     assert both.counters.exchanges == {("chat", "ok", 200): 4, ("chat", "failed", 502): 1}
     assert both.counters.edge == {"requests": 7}
     assert both.counters.models[("c", "p", "m")] == model(2)
+
+
+def test_what_rests_in_several_workers_rests_for_the_longest() -> None:
+    first = worker(
+        "0", 1, keys={("p", "a", "m"): Resting("limited", 3.0)}, targets={("cb", "p", "m"): Resting("open", 9.0)}
+    )
+    second = worker("1", 2, keys={("p", "a", "m"): Resting("limited", 8.0), ("p", "b", ""): Resting("refused", 60.0)})
+    third = worker("2", 3, targets={("cb", "p", "m"): Resting("half_open", 0.0)})
+    both = merge([first, second, decode(encode(third))])
+    assert both.keys == {("p", "a", "m"): Resting("limited", 8.0, 2), ("p", "b", ""): Resting("refused", 60.0)}
+    assert both.targets == {("cb", "p", "m"): Resting("open", 9.0, 2)}
+    assert first.keys == {("p", "a", "m"): Resting("limited", 3.0)}
 
 
 def test_nobody_is_not_ready_and_does_not_drain() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from headgate.control.admin.app import admin_app
 from tests_support.admin import KEYS, MOCK, config_with, running_admin
-from tests_support.answers import chat_completion, json_response
+from tests_support.answers import chat_completion, error_response, json_response
 from tests_support.edge import EchoAcceptor, running_edge
 from tests_support.gateway import PROVIDER_KEY, config_for
 from tests_support.raw import request
@@ -127,6 +127,36 @@ async def test_clusters_show_every_provider_in_lines_and_as_json() -> None:
     up, spare = told
     assert (up["name"], up["hosts"][0]["stats"]["cx_active"]) == ("up", 1)
     assert (spare["unconfigured"], spare["removed"]) == (True, False)
+
+
+async def test_clusters_and_metrics_show_which_keys_and_targets_rest() -> None:
+    answers = iter([error_response(401, "no"), error_response(429, "busy", headers=[("retry-after", "40")])])
+    async with FakeUpstream(lambda _: next(answers, error_response(500, "no"))) as upstream:
+        config = config_for(upstream, auth=False)
+        keys = [{"name": name, "key": name * 20} for name in "abc"]
+        config["providers"]["up"] = {"base_url": upstream.base_url, "api_keys": keys}
+        config["filters"] = [{"circuit_breaker": {"failures": 3, "open_for": "50s"}}]
+        async with running_admin(config) as admin:
+            for _ in range(5):
+                await admin.gateway.post(b'{"model":"m","messages":[]}', key=None)
+            lines = (await admin.get("/clusters")).body.decode().splitlines()
+            [told] = (await admin.get("/clusters?format=json")).json()["cluster_statuses"]
+            metrics = (await admin.get("/metrics")).body.decode()
+    resting = [line.rpartition("::") for line in lines if "::resting_key::" in line]
+    assert [line[0] for line in resting] == [
+        "up::resting_key::a::*::refused",
+        "up::resting_key::b::m::limited",
+    ]
+    refused, limited = told["resting_keys"]
+    assert (refused["key"], refused["model"], refused["state"], refused["workers"]) == ("a", "", "refused", 1)
+    assert 50 < refused["seconds"] <= 60
+    assert 30 < limited["seconds"] <= 40
+    [circuit] = told["circuits"]
+    assert (circuit["filter"], circuit["model"], circuit["state"]) == ("circuit_breaker", "m", "open")
+    assert 40 < circuit["seconds"] <= 50
+    assert any(line.startswith("up::circuit::circuit_breaker::m::open::") for line in lines)
+    assert 'headgate_upstream_keys_resting{provider="up"} 2.0' in metrics
+    assert 'headgate_upstream_circuits_open{provider="up"} 1.0' in metrics
 
 
 async def test_server_info_says_which_process_serves_what() -> None:

@@ -95,6 +95,18 @@ def test_a_model_without_usage_has_times_and_no_tokens() -> None:
     assert ("chat", "up", "m") in found["gen_ai_server_time_to_first_token_seconds"]
 
 
+def test_health_checks_of_a_provider_are_added_up() -> None:
+    checks = {
+        ("p", "http://a:1"): {"health_check.attempt": 5, "health_check.failure": 2, "health_check.passive_failure": 1},
+        ("p", "http://b:1"): {"health_check.attempt": 4, "health_check.success": 4},
+    }
+    found = samples(observed(checks=checks))
+    assert found["headgate_upstream_health_check_attempt_total"] == {("p",): 9}
+    assert found["headgate_upstream_health_check_success_total"] == {("p",): 4}
+    assert found["headgate_upstream_health_check_failure_total"] == {("p",): 2}
+    assert found["headgate_upstream_health_check_passive_failure_total"] == {("p",): 1}
+
+
 def test_names_that_look_the_same_when_cleaned_are_one_series() -> None:
     found = samples(observed(Counters(models={("chat", "up", "a\n"): used(1), ("chat", "up", "a\t"): used(2)})))
     assert found["headgate_cost_usd_total"] == {("chat", "up", "a�"): 0.75}
