@@ -168,7 +168,7 @@ class Flight(Downstream):
         if call is not None:
             call.on_gone()
         self._land(None)
-        self._end_parted()
+        self._let_go()
 
     # -- from the owner
 
@@ -227,7 +227,7 @@ class Flight(Downstream):
             self._land(None)
             for replay in list(self._replays):
                 self._tell(replay.refuse, replay, error)
-            self._end_parted()
+            self._let_go()
             return
         self._call = None
         own = next((replay for replay in self._replays if replay.run is leader), None)
@@ -283,7 +283,7 @@ class Flight(Downstream):
         self._land(recorded_of(call, self.tape) if call is not None else None)
         for replay in list(self._replays):
             self._tell(replay.over, replay)
-        self._end_parted()
+        self._let_go()
 
     def abort(self) -> None:
         """It is not."""
@@ -293,7 +293,7 @@ class Flight(Downstream):
         self._land(None)
         for replay in list(self._replays):
             self._tell(replay.over, replay)
-        self._end_parted()
+        self._let_go()
 
     def reply(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         tape, call = self.tape, self._call
@@ -306,7 +306,7 @@ class Flight(Downstream):
             if call is not None:
                 replay.run.ex.error = call.ex.error
             self._tell(replay.begin, replay)
-        self._end_parted()
+        self._let_go()
 
     # A client whose request was read before.
 
@@ -398,6 +398,14 @@ class Flight(Downstream):
             self.tape.ring.close()
             self._account()
             self._owner.landed(self, recorded)
+
+    def _let_go(self) -> None:
+        """The call is over: undo the circles of references. Who is behind reads on without it."""
+        self._end_parted()
+        leader, self._leader = self._leader, None
+        if leader is not None:
+            leader.leads = None
+        self._call = None
 
     def _end_parted(self) -> None:
         parted, self._parted = self._parted, None

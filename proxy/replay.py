@@ -82,7 +82,9 @@ class Replay:
         """The exchange is over."""
         self.leave()
         self.answer = None
-        self._reader = None
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.before_terminal = reader.rewrite = None
         del self._seat
 
     # -- from the answer, as its dispatch and its attempt

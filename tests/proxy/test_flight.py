@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,12 @@ import pytest
 
 from headgate.proxy.errors import RateLimitError, ShuttingDownError
 from headgate.proxy.filter import Event, Filter
+from headgate.proxy.flight import Flight
+from headgate.proxy.leading import Leading
+from headgate.proxy.replay import Replay
 from headgate.proxy.ring import LAG_SECONDS, PREFIX_BYTES
+from headgate.proxy.run import Run
+from headgate.proxy.tape import Tape
 from tests_support.answers import (
     DONE,
     LAST_CHUNK,
@@ -563,3 +569,23 @@ def test_a_gateway_that_stops_cuts_every_client_and_the_call() -> None:
     assert all(call.cancelled for call in it.calls)
     assert len(it.rows()) == 5
     assert it.at_rest()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_nothing_of_a_flight_is_left_to_the_collector(leaves: bool) -> None:
+    it = CachedRelay()
+    gc.collect()
+    gc.disable()
+    try:
+        clients = [it.ask() for _ in range(3)]
+        it.feed(HEAD)
+        play(it, *WHOLE[:3])
+        if leaves:
+            clients[0].leave()
+        finish(it, *WHOLE[3:])
+        it.ask()
+        it.ask(BODY).leave()
+        kinds = (Flight, Leading, Replay, Tape, Run)
+        assert [one for one in gc.get_objects() if isinstance(one, kinds)] == []
+    finally:
+        gc.enable()
