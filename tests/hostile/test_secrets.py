@@ -88,6 +88,8 @@ class Provider:
             if self.asked_for_keys == 1:
                 return [error_response(500, "no")]
             return [json_response(json.loads(ISSUER.jwks()))]
+        if asked.target.endswith("/judge"):
+            return [error_response(500, f"{asked.header('authorization')} may not say {asked.body.decode()}")]
         script = asked.header("x-script") or "fine"
         if script.startswith("says "):
             return [json_response(chat_completion(f"it is {script[5:]}, and more"))]

@@ -36,6 +36,7 @@ FILED_KEY = "Tg6Pb1Yx8Kd3Jv9Lr4Nf7Qs2"
 LITERAL_KEY = "Ew3Mh8Vc6Tz1Ka9Xj4Ug7Ro5"
 RELAY_TOKEN = "Ib8Wf2Gs7Dn4Yq9Ck1Zp6Lt3"
 REDIS_PASSWORD = "Lw6Qe1Zu8Fp3Kj5Tn9Yb2Hd7"
+GUARD_KEY = "Rv5Hx8Mc2Tq7Wd4Zn9Jk6Ya3"
 JWKS_SECRET = "Oa5Vt9Re2Kx7Jm4Bh8Sy3Nd1"
 PERSON = "zora.quill+7vk3w@mxnobleharp.com"
 CARD = "4000 0027 6000 3184"
@@ -65,10 +66,11 @@ SECRETS = {
     "a field's value": RELAY_TOKEN,
     "what stands in a URL": JWKS_SECRET,
     "the store's password": REDIS_PASSWORD,
+    "the guard's key": GUARD_KEY,
     "the listener's private key": PRIVATE_KEY,
     "a person's address": PERSON,
 }
-OUR_OWN = {"the provider's key", "the provider's second key", "a key from a file", "a field's value"}
+OUR_OWN = {"the provider's key", "the provider's second key", "a key from a file", "a field's value", "the guard's key"}
 """A provider hears these."""
 CANARIES = Canaries(SECRETS)
 KEYS = Keys(
@@ -91,6 +93,7 @@ ENVIRONMENT = {
     "BOSS_KEY": ADMIN_KEY,
     "TIGHT_KEY": TIGHT_KEY,
     "RELAY_TOKEN": RELAY_TOKEN,
+    "GUARD_KEY": GUARD_KEY,
 }
 TIMEOUTS = {"connect": "1s", "first_token": "300ms", "idle": "300ms", "total": "700ms"}
 NAMED = ("provider", "keys_file")
@@ -148,6 +151,11 @@ def config_in(folder: Path, upstream: FakeUpstream | None = None, faults: int = 
                     "rules": [
                         {"name": "person", "pattern": "email", "action": "redact"},
                         {"name": "card", "pattern": "credit_card"},
+                        {
+                            "name": "service",
+                            "http": {"url": f"{up['base_url']}/judge", "api_key": "${GUARD_KEY}"},
+                            "fail": "open",
+                        },
                     ]
                 }
             },
