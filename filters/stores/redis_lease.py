@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS: Final = 20.0
 RENEW_SECONDS: Final = 5.0
+FIRST_SECONDS: Final = 1.0
+"""After it began: others begin at the same time, and each shall hear of all."""
 _CHUNK: Final = 256
 """Slots in one command: Redis does nothing else while it runs."""
 
 
 class Lease:
-    """Of one process; `workers` and `place` say what its part is as long as Redis has never been heard."""
+    """Of one process; `workers` of this host and `place` say what its part is as long as Redis has never been heard."""
 
     def __init__(self, client: RedisClient, clock: Clock, rng: Random, *, workers: int, place: int) -> None:
         self.held: dict[bytes, int] = {}
         """Calls that run, by the key of their slots, however they were let in."""
-        self.workers = workers
+        self.workers = self._least = workers
         self.place = min(place, workers - 1)
         self.id = b""
         self._client = client
@@ -85,7 +87,8 @@ class Lease:
     def _renew(self, was: bytes | None = None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._clock.call_at(self._clock.monotonic() + RENEW_SECONDS, self._renew)
+        pause = RENEW_SECONDS if was is None else FIRST_SECONDS
+        self._timer = self._clock.call_at(self._clock.monotonic() + pause, self._renew)
         if self._client.up:
             arguments = [self.id, was or b"", b"%d" % int(LEASE_SECONDS * 1e6)]
             future = self._client.run(LEASE, [self.key], arguments)
@@ -94,6 +97,7 @@ class Lease:
     def _renewed(self, future: asyncio.Future[Any], *, began: bool) -> None:
         if future.cancelled() or future.exception() is not None:
             return
-        ran, self.workers, self.place = future.result()
+        ran, alive, self.place = future.result()
+        self.workers = max(alive, self._least)  # the others of this host are coming, or coming back
         if not ran and not began and self._client.up:
             self._begin()  # it came too late: others may have taken its slots for free

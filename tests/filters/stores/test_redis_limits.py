@@ -238,6 +238,17 @@ class Split:
         return self._real.call_at(when, fn, *args)
 
 
+async def test_who_comes_first_does_not_think_it_is_alone(server: RedisServer) -> None:
+    """Redis goes before the other worker of the host was there."""
+    async with counting(server.url, workers=2, place=0) as store:
+        limits = store.open("it", every("local_share", 10))
+        await until(lambda: server.ask("HLEN", "headgate:workers") == 1)
+        await take(limits)
+        server.kill()
+        await until(lambda: not store.client.up)
+        assert await admitted(limits) == 5
+
+
 # -- while it is away
 
 
