@@ -14,15 +14,17 @@ import trustme
 
 from tests_support.answers import chat_completion, json_response
 from tests_support.gateway import config_for
-from tests_support.load import QUICK, Load, providers
+from tests_support.load import KEYS, QUICK, Load, providers
 from tests_support.process import GatewayProcess, gateway_process
 from tests_support.upstream import FakeUpstream, Sleep
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 WITHIN = 60.0
 ROTATE_EVERY = 10
+A_DAY = 10_000_000
+ONE_MORE = b'{"model":"quick","messages":[{"role":"user","content":"one more"}]}'
 MIB = 1 << 20
 
 
@@ -31,6 +33,11 @@ async def reloaded(gateway: GatewayProcess, config: Mapping[str, Any], times: in
     gateway.rewrite(config)
     gateway.signal(signal.SIGHUP)
     await gateway.until(lambda: gateway.log.count('"event": "reloaded"') >= times, f"reload {times}", WITHIN)
+
+
+def key(n: int) -> str:
+    """Of nobody in particular, while the n-th config holds."""
+    return f"hg-turn-{n:06}-8Hn3Vb5Lq2Xw"
 
 
 def resident(pids: list[int]) -> int:
@@ -48,20 +55,31 @@ def resident(pids: list[int]) -> int:
     ],
 )
 async def test_reloads_under_load_lose_nothing(workers: int, times: int, rate: float, streams: int) -> None:
-    """Faults D3. One in ten gives a provider another key and address, so that its connections are exchanged."""
-    async with providers(slow_ms=100) as base, gateway_process(base, workers=workers) as gateway:
+    """Faults D3. Each gives another rate limit and another key, and takes the key before away; one in ten gives a
+    provider another key and address, so that its connections are exchanged. What was used of the limit stays used."""
+    async with providers(slow_ms=100) as base:
 
         def config(n: int) -> dict[str, Any]:
             turn = n // ROTATE_EVERY
             quick = {**base["providers"][QUICK], "api_key": f"sk-{turn}"}
             if turn % 2:
                 quick["base_url"] = quick["base_url"].replace("127.0.0.1", "localhost")
+            keys = [*KEYS, {"name": f"turn-{n}", "key": key(n)}]
             return {
                 **base,
                 "providers": {**base["providers"], QUICK: quick},
+                "filters": [{"auth": {"keys": keys}}, {"rate_limit": {"per": "key", "requests_per_day": A_DAY + n}}],
                 "limits": {"json_depth": 20 + n},
             }
 
+        await under_load(config, workers, times, rate, streams)
+
+
+async def under_load(
+    config: Callable[[int], dict[str, Any]], workers: int, times: int, rate: float, streams: int
+) -> None:
+    """Reload so many times, and hold what must hold."""
+    async with gateway_process(config(0), workers=workers) as gateway:
         load = Load(gateway.base_url, rate=rate, streams=streams)
         async with load.running():
             await asyncio.sleep(1)
@@ -80,10 +98,15 @@ async def test_reloads_under_load_lose_nothing(workers: int, times: int, rate: f
         assert late < early + workers * 8 * MIB
         assert gateway.worker_pids() == ([] if workers == 1 else pids)
         await gateway.until(lambda: gateway.open_fds() <= descriptors + 8, "descriptors to be let go", WITHIN)
+        asked = load.answered + load.streamed + 1
+        one_more = await gateway.post(ONE_MORE)
+        assert one_more.header("x-ratelimit-limit-requests") == str(A_DAY + times)
+        assert one_more.header("x-ratelimit-remaining-requests") == str(A_DAY + times - asked)
+        assert [(await gateway.post(ONE_MORE, key=key(n))).status for n in (times - 1, times)] == [401, 200]
         assert await gateway.terminate() == 0
         outcomes = [row["outcome"] for row in gateway.ledger()]
         assert "Traceback" not in gateway.log
-    assert outcomes == ["ok"] * (load.answered + load.streamed)
+    assert outcomes == ["ok"] * (asked + 1)
 
 
 def elsewhere(upstream: FakeUpstream) -> dict[str, Any]:

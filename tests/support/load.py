@@ -9,7 +9,7 @@
 One request in ten and one stream in ten come from `httpx` and from the OpenAI SDK. The others come from a lean pool
 that does what those do (the connection used last first, one that was closed meanwhile never), so that the load is the
 gateway's and not the test's. Nothing is tried again: what fails is a failure. Each stream is held against what it must
-say.
+say, byte by byte but for the SDK's.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ import httptools
 import httpx
 from openai import AsyncOpenAI
 
+from headgate.control.mock.fault import body
+from headgate.dialects.mock import answer
+
 from .command import mock_provider
 from .gateway import CLIENT_KEY, bearer
 from .raw import CHAT, request
+from .traffic import without_ours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -164,9 +168,14 @@ class Load:
         self.versions: set[str] = set()
         self._words = " ".join(["word"] * words)
         self._ask_plain = _chat({"model": QUICK, "messages": [{"role": "user", "content": QUESTION}]})
-        self._ask_stream = _chat(
-            {"model": SLOW, "stream": True, "messages": [{"role": "user", "content": self._words}]}
-        )
+        streamed = {
+            "model": SLOW,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "messages": [{"role": "user", "content": self._words}],
+        }
+        self._ask_stream = _chat(streamed)
+        self._says = body(answer(json.dumps(streamed).encode()))
         self._stop = asyncio.Event()
 
     @asynccontextmanager
@@ -215,17 +224,17 @@ class Load:
         began = time.monotonic()
         try:
             if client is None:
-                answer = await pool.ask(self._ask_plain)
-                status, fields, body = answer.status, answer.headers, answer.body
+                told = await pool.ask(self._ask_plain)
+                status, fields, content = told.status, told.headers, told.body
             else:
                 got = await client.post("/chat/completions", content=self._ask_plain.partition(b"\r\n\r\n")[2])
-                status, fields, body = got.status_code, dict(got.headers.raw), got.content
+                status, fields, content = got.status_code, dict(got.headers.raw), got.content
         except (OSError, httpx.HTTPError) as error:
             self.failures[f"{'httpx' if client else 'pool'}: {error!r}"] += 1
             return
         self.slowest = max(self.slowest, time.monotonic() - began)
-        if status != 200 or QUESTION not in json.loads(body)["choices"][0]["message"]["content"]:
-            self.failures[f"request: {status} {body[:200]!r}"] += 1
+        if status != 200 or QUESTION not in json.loads(content)["choices"][0]["message"]["content"]:
+            self.failures[f"request: {status} {content[:200]!r}"] += 1
             return
         self.answered += 1
         self.told_to_close += fields.get(b"connection") == b"close"
@@ -245,10 +254,11 @@ class Load:
                 self.streamed += 1
 
     async def _stream_lean(self, pool: Pool) -> str:
-        answer = await pool.ask(self._ask_stream)
-        self.told_to_close += answer.headers.get(b"connection") == b"close"
-        events = [line[6:] for line in answer.body.split(b"\n") if line.startswith(b"data: ")]
-        assert answer.status == 200
+        told = await pool.ask(self._ask_stream)
+        self.told_to_close += told.headers.get(b"connection") == b"close"
+        events = [line[6:] for line in told.body.split(b"\n") if line.startswith(b"data: ")]
+        assert told.status == 200
+        assert without_ours(told.body) == self._says
         assert events[-1] == b"[DONE]"
         choices = [choice for event in events[:-1] for choice in json.loads(event)["choices"]]
         assert choices[-1]["finish_reason"] == "stop"
@@ -273,5 +283,7 @@ class Load:
         )
 
 
-def _chat(body: dict[str, Any]) -> bytes:
-    return request("POST", CHAT, json.dumps(body).encode(), [*bearer(CLIENT_KEY), ("content-type", "application/json")])
+def _chat(asked: dict[str, Any]) -> bytes:
+    return request(
+        "POST", CHAT, json.dumps(asked).encode(), [*bearer(CLIENT_KEY), ("content-type", "application/json")]
+    )
