@@ -7,7 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from headgate.filters.cache_remote import RemoteCache
-from headgate.filters.stores.redis_answers import LEASE_SECONDS, Lease, RedisAnswers
+from headgate.filters.stores.redis_answers import LEASE_SECONDS, RENEW_SECONDS, Lease, RedisAnswers
 from headgate.filters.stores.redis_client import RedisClient
 from headgate.filters.stores.redis_driver import connect
 from headgate.proxy.clock import LoopClock
@@ -23,11 +23,15 @@ from tests_support.answers import (
     response_head,
 )
 from tests_support.cached import BODY, STREAM, CachedRelay
+from tests_support.clock import FakeClock
+from tests_support.gateway import config_for, load, running_gateway, written
 from tests_support.redis import RedisServer, redis_settings, until
 from tests_support.traffic import without_ours
+from tests_support.upstream import FakeUpstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 ANSWER = json_response(chat_completion())
 EVENTS = [event(chat_chunk({"content": "x" * 5000})), event(chat_chunk({}, finish_reason="stop")), event(DONE)]
@@ -162,6 +166,24 @@ async def test_a_lease_whose_owner_is_dead_runs_out() -> None:
         assert 0 < left <= LEASE_SECONDS * 1000
 
 
+async def test_a_lease_is_renewed_while_the_call_goes_on() -> None:
+    async with RedisServer() as server, answers_in(server) as answers:
+        clock = answers._clock = FakeClock()
+        it = CachedRelay(answers=answers)
+        client = it.ask(BODY)
+        await called(it)
+        link, name = answers._client._link, answers.lease_name(next(iter(it.cache._flights)))
+        assert link is not None
+        await link.ask((b"PEXPIRE", name, b"1000"), 1.0)
+        clock.advance(RENEW_SECONDS)
+        assert await link.ask((b"PTTL", name), 1.0) > 2000
+        it.feed(ANSWER)
+        assert client.ended
+        assert await link.ask((b"EXISTS", name), 1.0) == 0
+        clock.advance(60)
+        assert clock.pending == []
+
+
 async def test_who_has_waited_long_enough_makes_a_call_of_its_own() -> None:
     async with RedisServer() as server, workers(server, wait="50ms") as (one, other):
         one.ask(BODY)
@@ -171,6 +193,20 @@ async def test_who_has_waited_long_enough_makes_a_call_of_its_own() -> None:
         other.feed(ANSWER)
         assert impatient.ended
         one.feed(ANSWER)
+
+
+async def test_a_gateway_connects_when_it_starts_and_after_a_reload_and_lets_go(tmp_path: Path) -> None:
+    async with RedisServer() as server, FakeUpstream(ANSWER) as upstream:
+        plain = {**config_for(upstream, auth=False), "stores": {"default": "memory", "redis": {"url": server.url}}}
+        cached = {**plain, "filters": [{"cache": {"store": "redis"}}, "retry"]}
+        async with running_gateway(written(plain, tmp_path)) as gateway:
+            assert (await gateway.post(key=None)).header("x-headgate-cache") is None
+            await gateway.half.reload(load(written(cached, tmp_path)))
+            first = [(await gateway.post(key=None)).header("x-headgate-cache") for _ in range(2)]
+        async with running_gateway(written(cached, tmp_path)) as gateway:
+            again = (await gateway.post(key=None)).header("x-headgate-cache")
+    assert [*first, again] == ["miss", "hit", "hit"]
+    assert len(upstream.requests) == 2
 
 
 async def test_without_redis_each_worker_makes_one_call_and_nobody_waits() -> None:

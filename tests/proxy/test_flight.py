@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from headgate.proxy.errors import RateLimitError, ShuttingDownError
+from headgate.proxy.errors import AnswerRefusedError, RateLimitError, ShuttingDownError
 from headgate.proxy.filter import Event, Filter
 from headgate.proxy.flight import Flight
 from headgate.proxy.leading import Leading
@@ -589,3 +590,200 @@ def test_nothing_of_a_flight_is_left_to_the_collector(leaves: bool) -> None:
         assert [one for one in gc.get_objects() if isinstance(one, kinds)] == []
     finally:
         gc.enable()
+
+
+# -- bodies that are no streams of events
+
+SPEECH = b'{"model":"tts","input":"hi","voice":"v"}'
+AUDIO = response_head(200, [("content-type", "audio/mpeg"), ("content-length", "9000")])
+
+
+def speaking(**settings: Any) -> CachedRelay:
+    return CachedRelay(operations=["speech"], **settings)
+
+
+def test_a_body_that_is_relayed_as_it_is_goes_to_all_and_is_given_again() -> None:
+    it = speaking()
+    clients = [it.ask(SPEECH, path="/v1/audio/speech") for _ in range(3)]
+    it.feed(AUDIO, b"a" * 4000)
+    clients.append(it.ask(SPEECH, path="/v1/audio/speech"))
+    it.feed(b"b" * 5000)
+    clients.append(it.ask(SPEECH, path="/v1/audio/speech"))
+    assert {one.received for one in clients} == {b"a" * 4000 + b"b" * 5000}
+    assert [one.length for one in clients] == [9000] * 5
+    assert {one.header(b"content-type") for one in clients} == {b"audio/mpeg"}
+    assert (len(it.calls), it.cache.hits) == (1, 1)
+    assert it.at_rest()
+
+
+def test_such_a_body_that_is_cut_closes_every_connection() -> None:
+    it = speaking()
+    clients = [it.ask(SPEECH, path="/v1/audio/speech") for _ in range(3)]
+    it.feed(AUDIO, b"a" * 4000)
+    it.call.rst()
+    assert all(one.aborted for one in clients)
+    assert it.cache.stored == 0
+    assert it.at_rest()
+
+
+def test_a_filter_above_that_would_have_to_read_it_refuses_what_it_cannot() -> None:
+    upper = Upper()
+    upper.name = "upper"
+    it = speaking(above=[upper])
+    clients = [it.ask(SPEECH, path="/v1/audio/speech") for _ in range(2)]
+    it.feed(response_head(200, [("content-type", "application/x-odd"), ("content-length", "4")]), b"abcd")
+    assert [one.status for one in clients] == [403] * 2
+    assert it.at_rest()
+
+
+# -- bugs, and answers that come to nothing
+
+
+class Broken(Filter):
+    """A bug, in one moment, for the first so many."""
+
+    def __init__(self, moment: str, times: int = 1) -> None:
+        self.name = "broken"
+        self.moment = moment
+        self.left = times
+
+    def _break(self, moment: str) -> None:
+        if moment == self.moment and self.left:
+            self.left -= 1
+            raise RuntimeError("a bug")
+
+    def on_request(self, ex: Exchange) -> None:
+        self._break("on_request")
+
+    def on_response(self, ex: Exchange, head: object) -> None:
+        self._break("on_response")
+
+    def on_event(self, ex: Exchange, event: Event) -> Event:
+        self._break("on_event")
+        return event
+
+
+@pytest.mark.parametrize("moment", ["on_response", "on_event"])
+def test_a_bug_above_the_cache_breaks_one_client_and_no_other(moment: str) -> None:
+    it = CachedRelay(above=[Broken(moment)])
+    clients = [it.ask() for _ in range(4)]
+    it.feed(HEAD)
+    finish(it, *WHOLE)
+    assert bodies(*clients[1:]) == {SHOWN}
+    assert clients[0].status == 500 or clients[0].aborted
+    assert it.relay.engine.stats.internal_errors == 1
+    assert len(it.calls) == 1
+    assert it.at_rest()
+
+
+def test_a_bug_below_the_cache_before_a_call_is_its_client_s_alone() -> None:
+    it = CachedRelay(below=[Broken("on_request")])
+    assert it.ask().status == 500
+    other = it.ask()
+    it.feed(HEAD)
+    finish(it, *WHOLE)
+    assert bodies(other) == {SHOWN}
+    assert it.at_rest()
+
+
+@pytest.mark.parametrize(("moment", "status"), [("on_response", 500), ("on_event", 500)])
+def test_a_bug_below_the_cache_in_an_answer_is_an_error_for_all(moment: str, status: int) -> None:
+    it = CachedRelay(below=[Broken(moment, times=99)])
+    clients = [it.ask() for _ in range(3)]
+    it.feed(HEAD)
+    play(it, *WHOLE[:3])
+    assert [one.status for one in clients] == [status] * 3
+    assert it.relay.engine.stats.internal_errors == 1
+    assert it.cache.stored == 0
+    assert it.at_rest()
+
+
+def test_a_bug_in_mid_stream_cuts_all_of_them() -> None:
+    broken = Broken("on_event", times=0)
+    it = CachedRelay(below=[broken])
+    clients = [it.ask() for _ in range(3)]
+    it.feed(HEAD)
+    play(it, *WHOLE[:3])
+    broken.left = 99
+    play(it, WHOLE[3])
+    assert all(len(error_events(one.received)) == 1 for one in clients)
+    assert [row.outcome for row in it.rows()] == ["truncated"] * 3
+    assert it.at_rest()
+
+
+class Refuser(Filter):
+    """Lets no answer pass from its third event on."""
+
+    name = "refuser"
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def on_event(self, ex: Exchange, event: Event) -> Event:
+        self.seen += 1
+        if self.seen > 2:
+            raise AnswerRefusedError("not this")
+        return event
+
+
+def test_an_answer_that_a_filter_below_stops_is_stopped_for_all_and_not_kept() -> None:
+    it = CachedRelay(below=[Refuser()])
+    clients = [it.ask() for _ in range(3)]
+    it.feed(HEAD)
+    play(it, *WHOLE[:4])
+    assert all(error_events(one.received)[0]["code"] == "guard_blocked" for one in clients)
+    assert (it.cache.stored, it.cache.unfit) == (0, 1)
+    assert it.at_rest()
+
+
+def test_the_last_answer_of_a_provider_says_once_that_nobody_should_try_again() -> None:
+    it = CachedRelay(providers=2)
+    clients = [it.ask(BODY) for _ in range(3)]
+    for n in range(3):
+        for provider in it.relay.providers:
+            if provider.calls and not provider.last.over:
+                provider.last.feed(json_response({"error": {"message": f"down {n}"}}, 500))
+        it.relay.clock.advance(0.4)
+    assert [one.status for one in clients] == [500] * 3
+    assert [[value for name, value in one.headers if name == b"x-should-retry"] for one in clients] == [
+        [b"false"],
+        [],
+        [],
+    ]
+    assert {it.row(one).error_code for one in clients} == {"upstream_error"}
+    assert it.at_rest()
+
+
+def test_a_stream_with_nothing_to_say_is_whole_for_all() -> None:
+    it = CachedRelay()
+    clients = [it.ask() for _ in range(2)]
+    it.feed(HEAD)
+    finish(it, FINISH, event(DONE))
+    clients.append(it.ask())
+    assert bodies(*clients) == {FINISH + event(DONE)}
+    assert it.at_rest()
+
+
+async def test_a_filter_below_that_takes_its_time_is_cancelled_with_the_last_client() -> None:
+    waiting, cancelled = asyncio.Event(), asyncio.Event()
+
+    class Slow(Filter):
+        name = "slow"
+
+        async def on_request(self, ex: Exchange) -> None:
+            waiting.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+    it = CachedRelay(below=[Slow()])
+    clients = [it.ask() for _ in range(2)]
+    await waiting.wait()
+    clients[0].leave()
+    assert not cancelled.is_set()
+    clients[1].leave()
+    await cancelled.wait()
+    assert it.calls == []
+    assert len(it.rows()) == 2
+    assert it.at_rest()
