@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from random import Random
 from typing import Any
 
 import pytest
@@ -128,3 +129,25 @@ def test_a_field_that_nobody_knows_makes_another_request() -> None:
 def test_what_is_asked_of_the_gateway_counts_where_it_may_change_the_answer() -> None:
     assert wishes([(b"x-headgate-strategy", b"cost")]) != wishes([])
     assert wishes([(b"x-headgate-timeout-ms", b"5"), (b"x-headgate-explain", b"1")]) == wishes([])
+
+
+def made(rng: Random, depth: int = 3) -> Any:
+    """A JSON value of few kinds and names, so that many are equal."""
+    kind = rng.randrange(7 if depth else 5)
+    if kind < 5:
+        return (None, rng.choice((True, False)), rng.randrange(2), float(rng.randrange(2)), rng.choice("01"))[kind]
+    if kind == 5:
+        return [made(rng, depth - 1) for _ in range(rng.randrange(3))]
+    return {rng.choice("ab"): made(rng, depth - 1) for _ in range(rng.randrange(3))}
+
+
+@pytest.mark.slow
+def test_of_fifty_thousand_pairs_only_equal_ones_have_one_key() -> None:
+    rng = Random(11)
+    equal = 0
+    for _ in range(50_000):
+        one, other = made(rng), made(rng)
+        alike = same(one, other)
+        equal += alike
+        assert (canonical(json.dumps(one).encode()) == canonical(json.dumps(other, indent=1).encode())) == alike
+    assert 1000 < equal < 49_000

@@ -224,6 +224,27 @@ async def test_without_redis_each_worker_makes_one_call_and_nobody_waits() -> No
         assert all(it.at_rest() for it in its)
 
 
+async def test_a_redis_that_does_not_answer_holds_nobody_up_for_long() -> None:
+    async with RedisServer() as server:
+        clock = LoopClock()
+        client = RedisClient(redis_settings(server.url), connect, clock)
+        answers = RedisAnswers(client, clock, max_entry=1 << 20, ttl=60.0, token=lambda: f"t{next(NAMES)}")
+        await answers.start()
+        it = CachedRelay(answers=answers)
+        server.freeze()
+        for n in range(8):
+            it.ask(BODY.replace(b"hi", b"hi %d" % n))
+        await until(lambda: len(it.calls) == 8)
+        assert isinstance(it.cache, RemoteCache)
+        assert it.cache.away == 8
+        assert not client.up
+        server.thaw()
+        await until(lambda: client.up)
+        await answers.aclose()
+        for call in it.calls:
+            call.feed(ANSWER)
+
+
 async def test_a_redis_that_dies_while_an_answer_is_waited_for_holds_up_nobody() -> None:
     async with RedisServer() as server, workers(server) as (one, other):
         first = one.ask(BODY)
