@@ -1,7 +1,7 @@
 """Which header fields pass, beyond what the gateway decides by itself.
 
-Rules are compiled into one verdict a name, remembered, since the same twenty names come with every request: pass, drop,
-or pass under another name. Then come the values that are set. In each direction: forward, deny, rename, set.
+Rules are compiled into one verdict a name, remembered, since the same twenty names come with every request. What passes
+may then get another name, and last come the values that are set. In each direction: forward, deny, rename, set.
 
 What a client names in `connection` is dropped first, as it would be on its way up: a client must not be able to strip
 what is set here by naming it there. Fields that are not the operator's to change (config/headers.py) stay in place, and
@@ -49,51 +49,59 @@ class Headers(Filter):
         """Rewrite what will go up."""
         if self._up is not None:
             head = ex.head
-            head.headers, dropped = self._up.apply(_without_hop(head.headers))
-            self.request_dropped += dropped
+            fields, known = head.headers, head.known
+            rewritten = known.rewrite(fields, self._up) if known is not None else None
+            if rewritten is not None:
+                head.headers, head.known = rewritten
+            else:
+                fields = _without_hop(fields) if head.names_fields else fields
+                head.headers = self._up.apply(fields)
+            self.request_dropped += len(fields) + self._up.added - len(head.headers)
 
     def on_response(self, ex: Exchange, head: ResponseHead) -> None:
         """Rewrite what goes down."""
         if self._down is not None:
-            head.headers[:], dropped = self._down.apply(head.headers)
-            self.response_dropped += dropped
+            count = len(head.headers)
+            head.headers = self._down.apply(head.headers)
+            self.response_dropped += count + self._down.added - len(head.headers)
 
 
-class _Rules(dict[bytes, bytes | None]):
-    """name -> the name it passes under; None: it does not pass. Filled on demand and bounded, as names come from
-    outside."""
+class _Rules(dict[bytes, bool]):
+    """name -> whether it passes, be it under another name. Filled on demand and bounded, as names come from outside."""
 
     def __init__(self, rules: HeaderRules, kept: Callable[[str], bool]) -> None:
         super().__init__()
         self._kept = kept
         self._forward = rules.forward
         self._deny = rules.deny
-        self._renamed = rules.rename
+        self._renamed = {old.encode(): new.encode() for old, new in rules.rename.items()}
         self._made = frozenset((*rules.rename.values(), *rules.set))
         self._set = [(name.encode(), value.encode()) for name, value in rules.set.items()]
+        self.added = len(self._set)
 
-    def apply(self, fields: Fields) -> tuple[Fields, int]:
-        """The fields that pass, and how many did not."""
-        passing = [(name, value) for old, value in fields if (name := self[old]) is not None]
-        return passing + self._set, len(fields) - len(passing)
+    def apply(self, fields: Fields) -> Fields:
+        """The fields that pass, under their new names, and those that are set."""
+        passing = [field for field in fields if self[field[0]]]
+        renamed = self._renamed
+        if renamed:
+            passing = [(renamed[field[0]], field[1]) if field[0] in renamed else field for field in passing]
+        passing += self._set
+        return passing
 
-    def __missing__(self, name: bytes) -> bytes | None:
-        verdict = self._judge(name.decode("latin-1"))
-        passes = verdict.encode("latin-1") if verdict is not None else None
+    def __missing__(self, name: bytes) -> bool:
+        passes = self._judge(name.decode("latin-1"))
         if len(self) < _REMEMBERED:
             self[name] = passes
         return passes
 
-    def _judge(self, name: str) -> str | None:
+    def _judge(self, name: str) -> bool:
         if self._kept(name):
-            return name
+            return True
         if self._forward is not None and not _matches(name, self._forward):
-            return None
+            return False
         if _matches(name, self._deny):
-            return None
-        if name in self._renamed:
-            return self._renamed[name]
-        return None if name in self._made else name
+            return False
+        return name.encode("latin-1") in self._renamed or name not in self._made
 
 
 def _compiled(rules: HeaderRules, kept: Callable[[str], bool]) -> _Rules | None:

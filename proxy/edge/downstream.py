@@ -31,18 +31,27 @@ class RepeatedHead(Protocol):
     def is_still(self, headers: Headers) -> bool:
         """Whether nobody has changed these since they came, but for values of those that change anyway."""
 
+    def rewrite(self, headers: Headers, rules: RewritingRules) -> tuple[Headers, RepeatedHead] | None:
+        """What `rules` make of these, and what that has in common with the next ones; None where somebody has changed
+        them. The rules are asked once, and of values that change anyway they are not told."""
+
+
+class RewritingRules(Protocol):
+    """Which fields pass under which names, and what is added: by names alone, and every time the same."""
+
+    def apply(self, fields: Headers) -> Headers:
+        """Other fields instead of these, which stay as they are."""
+
 
 class RequestHead:
     """What is known of a request before its body. `path` is percent-decoded, `target` the raw path without query."""
 
-    __slots__ = ("client", "headers", "http_version", "method", "path", "query", "scheme", "target")
+    __slots__ = ("client", "headers", "http_version", "known", "method", "path", "query", "scheme", "target")
 
     websocket: bool = False
     """It asks for a WebSocket."""
     names_fields: bool = True
     """Its `connection` may name fields that are for this hop only."""
-    known: RepeatedHead | None = None
-    """What it has in common with others of its connection, where that is known."""
 
     def __init__(
         self,
@@ -64,6 +73,8 @@ class RequestHead:
         self.http_version = http_version
         self.client = client
         self.scheme = scheme
+        self.known: RepeatedHead | None = None
+        """What its fields have in common with others of its connection, where that is known."""
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of `name` (lower case), or None."""

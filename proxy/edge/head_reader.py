@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Final
 from .request_head import CONTENT_LENGTH, LENGTH_DIGITS, NOT_REMEMBERED, read_head
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .context import EdgeLimits
-    from .downstream import Headers
+    from .downstream import Headers, RewritingRules
     from .request_head import HttpRequestHead
 
 _TRIES: Final = 3
@@ -56,20 +58,71 @@ class HeadReader:
         return found
 
 
-class KnownHead:
+class Repeated:
+    """Fields that come again and again: `fields`, but for the values at `places`. A `RepeatedHead`."""
+
+    __slots__ = ("_fields", "_places", "_rewritten", "changing", "upward")
+
+    def __init__(self, fields: Headers, places: Sequence[int]) -> None:
+        self._fields = fields
+        """Empty values where they change."""
+        self._places = places
+        self._rewritten: tuple[RewritingRules, Repeated, list[tuple[int, int]]] | None = None
+        """By whom, to what, and which place went where."""
+        self.changing = frozenset(fields[place][0] for place in places)
+        self.upward: object = None
+
+    def is_still(self, headers: Headers) -> bool:
+        """See `RepeatedHead`."""
+        known = self._fields
+        if len(headers) != len(known):
+            return False
+        headers = headers.copy()
+        for place in self._places:
+            if headers[place][0] != known[place][0]:
+                return False
+            headers[place] = known[place]
+        return headers == known
+
+    def rewrite(self, headers: Headers, rules: RewritingRules) -> tuple[Headers, Repeated] | None:
+        """See `RepeatedHead`."""
+        if not self.is_still(headers):
+            return None
+        made = self._rewritten
+        if made is None or made[0] is not rules:
+            made = self._rewritten = self._rewrite(rules)
+        _, after, moves = made
+        fields = after._fields.copy()
+        for old, new in moves:
+            fields[new] = (fields[new][0], headers[old][1])
+        return fields, after
+
+    def _rewrite(self, rules: RewritingRules) -> tuple[RewritingRules, Repeated, list[tuple[int, int]]]:
+        """Values that change are followed by marks, which no field can hold."""
+        marks = {b"\0%d" % place: place for place in self._places}
+        fields = self._fields.copy()
+        for mark, place in marks.items():
+            fields[place] = (fields[place][0], mark)
+        fields = rules.apply(fields)
+        moves = [(marks[value], place) for place, (_, value) in enumerate(fields) if value in marks]
+        for _, place in moves:
+            fields[place] = (fields[place][0], b"")
+        return rules, Repeated(fields, [place for _, place in moves]), moves
+
+
+class KnownHead(Repeated):
     """A head as `before`, and then each value that may be another, with the bytes that follow it: field line after
     field line up to the next value or the end of the head."""
 
-    __slots__ = ("_before", "_head", "_start", "_values", "changing", "upward")
+    __slots__ = ("_before", "_head", "_start", "_values")
 
     def __init__(self, head: HttpRequestHead, before: bytes, values: list[tuple[int, bytes, bytes, int]]) -> None:
+        super().__init__(head.headers, [place for place, *_ in values])
         self._head = head
         self._before = before
         self._start = len(before)
         self._values = values
         """Place in the head's fields, name, what follows, and how long that is."""
-        self.changing = frozenset(name for _, name, _, _ in values)
-        self.upward: object = None
 
     def read(self, data: bytes, end: int, client: str) -> HttpRequestHead | None:
         """The head that ends at `end`; None where it is another."""
@@ -97,18 +150,6 @@ class KnownHead:
         again = known.again(headers, fields, int(length), client)
         again.known = self
         return again
-
-    def is_still(self, headers: Headers) -> bool:
-        """See `RepeatedHead`."""
-        known = self._head.headers
-        if len(headers) != len(known):
-            return False
-        headers = headers.copy()
-        for place, name, _, _ in self._values:
-            if headers[place][0] != name:
-                return False
-            headers[place] = known[place]
-        return headers == known
 
 
 def known_head(head: HttpRequestHead, raw: bytes) -> KnownHead | None:

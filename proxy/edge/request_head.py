@@ -118,7 +118,7 @@ _hosts: dict[bytes, bool] = {}
 class HttpRequestHead(RequestHead):
     """A head as it came over HTTP/1, with what its connection must know. `length` is CHUNKED, or the body's bytes."""
 
-    __slots__ = ("expects_continue", "fields", "header", "keep_alive", "known", "length", "names_fields", "websocket")
+    __slots__ = ("expects_continue", "fields", "header", "keep_alive", "length", "names_fields", "websocket")
 
     header: Callable[[bytes], bytes | None]  # type: ignore[assignment]  # asked often: the look-up itself, no method
 

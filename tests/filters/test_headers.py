@@ -14,13 +14,19 @@ from headgate.config import ConfigError, HeadersConfig, dump, parse_config
 from headgate.config.headers import MOST_RULES, is_kept
 from headgate.filters.headers import Headers
 from headgate.proxy import headers as gateway_rules
+from headgate.proxy.edge.context import EdgeLimits
 from headgate.proxy.edge.downstream import RequestHead
+from headgate.proxy.edge.head_reader import HeadReader
+from headgate.proxy.headers import lines_upstream, to_upstream
 from headgate.proxy.upstream.call import ResponseHead
 from tests_support.answers import chat_chunks, chat_completion, error_response, json_response, sse
 from tests_support.gateway import CLIENT_KEY, PROVIDER_KEY, config_for, gateway_over, running_gateway
 from tests_support.upstream import FakeUpstream
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headgate.proxy.edge.request_head import HttpRequestHead
     from headgate.proxy.exchange import Exchange
 
 Fields = list[tuple[bytes, bytes]]
@@ -71,6 +77,73 @@ def test_deny_takes_names_and_beginnings_and_counts() -> None:
     made.on_request(cast("Exchange", SimpleNamespace(head=head)))
     assert head.headers == [(b"x-s", b"3"), (b"x-ab", b"4")]
     assert (made.request_dropped, made.response_dropped) == (2, 0)
+
+
+def test_what_comes_under_a_name_that_is_set_may_go_on_under_another() -> None:
+    rules = {"rename": {"x-a": "x-b"}, "set": {"x-a": "ours"}}
+    fields = [(b"x-a", b"theirs"), (b"x-b", b"dropped"), (b"x-c", b"3")]
+    expected = [(b"x-b", b"theirs"), (b"x-c", b"3"), (b"x-a", b"ours")]
+    assert up(rules, fields) == down(rules, fields) == expected
+
+
+HEAD = (
+    "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nX-N: 1\r\n%s%%d\r\nX-A: 1\r\nX-Stainless-OS: Linux\r\n"
+    "Content-Length: %%d\r\n\r\n"
+)
+WITH_KEY, TRACED = HEAD % "Authorization: Bearer hg-", HEAD % "Traceparent: 00-"
+"""Of one client, its n-th."""
+EVERY_RULES: list[dict[str, Any]] = [
+    {"deny": ["x-stainless-*"], "set": {"x-team": "search"}},
+    {"deny": ["traceparent"]},
+    {"rename": {"traceparent": "x-trace", "x-a": "x-b"}, "set": {"x-a": "ours"}},
+    {"forward": ["x-a"]},
+]
+
+
+def heads_on_a_connection(text: str, count: int) -> Iterator[HttpRequestHead]:
+    """From the third on they are held against the one before."""
+    reader = HeadReader()
+    for n in range(count):
+        found = reader.read((text % (n, n)).encode(), EdgeLimits(), "")
+        assert found is not None
+        yield found[0]
+
+
+@pytest.mark.parametrize("text", [WITH_KEY, TRACED])
+@pytest.mark.parametrize("rules", EVERY_RULES)
+def test_a_head_that_comes_again_is_changed_like_the_first(rules: dict[str, Any], text: str) -> None:
+    again, alone, after = (
+        Headers(settings({"request": rules})),
+        Headers(settings({"request": rules})),
+        Headers(settings({"request": {"set": {"x-last": "1"}}})),
+    )
+    for n, head in enumerate(heads_on_a_connection(text, 6)):
+        was_known = head.known is not None
+        plain = RequestHead(head.method, head.path, list(head.headers))
+        if n == 4:  # as if another filter had added it
+            head.headers.append((b"x-more", b"2"))
+            plain.headers.append((b"x-more", b"2"))
+        for link in (again, after):
+            link.on_request(cast("Exchange", SimpleNamespace(head=head)))
+        for link in (alone, after):
+            link.on_request(cast("Exchange", SimpleNamespace(head=plain)))
+        assert head.headers == plain.headers
+        assert again.request_dropped == alone.request_dropped
+        assert was_known is (n > 1)
+        assert lines_upstream(head, b"hg_1", frozenset())[0] == to_upstream(plain, b"hg_1", frozenset())
+        if was_known and n != 4:
+            assert head.known is not None
+            assert head.known.is_still(head.headers)
+            assert not any(b"hg-" in value for _, value in head.known._fields)  # type: ignore[attr-defined]
+
+
+def test_other_rules_of_a_reload_change_the_heads_of_an_open_connection() -> None:
+    before, later = Headers(settings({"request": {"deny": ["x-a"]}})), Headers(settings({"request": {"deny": ["x-n"]}}))
+    names: list[set[bytes]] = []
+    for n, head in enumerate(heads_on_a_connection(TRACED, 6)):
+        (before if n < 4 else later).on_request(cast("Exchange", SimpleNamespace(head=head)))
+        names.append({name for name, _ in head.headers} & {b"x-a", b"x-n"})
+    assert names == [{b"x-n"}] * 4 + [{b"x-a"}] * 2
 
 
 def test_forward_lets_nothing_else_pass_but_what_is_set() -> None:
