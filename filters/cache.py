@@ -23,7 +23,8 @@ import msgspec
 from ..proxy.cache_note import bypass, note_hit
 from ..proxy.errors import ModelNotFoundError
 from ..proxy.filter import Filter
-from ..proxy.flight import Flight, Room
+from ..proxy.flight import Flight
+from ..proxy.flight_owner import Room
 from ..proxy.headers import to_upstream
 from ..proxy.plan import MONEY
 from ..proxy.replay import Played

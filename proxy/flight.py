@@ -20,29 +20,29 @@ from __future__ import annotations
 
 from math import inf
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Final, ParamSpec
 
 from .cache_note import note_hit, note_joined, note_miss
-from .edge.downstream import NOBODY, Downstream
+from .edge.downstream import NOBODY, AnswerSink
 from .leading import Leading
 from .replay import Replay
 from .replies import NO_RETRY, internal_error
 from .ring import LAG_SECONDS
-from .tape import Recorded, Tape, kept_fields
+from .tape import Tape
 from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .accounting.record import Outcome
-    from .cache_note import Verdict
     from .dialect import StreamReader
-    from .edge.downstream import BodyListener
     from .ending import Ending
     from .engine import Engine
     from .errors import GatewayError
+    from .flight_owner import Owner
     from .ring import Place
     from .run import Run
+    from .tape import Recorded
 
 P = ParamSpec("P")
 
@@ -50,35 +50,7 @@ MARK: Final = b": headgate %b\n\n" % token_hex(16).encode()
 """Stands for our comment between a reader and the tape, and is seen by nobody else."""
 
 
-class Room:
-    """Memory for what flights keep, shared by all of a filter. `most` in bytes."""
-
-    __slots__ = ("most", "used")
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.used = 0
-
-
-class Owner(Protocol):
-    """Who began a flight, and keeps its answer."""
-
-    room: Room
-
-    def begins(self, flight: Flight) -> None:
-        """Somebody waits for it: `lead`, `found`, now or later."""
-
-    def landed(self, flight: Flight, recorded: Recorded | None) -> None:
-        """It is over, and nobody may join any more; `recorded` where the answer is whole and good. Once."""
-
-    def noted(self, verdict: Verdict) -> None:
-        """One more client knows where its answer comes from. Once more for one that leads after all."""
-
-    def lost(self) -> None:
-        """A client was cut because it was too slow."""
-
-
-class Flight(Downstream):
+class Flight(AnswerSink):
     """See above. A `DeadlineHolder`. `key`: what all who share it have asked."""
 
     __slots__ = (
@@ -280,7 +252,7 @@ class Flight(Downstream):
         """The answer is whole."""
         self.tape.over = True
         call = self._call
-        self._land(recorded_of(call, self.tape) if call is not None else None)
+        self._land(call.recorded(self.tape) if call is not None else None)
         for replay in list(self._replays):
             self._tell(replay.over, replay)
         self._let_go()
@@ -301,29 +273,12 @@ class Flight(Downstream):
         tape.body = body
         tape.over = True
         self._settle_head()
-        self._land(recorded_of(call, tape) if call is not None else None)
+        self._land(call.recorded(tape) if call is not None else None)
         for replay in list(self._replays):
             if call is not None:
                 replay.run.ex.error = call.ex.error
             self._tell(replay.begin, replay)
         self._let_go()
-
-    # A client whose request was read before.
-
-    def read_body(self, limit: int) -> None:
-        raise NotImplementedError
-
-    def stream_body(self, limit: int, to: BodyListener) -> None:
-        raise NotImplementedError
-
-    def pause_body(self) -> None:
-        raise NotImplementedError
-
-    def resume_body(self) -> None:
-        raise NotImplementedError
-
-    def charge_body(self, size: int) -> None:
-        raise NotImplementedError
 
     # -- from the clock
 
@@ -427,17 +382,3 @@ class Flight(Downstream):
 
     def _now(self) -> float:
         return self.engine.clock.monotonic()
-
-
-def recorded_of(call: Leading, tape: Tape) -> Recorded | None:
-    """The answer, where it is whole, good, and all of it is here."""
-    head = tape.head
-    if head is None or head.status != 200 or call.ex.outcome != "ok" or not call.is_providers or tape.error is not None:
-        return None
-    if tape.body is None and not tape.ring.keeps:
-        return None
-    pieces = (tape.body,) if tape.body is not None else tape.ring.pieces()
-    return Recorded(
-        call.ex.id, call.engine.clock.wall(), tape.provider, tape.model, kept_fields(head.headers), pieces, tape.stream,
-        tape.comment_at,
-    )  # fmt: skip

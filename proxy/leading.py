@@ -16,6 +16,7 @@ from .errors import AnswerRefusedError
 from .headers import to_downstream
 from .replies import internal_error
 from .run import Run
+from .tape import Recorded, kept_fields
 from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .errors import GatewayError
     from .flight import Flight
     from .replies import Reply
+    from .tape import Tape
 
 
 class Leading(Run):
@@ -48,6 +50,17 @@ class Leading(Run):
             self._advance(self.chain.requests, 0)
         except Exception as error:
             self.fail(error)
+
+    def recorded(self, tape: Tape) -> Recorded | None:
+        """The answer, where it is whole, good, a provider's, and all of it is here."""
+        head = tape.head
+        if head is None or head.status != 200 or self.ex.outcome != "ok" or not self.is_providers:
+            return None
+        if tape.body is None and not tape.ring.keeps:
+            return None
+        pieces = (tape.body,) if tape.body is not None else tape.ring.pieces()
+        now, fields = self.engine.clock.wall(), kept_fields(head.headers)
+        return Recorded(self.ex.id, now, tape.provider, tape.model, fields, pieces, tape.stream, tape.comment_at)
 
     def refuse(self, error: GatewayError) -> None:
         """There is no answer: what that means is the flight's to say."""

@@ -200,6 +200,27 @@ class Downstream(ABC):
         self.end()
 
 
+class AnswerSink(Downstream):
+    """A client whose request was read before: nobody asks for its body."""
+
+    __slots__ = ()
+
+    def read_body(self, limit: int) -> None:
+        raise NotImplementedError
+
+    def stream_body(self, limit: int, to: BodyListener) -> None:
+        raise NotImplementedError
+
+    def pause_body(self) -> None:
+        raise NotImplementedError
+
+    def resume_body(self) -> None:
+        raise NotImplementedError
+
+    def charge_body(self, size: int) -> None:
+        raise NotImplementedError
+
+
 class Acceptor(Protocol):
     """The engine, as an edge sees it."""
 

@@ -503,6 +503,20 @@ async def test_five_hundred_at_the_moment_of_expiry_make_one_call() -> None:
     assert sum(row.attempts for row in rows) == 2
 
 
+async def test_a_route_has_a_cache_of_its_own_or_none() -> None:
+    routes = [
+        {"name": "fresh", "match": {"model": "live-*"}, "filters": {"cache": "off"}},
+        {"name": "tools", "match": {"model": "agent-*"}, "filters": {"cache": {"tools": True}}},
+    ]
+    changes = {**CACHED, "routes": routes}
+    async with gateway_over(ANSWER, changes=changes) as (gateway, _):
+        said = {}
+        for model in ("live-1", "agent-1", "any"):
+            body = with_fields(model=model, tools=[{"type": "function"}])
+            said[model] = [(await gateway.post(body)).header("x-headgate-cache") for _ in range(2)]
+    assert said == {"live-1": [None, None], "agent-1": ["miss", "hit"], "any": ["bypass", "bypass"]}
+
+
 async def test_a_reload_with_flights_under_way_breaks_nothing(tmp_path: Path) -> None:
     pause = Pause()
     head, *rest = sse(chat_chunks())
