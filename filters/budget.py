@@ -28,7 +28,7 @@ from ..proxy.accounting.money import nanos, usd
 from ..proxy.accounting.record import Reserved, Spent
 from ..proxy.errors import BudgetExceededError, ModelNotFoundError, PriceUnknownError, UnknownIssuerError
 from ..proxy.filter import Filter, SkipTarget
-from ..proxy.plan import BUDGET
+from ..proxy.plan import BUDGET, PRICE_UNKNOWN
 from .purse import Purse
 from .retry import Retry
 from .stores.rules import Kind, Refused, Rule
@@ -101,9 +101,12 @@ class Budgeting(Filter):
         purse = self._purse(ex)
         if purse is None:
             return
-        cost = purse.costs.get(attempt.target)
-        if cost is None and attempt.target not in purse.costs:
-            raise SkipTarget(BUDGET)  # it was no candidate when there was money to be set aside
+        target = attempt.target
+        if target not in purse.costs:  # it was no candidate when there was money to be set aside
+            purse.costs[target] = self._cost(ex, target)
+        cost = purse.costs[target]
+        if cost is None and self._refuses_unknown:
+            raise SkipTarget(PRICE_UNKNOWN)
         if cost and not purse.hold(attempt.number, cost, nanos(ex.lost_cost_usd)):
             self.skipped += 1
             message = f"This request may cost {usd(cost)} USD, which is more than is left of the budget."
@@ -148,8 +151,8 @@ class Budgeting(Filter):
         costs = self._costs(ex)
         if costs is None:
             return None
-        purse.costs = costs
         known = self._known(ex, purse, costs)
+        purse.costs = costs  # not before: what it knows is what it objects to
         if not known:
             self.admitted += 1
             return None
@@ -174,12 +177,11 @@ class Budgeting(Filter):
             candidates = ex.candidates
         except (ModelNotFoundError, UnknownIssuerError):
             return None
-        foresee, output = self._foresee, self._output
-        costs: dict[Target, int | None] = {}
-        for target in candidates:
-            cost = foresee(ex, target, output)
-            costs[target] = nanos(cost) if cost is not None else None
-        return costs
+        return {target: self._cost(ex, target) for target in candidates}
+
+    def _cost(self, ex: Exchange, target: Target) -> int | None:
+        cost = self._foresee(ex, target, self._output)
+        return nanos(cost) if cost is not None else None
 
     def _known(self, ex: Exchange, purse: Purse, costs: Mapping[Target, int | None]) -> set[int]:
         """The costs of those that may be asked. Raises PriceUnknownError where none of them is known."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..proxy.plan import PRICE_UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ..proxy.accounting.record import Share
     from ..proxy.plan import Target
@@ -31,7 +31,7 @@ class Purse:
         """Of each limit, whose money it is."""
         self.model: str | None = None
         """The one that the targets belong to."""
-        self.costs: Mapping[Target, int | None] = {}
+        self.costs: dict[Target, int | None] = {}
         self.grants: list[tuple[Granted[Any], int]] = []
         """What was granted, in pieces; none: nothing is counted for it."""
         self.amount = 0

@@ -17,11 +17,14 @@ from headgate.filters.stores.memory import MemoryStore
 from headgate.proxy.accounting.money import nanos
 from headgate.proxy.accounting.prices import own_price
 from headgate.proxy.accounting.record import Reserved, Spent, decode
+from headgate.proxy.errors import BudgetExceededError
 from headgate.proxy.exchange import Principal
-from headgate.proxy.filter import Filter
+from headgate.proxy.filter import Filter, SkipTarget
 from headgate.proxy.models import ModelTable, ModelTarget
+from headgate.proxy.plan import Target
 from headgate.proxy.websocket.frames import CLOSE
 from tests_support.answers import (
+    DONE,
     chat_chunk,
     chat_chunks,
     chat_completion,
@@ -435,6 +438,7 @@ def test_a_model_that_leads_nowhere_is_404_and_costs_nothing() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
+        ("GET", "/v1/models", 200),
         ("GET", "/v1/batches", None),
         ("DELETE", "/v1/files/f-1", None),
         ("POST", "/v1/batches", 402),
@@ -446,6 +450,56 @@ def test_what_names_no_model_passes_where_it_starts_nothing(method: str, path: s
     downstream = FakeDownstream(b"{}", method=method, path=path)
     it.relay.ask(b"{}", downstream)
     assert downstream.status == status
+
+
+def test_what_names_no_model_may_be_allowed() -> None:
+    it = shop("usd_per_month: 10, unknown_price: allow")
+    downstream = FakeDownstream(b"{}", path="/v1/batches")
+    it.relay.ask(b"{}", downstream)
+    it.relay.providers[0].last.feed(json_response({"id": "batch_1"}))
+    assert (downstream.status, it.records) == (200, [])
+
+
+def test_a_target_that_comes_up_later_is_paid_for_or_not_asked() -> None:
+    it = shop(prices=(1.0, None))
+    first = it.ask(tokens=4)
+    [run] = it.relay.engine.live
+    budget, attempt = it.budget, run.ex.attempts[0]
+    late = Target(attempt.target.cluster, "another")
+    attempt.target = late
+    with pytest.raises(SkipTarget, match="budget"):
+        budget.on_attempt(run.ex, attempt)
+    budget.on_attempt_end(run.ex, attempt)
+    budget.on_attempt(run.ex, attempt)
+    attempt.target = Target(it.relay.clusters[1], "another")
+    with pytest.raises(SkipTarget, match="price unknown"):
+        budget.on_attempt(run.ex, attempt)
+    first.downstream.leave()
+
+
+def test_a_stream_that_fails_in_its_own_words_costs_nothing_unless_it_says_so() -> None:
+    it = shop(retry=None)
+    it.ask(tokens=9, stream=True)
+    it.relay.providers[0].last.feed(HEAD + chunk(event({"error": {"message": "no"}}) + DONE) + b"0\r\n\r\n")
+    assert it.records[-1].nanos == 0
+
+
+def test_it_is_remembered_of_so_many_that_their_money_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headgate.filters.budget.MOST_TOLD", 2)
+    it = shop()
+    for team in ("a", "b", "c", "c"):
+        it.caller.team = team
+        it.pays(10)
+        assert not it.pays(1)
+    assert sum(isinstance(one, Spent) and one.exhausted for one in it.records) == 3
+
+
+def test_another_model_whose_price_is_half_known_is_objected_to_once() -> None:
+    it = shop(prices=(1.0, None), below=(Renames({"one": "two"}),))
+    it.ask(model="one")
+    it.answer(1)
+    assert it.budget.vetoed == 2
+    assert it.pays(9)
 
 
 def test_without_a_limit_of_its_own_an_answer_is_foreseen_and_with_strict_limited() -> None:
@@ -466,6 +520,18 @@ def test_a_filter_that_counts_anew_keeps_what_was_counted_for_the_same_limit() -
     one, two = shop(store=store), shop("per: team, usd_per_month: 12", store=store)
     assert one.pays(10)
     assert [two.pays(2), two.pays(1)] == [True, False]
+
+
+def test_a_session_whose_next_answer_no_budget_could_pay_is_closed_and_a_cheap_one_goes_on() -> None:
+    it = shop("per: team, usd_per_month: 10, output_tokens: 3")
+    it.ask(tokens=3)
+    [run] = it.relay.engine.live
+    run.ex.cost_usd = 0.0
+    it.budget.on_usage(run.ex)
+    assert len(it.records) == 1
+    run.ex.cost_usd = 12.0
+    with pytest.raises(BudgetExceededError, match="the budget is 10 USD per month"):
+        it.budget.on_usage(run.ex)
 
 
 def test_a_session_is_paid_answer_by_answer_and_closed_where_the_next_is_not_paid_for() -> None:

@@ -4,18 +4,24 @@ forgotten the ledger tells it."""
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from headgate.config import parse_config
 from headgate.filters.budget_remote import RemoteBudget
+from headgate.filters.stores.rules import Granted, Refused, Report
+from headgate.proxy.accounting.prices import own_price
 from headgate.proxy.accounting.record import Reserved, Spent, decode
+from headgate.proxy.errors import BudgetExceededError, GatewayError, OverloadError
 from headgate.proxy.websocket.frames import CLOSE
 from tests_support.answers import chat_completion, json_response
+from tests_support.downstream import FakeDownstream
 from tests_support.gateway import CLIENT_KEY, bearer, config_for, running_gateway
 from tests_support.process import gateway_process
 from tests_support.raw import CHAT, RawClient, request
 from tests_support.redis import RedisServer, until
+from tests_support.relay import Relay
 from tests_support.upstream import STALL, FakeUpstream, Pause
 from tests_support.websocket import RawSocket, response_done, session, text
 
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from headgate.config import BudgetConfig
+    from headgate.filters.stores.rules import RemoteStore
     from tests_support.gateway import RunningGateway
     from tests_support.upstream import Step
 
@@ -48,6 +56,109 @@ def budgeted(upstream: FakeUpstream, url: str, **budget: Any) -> dict[str, Any]:
     filters = [{"auth": {"keys": keys}}, {"budget": {"per": "team", **budget}}, "retry"]
     stores = {"redis": {"url": url, "timeout": "1s"}}
     return {**config_for(upstream), **PRICED, "filters": filters, "stores": stores}
+
+
+class Answers:
+    """What a server would say, one after the other; True grants, and a Refused or an error is itself."""
+
+    crowded = 0
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[int] = []
+        self.settled: list[int] = []
+        self.go = asyncio.Event()
+        self.go.set()
+
+    def open(self, name: str, rules: Any) -> Answers:
+        self.rules = rules
+        return self
+
+    async def take(self, keys: Any, tokens: int) -> tuple[Any, Any]:
+        self.asked.append(tokens // 10**9)
+        await self.go.wait()
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is not True:
+            return Refused(self.rules[0], 1, Report(10, answer * 10**9, 0)), "counted"
+        return Granted[Any](), "counted"
+
+    def settle(self, granted: Any, tokens: int) -> None:
+        self.settled.append(tokens // 10**9)
+
+
+def remote(store: Answers, *prices: float) -> tuple[Relay, RemoteBudget]:
+    """A budget of 10 USD that such a server counts, before providers at a dollar a token, or as `prices` say."""
+    relay: Relay
+    config = parse_config("filters: [{budget: {per: address, usd_per_month: 10, output_tokens: 3}}]", env={})
+    budget = RemoteBudget(
+        cast("BudgetConfig", config.filters[0].config),
+        place="budget",
+        store=cast("RemoteStore", store),
+        monotonic=lambda: relay.clock.monotonic(),
+        wall=lambda: relay.clock.wall(),
+        foresee=lambda ex, target, output: relay.engine.ledger.foresee(ex, target, output),
+        write=lambda record: None,
+    )
+    relay = Relay(providers=len(prices), before=[budget])
+    for cluster, price in zip(relay.clusters, prices, strict=True):
+        cluster.price = own_price({"input": 0.0, "output": price * 1e6})
+    return relay, budget
+
+
+async def test_what_is_left_is_asked_for_and_no_more_than_that() -> None:
+    store = Answers(4, True)
+    relay, budget = remote(store, 3.0, 2.0, 1.0)
+    relay.ask(BODY)
+    await until(lambda: relay.providers[1].calls)
+    assert (store.asked, budget.admitted) == ([6, 4], 1)
+
+
+async def test_what_is_free_or_no_call_is_not_asked_for() -> None:
+    store = Answers()
+    relay, budget = remote(store, 0.0)
+    relay.ask(BODY)
+    await until(lambda: relay.providers[0].calls)
+    listed = relay.ask(b"", FakeDownstream(method="GET", path="/v1/models"))
+    await until(lambda: listed.downstream.finished)
+    assert (store.asked, budget.admitted, listed.downstream.status) == ([], 1, 200)
+
+
+@pytest.mark.parametrize("answer", [OverloadError("away"), 1])
+async def test_a_session_ends_at_the_answer_after_the_one_that_was_not_paid_for(answer: Any) -> None:
+    store = Answers(True, answer)
+    relay, budget = remote(store, 1.0)
+    relay.ask(BODY)
+    await until(lambda: relay.engine.live and relay.providers[0].calls)
+    [run] = relay.engine.live
+    run.ex.cost_usd = 1.0
+    budget.on_usage(run.ex)
+    budget.on_usage(run.ex)
+    await until(lambda: not budget._asking)
+    with pytest.raises(GatewayError) as caught:
+        budget.on_usage(run.ex)
+    assert type(caught.value) is (BudgetExceededError if answer == 1 else OverloadError)
+    assert store.asked == [2, 1]
+
+
+async def test_what_is_granted_to_a_session_that_is_over_is_given_back() -> None:
+    store = Answers(True, True)
+    relay, budget = remote(store, 1.0)
+    asked = relay.ask(BODY)
+    await until(lambda: relay.engine.live and relay.providers[0].calls)
+    [run] = relay.engine.live
+    ex = run.ex
+    budget.on_usage(ex)
+    assert store.asked == [2]
+    ex.cost_usd = 1.0
+    store.go.clear()
+    budget.on_usage(ex)
+    await until(lambda: store.asked == [2, 1])
+    asked.downstream.leave()
+    store.go.set()
+    await until(lambda: not budget._asking)
+    assert store.settled == [1, 0]
 
 
 def money(gateway: RunningGateway) -> list[tuple[str, int]]:
