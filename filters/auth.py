@@ -73,8 +73,9 @@ class Auth(Filter):
         self._principals = self._own(self._pepper)
         self._table: KeyTable | None = None
         self.tokens = _tokens(config.jwt)
-        self._secret = blake2s(key=secrets.token_bytes(32))
-        """The beginning of every MAC under a secret of this process: a copy costs half of what making it does."""
+        self._secret = secrets.token_bytes(32)
+        self._mac = blake2s(key=self._secret)
+        """The beginning of every MAC under it: a copy costs half of what making it does."""
         self._seen: dict[bytes, Principal] = {}
         """Keys that were found, by a MAC of this process that costs a third of HMAC-SHA-256 by way of OpenSSL."""
 
@@ -133,7 +134,7 @@ class Auth(Filter):
         principal = None
         if len(token) <= _MAX_KEY:
             token = token.strip()
-            mac = self._secret.copy()
+            mac = self._mac.copy()
             mac.update(token)
             mark = mac.digest()
             principal = self._seen.get(mark) or self._find(token, mark)
