@@ -23,6 +23,7 @@ from ...proxy.errors import ObjectNotFoundError
 from ..telemetry.exposition import CONTENT_TYPE
 from .access import Access
 from .audit import Audit
+from .budgets import budget_report
 from .clusters import clusters_json, clusters_text
 from .gate import Endpoint, Gate, permitted
 from .keys import KeyPages
@@ -60,6 +61,7 @@ def endpoints(view: AdminView) -> list[Endpoint]:
         Endpoint("GET", "/server_info", Access.OPEN, pages.server_info),
         Endpoint("GET", "/config_dump", Access.VIEWER, pages.config_dump),
         Endpoint("GET", "/admin/usage", Access.VIEWER, pages.usage),
+        Endpoint("GET", "/admin/budgets", Access.VIEWER, pages.budgets),
         Endpoint("GET", "/admin/decisions/{id}", Access.VIEWER, pages.decision),
         Endpoint("GET", "/admin/keys", Access.VIEWER, keys.list),
         Endpoint("POST", "/admin/keys", Access.ADMIN, keys.create),
@@ -121,6 +123,11 @@ class Pages:
         """Sums of the ledger."""
         store = self._view.config.events.path
         body = await usage_report(store, request.query_params, self._view.clock.wall(), self._readers)
+        return Response(body, media_type="application/json")
+
+    async def budgets(self, request: Request) -> Response:
+        """What is spent of them."""
+        body = await budget_report(self._view.config, self._view.clock.wall(), self._readers)
         return Response(body, media_type="application/json")
 
     async def decision(self, request: Request) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 from anyio import to_thread
@@ -14,10 +14,12 @@ from ...proxy.errors import InvalidRequestError, OverloadError
 from ..events.report import GROUPINGS, as_json, usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ..events.report import By
+
+T = TypeVar("T")
 
 READ_SECONDS = 10.0
 PARAMETERS = frozenset(("by", "since"))
@@ -26,16 +28,21 @@ PARAMETERS = frozenset(("by", "since"))
 async def usage_report(store: Path, query: Mapping[str, str], now: float, limiter: anyio.CapacityLimiter) -> bytes:
     """The body, read in a thread. Raises InvalidRequestError, and OverloadError while the store cannot be read."""
     by, since = read_query(query, now)
+    return as_json(await read_ledger(lambda: usage(store, by, since), limiter) or [], by)
+
+
+async def read_ledger(read: Callable[[], T], limiter: anyio.CapacityLimiter) -> T | None:
+    """What `read` gives, in a thread; None where there is no ledger yet. Raises OverloadError while it cannot be
+    read."""
     try:
         with anyio.fail_after(READ_SECONDS):
-            rows = await to_thread.run_sync(lambda: usage(store, by, since), abandon_on_cancel=True, limiter=limiter)
+            return await to_thread.run_sync(read, abandon_on_cancel=True, limiter=limiter)
     except FileNotFoundError:
-        rows = []
+        return None
     except (sqlite3.Error, TimeoutError) as error:
         raise OverloadError(
             "The event store cannot be read now. Try again.", retry_after=5.0, detail=repr(error)
         ) from error
-    return as_json(rows, by)
 
 
 def read_query(query: Mapping[str, str], now: float) -> tuple[By, float | None]:

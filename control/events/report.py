@@ -70,7 +70,7 @@ def usage(store_path: str | os.PathLike[str], by: By = "key", since: float | Non
         sums=", ".join(f"SUM({name})" for name in _SUMS),
         order="1" if by == "day" else f"{_SUMS.index('cost_usd') + 2} DESC, 2 DESC, 1",
     )
-    db = _connect(Path(store_path))
+    db = connect(Path(store_path))
     try:
         found = db.execute(query, {"since": since, "first_day": -(-since // DAY)})
         return [UsageRow(*row) for row in found]
@@ -114,7 +114,8 @@ def _cells(row: UsageRow) -> tuple[str, ...]:
     )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """Read only. Raises FileNotFoundError when there is no ledger yet, sqlite3.Error when it cannot be read."""
     if not path.is_file():
         raise FileNotFoundError(f"no ledger at {path}")
     place = f"file:{quote(str(path.resolve()))}"

@@ -35,6 +35,7 @@ ROUTES = {
     ("GET", "/server_info"): (OPEN, OPEN, NEEDS_ROLE),
     ("GET", "/config_dump"): (NEEDS_ROLE, OPEN, NEEDS_ROLE),
     ("GET", "/admin/usage"): (NEEDS_ROLE, OPEN, NEEDS_ROLE),
+    ("GET", "/admin/budgets"): (NEEDS_ROLE, OPEN, NEEDS_ROLE),
     ("GET", "/admin/decisions/{id}"): ((401, 401, 403, 404, 404), (404,) * 5, (401, 401, 403, 404, 404)),
     ("GET", "/admin/keys"): (NEEDS_ROLE, OPEN, NEEDS_ROLE),
     ("POST", "/admin/keys"): (NO_FILE, REFUSED, NO_FILE),
