@@ -21,6 +21,7 @@ from ..budgets import recall, thresholds_of, where_counted
 from ..events.lookups import Lookups
 from ..events.tailer import Tailer
 from ..filter_set import refused
+from ..redis_watch import on_each_connection
 from .errors import BootError
 from .file_watch import FileWatch, marks
 from .front import Front
@@ -137,6 +138,9 @@ class ControlHalf:
         if self.jwks is not None:
             self.jwks.follow(self.config)
         self._follow(self.config)
+        redis = self.config.stores.redis
+        if redis is not None and self.config.stores.in_redis and self.store is not None and thresholds_of(self.config):
+            tasks.append(loop.create_task(on_each_connection(redis, self.clock, self._recall_for_redis)))
         try:
             yield
         finally:
@@ -160,6 +164,13 @@ class ControlHalf:
         if self.store is not None:
             await recall(config, where_counted(config, self.store, self.clock), self.tailer, self.clock)
         self.tailer.watch(thresholds_of(config))
+
+    async def _recall_for_redis(self) -> None:
+        """It may have lost what it knew. A ledger that cannot say now leaves it to the next connection."""
+        try:
+            await self.recall(self.config)
+        except BootError as error:
+            log.warning("budgets_not_told", reason=str(error))
 
     def answer(self, issuers: Issuers) -> None:
         """Be the one whom a data half in this process asks."""

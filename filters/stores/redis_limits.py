@@ -27,7 +27,7 @@ from .memory import MemoryStore
 from .redis_client import RedisClient
 from .redis_lease import Lease
 from .redis_link import StoreAwayError
-from .redis_scripts import RESTORE, SETTLE, TAKE
+from .redis_scripts import SETTLE, TAKE
 from .rules import AMOUNTS, PERIODS, SECONDS, Granted, Refused, Report, Rule, tightest
 
 if TYPE_CHECKING:
@@ -204,11 +204,6 @@ class RedisStore:
         """The limits of the filter `name`, with what is already counted under that name."""
         return RedisLimits(self, name, rules)
 
-    async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
-        """Redis remembers by itself: only what it knows nothing of is told. Where it is away, nothing is."""
-        for keys, arguments in restoring(self.client, name, kind, spent):
-            self.client.tell(RESTORE, keys, arguments)
-
     def settle(self, told: list[tuple[Hold, int]]) -> None:
         """Tell Redis, or keep the tokens for when it is back. Slots need not be told again: see Lease."""
         keys = [hold.key for hold, _ in told]
@@ -247,13 +242,15 @@ def open_store(
 
 
 def restoring(
-    client: RedisClient, name: str, kind: Kind, spent: Mapping[str, int]
+    client: RedisClient, name: str, kind: Kind, spent: Mapping[str, int], teller: bytes
 ) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """Keys and arguments of RESTORE, for so many callers at a time."""
+    """Keys and arguments of RESTORE, for so many callers at a time. `teller` is new each time it is told."""
     place = _place(client, name, Rule(kind, 0))
-    rest = iter(spent.items())
-    for some in iter(lambda: list(islice(rest, _CHUNK)), []):
-        yield [_key(place, key) for key, _ in some], [place.length, *(b"%d" % amount for _, amount in some)]
+    callers = list(spent.items())
+    for at in range(0, len(callers) or 1, _CHUNK):
+        some = callers[at : at + _CHUNK]
+        keys = [(place.prefix + "mark").encode(), *(_key(place, key) for key, _ in some)]
+        yield keys, [teller, place.length, *(b"%d" % amount for _, amount in some)]
 
 
 def _place(client: RedisClient, name: str, rule: Rule) -> Place:

@@ -18,7 +18,7 @@ Slots belong to workers. A worker whose lease has ended holds none: whoever meet
 `HOLD`   KEYS slots …            ARGV me, how many …
 `ADD`    KEYS slots              ARGV me
 `LEAVE`  KEYS workers            ARGV me
-`RESTORE` KEYS window …          ARGV length, used …
+`RESTORE` KEYS mark, window …    ARGV who tells, length, used …
 """
 
 from __future__ import annotations
@@ -247,9 +247,15 @@ RESTORE: Final = Script(
     "restore",
     _METERS
     + """
-local length = tonumber(ARGV[1])
-for n = 1, #KEYS do
-  if redis.call('EXISTS', KEYS[n]) == 0 then save(KEYS[n], length, '%.0f %s', now, ARGV[n + 1]) end
+local length = tonumber(ARGV[2])
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+local adds = redis.call('GET', KEYS[1]) == ARGV[1]
+for n = 2, #KEYS do
+  local opened, used = load(KEYS[n])
+  if adds or not opened then
+    opened, used = opened or now, (used or 0) + ARGV[n + 1]
+    save(KEYS[n], opened + length - now, '%.0f %.0f', opened, used)
+  end
 end
 """,
 )

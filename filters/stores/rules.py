@@ -144,9 +144,6 @@ class RemoteStore(Protocol):
     def open(self, name: str, rules: Sequence[Rule]) -> RemoteLimits:
         """As `Store.open`; what is counted there, other processes have counted, too."""
 
-    async def restore(self, name: str, kind: Kind, spent: Mapping[str, int], now: int) -> None:
-        """As `Store.restore`; the server may know already."""
-
     async def aclose(self) -> None:
         """This process counts no more."""
 

@@ -260,3 +260,20 @@ async def test_what_redis_has_forgotten_the_ledger_tells_it(tmp_path: Path, upst
         await server.start()
         async with gateway_process(config, workers=2) as gateway:
             assert [(await gateway.post(BODY)).status for _ in range(2)] == [200, 402]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_redis_that_loses_its_data_under_a_gateway_is_told_again(
+    server: RedisServer, upstream: FakeUpstream, workers: int
+) -> None:
+    config = budgeted(upstream, server.url, usd_per_month=8)
+    async with gateway_process(config, workers=workers) as gateway:
+        assert [(await gateway.post(BODY)).status for _ in range(3)] == [200] * 3
+        await gateway.rows(3)
+        server.kill()
+        await gateway.until(lambda: '"redis_away"' in gateway.log, "Redis to be missed")
+        await server.start()
+        await until(lambda: any(key.endswith(b":mark") for key in server.all_keys()), 10)
+        await gateway.until(lambda: gateway.log.count('"redis_back"') == workers + 1, "Redis to be found")
+        # Three are spent, and a call may cost two: four more can be paid for, whatever is settled when.
+        assert [(await gateway.post(BODY)).status for _ in range(9)].count(200) == 4

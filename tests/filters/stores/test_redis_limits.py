@@ -109,17 +109,6 @@ async def test_a_caller_that_leaves_while_it_is_decided_holds_nothing(server: Re
         assert call.tokens.left == 0
 
 
-async def test_what_was_spent_before_counts_unless_redis_knows(server: RedisServer) -> None:
-    async with counting(server.url) as store:
-        limits = store.open("b", [Rule(MONEY, 100)])
-        granted(await take(limits, 1, 60, "ann"))
-        await store.restore("b", MONEY, {"ann": 90, "bob": 90}, 0)
-        assert isinstance(await take(limits, 1, 41, "ann"), Refused)
-        granted(await take(limits, 1, 40, "ann"))
-        assert isinstance(await take(limits, 1, 11, "bob"), Refused)
-        granted(await take(limits, 1, 10, "bob"))
-
-
 # -- slots and leases
 
 
