@@ -25,6 +25,7 @@ from .response_head import BODILESS
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
+    from .asgi_websocket import AsgiWebSocket
     from .context import EdgeContext
     from .downstream import BodyListener
 
@@ -41,19 +42,23 @@ async def serve_exchange(context: EdgeContext, scope: Message, receive: Receive,
 
     Cancelled, it tells the acceptor that the client has left.
     """
-    downstream = AsgiDownstream(context, _head(scope))
+    await attend(context, AsgiDownstream(context, _head(scope)), receive, send)
+
+
+async def attend(context: EdgeContext, client: AsgiDownstream | AsgiWebSocket, receive: Receive, send: Send) -> None:
+    """Hand a client to the acceptor, and run its two tasks until everything has been said to it."""
     context.stats.requests += 1
-    context.acceptor.accept(downstream)
-    context.deadlines.add(downstream)
+    context.acceptor.accept(client)
+    context.deadlines.add(client)
     try:
         async with anyio.create_task_group() as group:
-            downstream.scope = group.cancel_scope
-            group.start_soon(downstream.take, receive)
-            await downstream.give(send)
+            client.scope = group.cancel_scope
+            group.start_soon(client.take, receive)
+            await client.give(send)
             group.cancel_scope.cancel()
     finally:
-        context.deadlines.discard(downstream)
-        downstream.lost()
+        context.deadlines.discard(client)
+        client.lost()
 
 
 class AsgiDownstream(Downstream):

@@ -15,16 +15,18 @@ import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
 from ..clock import NEVER
 from ..websocket.frames import BINARY, BROKEN, NO_CODE, NORMAL, PONG, TEXT, TOO_BIG, encode_close, encode_frame
+from .asgi import attend
 from .downstream import Downstream, WebSocketRequestHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import anyio
 
     from .asgi import Message, Receive, Send
     from .context import EdgeContext
@@ -45,19 +47,7 @@ async def serve_session(context: EdgeContext, scope: Message, receive: Receive, 
     """
     if (await receive())["type"] != "websocket.connect":
         return
-    downstream = AsgiWebSocket(context, scope)
-    context.stats.requests += 1
-    context.acceptor.accept(downstream)
-    context.deadlines.add(downstream)
-    try:
-        async with anyio.create_task_group() as group:
-            downstream.scope = group.cancel_scope
-            group.start_soon(downstream.take, receive)
-            await downstream.give(send)
-            group.cancel_scope.cancel()
-    finally:
-        context.deadlines.discard(downstream)
-        downstream.lost()
+    await attend(context, AsgiWebSocket(context, scope), receive, send)
 
 
 class AsgiWebSocket(Downstream):
