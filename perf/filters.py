@@ -55,6 +55,7 @@ class Variant:
 
 
 BASE = Variant("retry alone")
+ALL_FILTERS = Variant("all filters, shared", list(CHAIN), "shared")
 VARIANTS = (
     BASE,
     Variant(f"auth, {KEYS:,} keys", ["auth"]),
@@ -66,7 +67,7 @@ VARIANTS = (
     Variant("headers", ["headers"]),
     Variant("access_log", ["access_log"]),
     Variant("an answer that explains itself", headers={"x-headgate-explain": "1"}),
-    Variant("all filters, shared", list(CHAIN), "shared"),
+    ALL_FILTERS,
     Variant("all, and the answer explains itself", list(CHAIN), "shared", {"x-headgate-explain": "1"}),
 )
 
@@ -92,7 +93,7 @@ def compare(plan: Plan, *, alone: bool = False) -> dict[str, list[float]]:
             for variant in VARIANTS:
                 with _folder() as work:
                     port = free_port()
-                    _write_config(variant, work, port, load.provider_port)
+                    write_config(variant, work, port, load.provider_port)
                     argv = [sys.executable, "-m", "headgate", "serve", "gateway.yaml"]
                     subject = Subject(port, {"Authorization": f"Bearer {KEY}", **variant.headers})
                     figure = _measure(load, plan, argv, work, cores.gateway, subject)
@@ -120,7 +121,8 @@ def _measure(load: Load, plan: Plan, argv: Sequence[str], work: Path, core: int,
         return sample.cpu / max(1, sample.requests) * 1e6
 
 
-def _write_config(variant: Variant, work: Path, port: int, provider_port: int) -> None:
+def write_config(variant: Variant, work: Path, port: int, provider_port: int, *, keys: int = KEYS) -> None:
+    """The gateway.yaml of the chain, and its `keys_file` where it has one."""
     urls = [{"url": f"http://{address}:{provider_port}/v1"} for address in PROVIDER_ADDRESSES]
     target = {"provider": "openai", "price": {"input": 0.15, "output": 0.6}}
     config = {
@@ -132,19 +134,19 @@ def _write_config(variant: Variant, work: Path, port: int, provider_port: int) -
     }
     (work / "gateway.yaml").write_text(json.dumps(config))
     if "auth" in variant.filters:
-        pepper, lines = _keys()
+        pepper, lines = _keys(keys)
         for name, data in ((PEPPER_FILE, pepper), ("keys.db", lines)):
             (work / name).write_bytes(data)
             (work / name).chmod(0o600)
 
 
 @cache
-def _keys() -> tuple[bytes, bytes]:
+def _keys(count: int) -> tuple[bytes, bytes]:
     """A pepper, and a keys_file of many keys under it, the client's among them."""
     pepper = secrets.token_hex(32).encode()
     lines = bytearray()
-    for number in range(KEYS):
-        key = KEY if number == KEYS // 2 else f"{PREFIX}{number:043d}"
+    for number in range(count):
+        key = KEY if number == count // 2 else f"{PREFIX}{number:043d}"
         team = f"team-{number % 500}"
         made = digest(pepper, key.encode()).hex()
         record = KeyRecord(f"key-{number}", made, time.time(), team=team, roles=("viewer",))  # who may ask for explain

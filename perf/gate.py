@@ -1,4 +1,5 @@
-"""The deterministic gate: how many calls, tasks and timers one request and one streamed event take, against ceilings.
+"""The deterministic gate: how many calls, tasks and timers one request and one streamed event take, against ceilings;
+and one request through a chain of every filter.
 
 Time depends on the machine and on its other work; these counts do not. What the gate refuses is a change that makes
 every exchange do more, at the moment it is made. Requests go one at a time, so each is read and written in one piece.
@@ -6,7 +7,7 @@ What happens in less than one exchange of ten is background, not part of an exch
 
     python -m perf.gate            a table; exit 1 above a ceiling of perf/ceilings.json
     python -m perf.gate --update   what is measured, and a little more, becomes the ceiling
-    python -m perf.gate --list event   which functions
+    python -m perf.gate --list event   which functions; also of a request, and of one through every filter (chain)
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from . import contestants, counting
 from .bench import Subject, free_port, wait_ready
+from .filters import ALL_FILTERS, write_config
 from .load import Load
 from .process import running
 
@@ -40,6 +42,9 @@ TOLERANCE = 1.0
 
 MARGIN = 2
 """Between what is measured and the ceiling it becomes: Python's own modules differ by a call between patch releases."""
+
+KEYS = 1000
+"""In the `keys_file` of the chain."""
 
 Counts = Mapping[str, float]
 
@@ -112,8 +117,9 @@ def totals(counts: Counts) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def counted_gateway() -> Iterator[Counted]:
-    """Headgate with the root gateway.yaml, counted from its start to its end."""
+def counted_gateway(*, every_filter: bool = False) -> Iterator[Counted]:
+    """Headgate with the root gateway.yaml, or with every filter as in perf.filters, counted from its start to its
+    end."""
     with (
         tempfile.TemporaryDirectory(prefix="headgate-gate-") as folder,
         contextlib.closing(Load()) as load,
@@ -121,6 +127,8 @@ def counted_gateway() -> Iterator[Counted]:
     ):
         work, port = Path(folder), free_port()
         launch = contestants.headgate(contestants.ROOT, work, port, load.provider_port)
+        if every_filter:
+            write_config(ALL_FILTERS, work, port, load.provider_port, keys=KEYS)
         ours, theirs = socket.socketpair()
         with ours:
             ours.settimeout(30)
@@ -147,10 +155,12 @@ def above(measured: Mapping[str, Mapping[str, float]], ceilings: Mapping[str, Ma
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m perf.gate", description="Calls, tasks and timers per exchange.")
     parser.add_argument("--update", action="store_true", help="make what is measured the ceiling")
-    parser.add_argument("--list", choices=["request", "event"], help="the functions behind a count")
+    parser.add_argument("--list", choices=["request", "event", "chain"], help="the functions behind a count")
     args = parser.parse_args(argv)
     with counted_gateway() as counted:
         found = {"request": least(counted.per_request), "event": least(counted.per_event)}
+    with counted_gateway(every_filter=True) as counted:
+        found["chain"] = least(counted.per_request)
     if args.list:
         for name, count in sorted(found[args.list].items(), key=lambda item: -item[1]):
             print(f"{count:8.2f}  {name.replace(f'{contestants.ROOT}/', '')}")
