@@ -4,10 +4,11 @@ Values are never echoed: a key that was written into the wrong line must not rea
 """
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 from .errors import Place, Placed
-from .nodes import Items, Node, Table
+from .nodes import Items, Node, Scalar, Table
 
 _MESSAGES: Final[Mapping[str, str]] = {
     "missing": "is required",
@@ -41,7 +42,8 @@ def message_of(error: Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """Numbers as they are written in the file: 0.000001, not 1e-06."""
+    return f"{Decimal(repr(value)).normalize():f}" if isinstance(value, float) else value
 
 
 def find(root: Node, loc: Sequence[str | int]) -> tuple[Node, str | None]:
@@ -59,9 +61,16 @@ def find(root: Node, loc: Sequence[str | int]) -> tuple[Node, str | None]:
             child = node.entries.get(step)
         elif isinstance(node, Items) and isinstance(step, int) and step < len(node.items):
             child = node.items[step]
-        missing = step if child is None and isinstance(step, str) and isinstance(node, Table) else None
+        lacking = child is None and isinstance(step, str) and isinstance(node, Table) and not _is_kind(node, step)
+        missing = str(step) if lacking else None
         node = node if child is None else child
     return node, missing
+
+
+def _is_kind(table: Table, step: str) -> bool:
+    """Whether the step is the tag of a union, and no key that the table lacks."""
+    kind = table.entries.get("kind")
+    return isinstance(kind, Scalar) and kind.text == step
 
 
 def place_of(node: Node, missing: str | None) -> Placed:
