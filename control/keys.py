@@ -32,6 +32,7 @@ KEY_BYTES = 32
 REMEMBERED_SECONDS = 30 * 86400.0
 """How long one that has expired stays in the file, for its holder to be told so."""
 
+OVER = "must be in the future, or nobody could use the key"
 
 SCOPES = ("owner", "team", "roles", "models", "paths", "tags", "allow_tags")
 
@@ -76,7 +77,8 @@ class KeyRing:
         self._wall = wall
 
     def create(self, template: KeyRecord) -> str:
-        """A new key with the name and scopes of `template`; returns it, for the only time. Raises KeyExistsError."""
+        """A new key with the name and scopes of `template`; returns it, for the only time. Raises KeyExistsError,
+        BadKeyError where it would be over already."""
         with self._locked():
             records = self._living()
             if any(record.name == template.name for record in records):
@@ -88,7 +90,8 @@ class KeyRing:
     def rotate(self, name: str, overlap: float, expires: float | None = None) -> str:
         """Another key of this name and its scopes; those before it are good for `overlap` seconds more, at the most.
 
-        It expires as its predecessor, unless `expires` says when. Raises NoSuchKeyError.
+        It expires as its predecessor, unless `expires` says when. Raises NoSuchKeyError, BadKeyError where it would be
+        over already.
         """
         end = self._wall() + overlap
         with self._locked():
@@ -125,9 +128,12 @@ class KeyRing:
             if others:
                 raise KeysFileError(f"{self._path} holds keys, but their pepper is gone: put it back")
             pepper = make_pepper(pepper_path(self._path))
+        now = self._wall()
+        if template.expires is not None and template.expires <= now:
+            raise BadKeyError("expires", OVER)
         key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
         made = digest(pepper, key.encode()).hex()
-        return key, msgspec.structs.replace(template, digest=made, created=self._wall())
+        return key, msgspec.structs.replace(template, digest=made, created=now)
 
     def _write(self, records: Sequence[KeyRecord]) -> None:
         lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)

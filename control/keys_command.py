@@ -14,6 +14,7 @@ import msgspec
 from ..config import ConfigError, Problem
 from ..config.pepper import pepper_file
 from ..filters.keys_file import KeysFileError
+from .arguments import DEFAULT_FILE
 from .keys import SCOPES, BadKeyError, KeyExistsError, KeyRing, NoSuchKeyError, make_pepper, make_template
 from .process.source import ConfigSource
 
@@ -39,6 +40,8 @@ def keys(arguments: Namespace, file: str | None, wall: Callable[[], float]) -> i
         auth = source.load().auth
         if auth is None or auth.keys_file is None:
             where = "filters:\n  - auth: {keys_file: ./headgate-keys.db}"
+            if source.path is None:
+                return _fail(f"there is no ./{DEFAULT_FILE} here; name the one that has the keys: --config FILE", USAGE)
             return _fail(f"{source.name} names no file for keys; write there:\n{where}", USAGE)
         ring = KeyRing(auth.keys_file, auth.pepper, wall)
         match arguments.action:
@@ -58,6 +61,8 @@ def keys(arguments: Namespace, file: str | None, wall: Callable[[], float]) -> i
                 print(as_json(ring.records()) if arguments.json else as_table(ring.records(), wall()))
     except KeyExistsError:
         return _fail(f"there is a key '{name}' already; for another one: headgate keys rotate {name}")
+    except BadKeyError as error:
+        return _fail(f"--{error.field}: {error}", USAGE)
     except NoSuchKeyError:
         return _fail(f"there is no key '{name[:64]}'; see: headgate keys list")
     except (KeysFileError, OSError) as error:

@@ -97,9 +97,11 @@ class KeyPages:
         return auth, KeyRing(auth.keys_file, auth.pepper, self._view.clock.wall)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Raises ConflictError, ObjectNotFoundError, KeysFileAwayError."""
+        """Raises InvalidRequestError, ConflictError, ObjectNotFoundError, KeysFileAwayError."""
         try:
             return await to_thread.run_sync(work, limiter=self._one)
+        except BadKeyError as error:
+            raise InvalidRequestError(f"{error.field}: {error}.", param=error.field) from error
         except KeyExistsError as error:
             raise ConflictError("There is a key of this name already; it can be rotated.", param="name") from error
         except NoSuchKeyError as error:

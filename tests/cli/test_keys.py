@@ -73,6 +73,7 @@ def test_a_name_is_replaced_and_revoked(headgate: InProcess) -> None:
         (["--name", "a", "--models", ","], "--models: must name a model"),
         (["--name", "a", "--paths", "v1"], "--paths: must be paths that begin with /"),
         (["--name", "a", "--expires", "soon"], "must be like 90d, or a date"),
+        (["--name", "a", "--expires", "2026-12-31"], "--expires: must be in the future"),
     ],
 )
 @pytest.mark.usefixtures("config")
@@ -83,6 +84,14 @@ def test_what_makes_no_sense_makes_no_key(
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert not (tmp_path / "keys.db").exists()
+
+
+def test_without_a_config_it_says_how_to_name_one(headgate: InProcess, config: Path) -> None:
+    config.unlink()
+    done = headgate("keys", "list")
+    assert (done.code, done.out) == (2, "")
+    assert "there is no ./gateway.yaml here" in done.err
+    assert "--config FILE" in done.err
 
 
 def test_a_pepper_that_the_config_names_is_made_with_the_first_key(headgate: InProcess, config: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from headgate.config import AuthConfig, Secret
-from headgate.control.keys import KeyExistsError, KeyRing, NoSuchKeyError, make_pepper
+from headgate.control.keys import BadKeyError, KeyExistsError, KeyRing, NoSuchKeyError, make_pepper
 from headgate.filters.auth import Auth
 from headgate.filters.keys_file import KeyRecord, KeysFileError
 from headgate.proxy.errors import UnauthorizedError
@@ -92,6 +92,18 @@ def test_replacing_makes_no_key_live_longer(ring: KeyRing, file: Path) -> None:
     newest = ring.rotate("app", 0.0, expires=NOW + DAY)
     assert whose(file, new) is None
     assert whose(file, newest, NOW + DAY - 1) == "app"
+
+
+def test_no_key_is_made_that_is_over_already(ring: KeyRing, wall: Wall, file: Path) -> None:
+    with pytest.raises(BadKeyError, match="in the future"):
+        ring.create(KeyRecord("app", "", 0.0, expires=NOW))
+    assert not file.exists()
+    ring.create(KeyRecord("app", "", 0.0, expires=NOW + 60))
+    wall.now = NOW + 60
+    with pytest.raises(BadKeyError, match="in the future"):
+        ring.rotate("app", 0.0)
+    assert len(ring.records()) == 1
+    assert whose(file, ring.rotate("app", 0.0, expires=NOW + DAY), NOW + 61) == "app"
 
 
 def test_revoking_takes_every_key_of_the_name(ring: KeyRing, file: Path) -> None:

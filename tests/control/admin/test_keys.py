@@ -108,6 +108,7 @@ async def test_a_revoked_key_is_nobody_any_more(admin: RunningAdmin) -> None:
         ({"name": "x", "paths": ["v1"]}, "paths", "begin with /"),
         ({"name": "x", "expires": "soon"}, "expires", "an age like 90d"),
         ({"name": "x", "expires": 90}, "expires", "an age like 90d"),
+        ({"name": "x", "expires": "2020-01-01"}, "expires", "must be in the future"),
         ({"name": "x", "key": "chosen-by-the-caller"}, "key", "are known here"),
         (b"[1]", None, "JSON object"),
         (b'{"name": "\xff"}', None, "JSON object"),
