@@ -41,7 +41,7 @@ def explain(config: GatewayConfig, id_: str, key: str | None = None) -> dict[str
     except (OSError, HTTPException, ValueError) as error:
         status, said, away = 0, {}, f"the gateway does not answer on its admin listener ({error})"
     else:
-        away = _message(said)
+        away = "no worker remembers its reasons" if status == _UNKNOWN else _message(said).rstrip(".")
     if status == _OK:
         return said
     row = _row(config.events.path, id_)

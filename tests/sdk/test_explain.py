@@ -73,7 +73,7 @@ async def test_an_answer_is_explained_whichever_worker_gave_it(workers: int) -> 
             code, text = await explained(gateway, config, ids[1], "--json")
             assert (code, json.loads(text)["id"]) == (0, ids[1])
             code, text = await explained(gateway, config, "hg_0")
-            assert (code, "no exchange 'hg_0' is known" in text) == (1, True)
+            assert (code, "no exchange 'hg_0' is known: no worker remembers its reasons, and the" in text) == (1, True)
 
             await gateway.rows(7)
             await gateway.terminate()
