@@ -9,11 +9,10 @@ Here, and only here, are concrete dialects, filters and endpoints known by name.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import Lock, to_thread
@@ -37,6 +36,7 @@ from .control.clusters import ClusterSet, open_endpoint, open_service
 from .control.endpoints import endpoint_table
 from .control.filter_set import FilterSet, Kept, read_keys, refused, users_filter
 from .control.found_models import FoundModels, find_models
+from .control.parts import find_price_file, find_prices, model_table, open_spool, try_spool
 from .control.process.errors import BootError
 from .control.process.front import Front
 from .dialects.openai import OpenAI
@@ -57,29 +57,22 @@ from .filters.stores.shared import SharedStore
 from .filters.stores.shared_memory import SharedMemory
 from .proxy.accounting.estimate import Estimator
 from .proxy.accounting.ledger import Ledger
-from .proxy.accounting.price_file import PriceFileError, read_price_file
-from .proxy.accounting.price_table import PriceTableError, load_price_table
-from .proxy.accounting.prices import own_price
-from .proxy.accounting.spool import Spool
 from .proxy.clock import Clock, Deadlines, LoopClock, monotonic_time, wall_time
 from .proxy.engine import Engine
 from .proxy.graph import Graph
-from .proxy.models import Exhaustion, ModelTable, ModelTarget
 
 if TYPE_CHECKING:
     import asyncio
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from .config import Price, Provider
-    from .config import Target as TargetConfig
+    from .config import Provider
     from .filters.guard_service import OpenService
     from .filters.stores.redis_answers import RedisAnswers
     from .filters.stores.redis_limits import RedisStore
     from .filters.stores.rules import RemoteStore, Store
-    from .proxy.accounting.price_file import PriceFile
-    from .proxy.accounting.price_lookup import PriceTable
     from .proxy.accounting.record import Reserved, Spent
+    from .proxy.accounting.spool import Spool
     from .proxy.catalog import Listing
     from .proxy.dialect import Dialect
     from .proxy.exchange import Exchange
@@ -272,7 +265,7 @@ class Gateway:
         graph, _ = self._compile(self.config)
         await self._read_keys(graph)
         if self._keeps_records:
-            self.spool = _spool(self.config, self.worker, self.clock)
+            self.spool = open_spool(self.config, self.worker, self.clock)
         self.engine = Engine(
             graph,
             face_dialect=self.resources.dialects["openai"],
@@ -427,7 +420,7 @@ class Gateway:
     def _compile(self, config: GatewayConfig) -> tuple[Graph, Retired]:
         """Config to graph, and what it does not use any more. What may refuse comes first: then nothing has changed."""
         filters = self.resources.filters(config)
-        prices = _prices(config, self.clock)
+        prices = find_prices(config, self.clock)
         retired = self.resources.apply(config, filters)
         clusters = self.resources.clusters
         graph = Graph(
@@ -436,7 +429,7 @@ class Gateway:
             prefix=filters.chains.prefix,
             routes=filters.chains.routes,
             default=filters.chains.default,
-            models=_models(config, clusters),
+            models=model_table(config, clusters),
             prices=prices,
             clusters=clusters,
             body_limit=config.limits.body,
@@ -455,7 +448,7 @@ def check_buildable(config: GatewayConfig) -> None:
     FilterSet(config, partial(make_filter, workers=config.workers))
     if config.auth is not None:
         read_keys(Auth(config.auth))
-    _price_file(config)
+    find_price_file(config)
 
 
 def check_startable(config: GatewayConfig, clock: Clock) -> None:
@@ -468,9 +461,8 @@ def check_startable(config: GatewayConfig, clock: Clock) -> None:
         raise refused(f"stores: default: {MEMORY_OF_MANY}")  # --workers came after the file was checked
     for name, listener in (("data", config.listeners.data), ("admin", config.listeners.admin)):
         Front(listener, f"listeners.{name}")
-    _prices(config, clock)
-    with _spool_errors(config), TemporaryFile(dir=_made(config.events.spool.path)) as file:
-        file.write(b"\n")
+    find_prices(config, clock)
+    try_spool(config)
 
 
 def check_reload(old: GatewayConfig, new: GatewayConfig) -> None:
@@ -484,61 +476,3 @@ def check_reload(old: GatewayConfig, new: GatewayConfig) -> None:
     changed = [name for name, before, after in fixed if before != after]
     if changed:
         raise refused(f"{', '.join(changed)}: a change needs a restart")
-
-
-def _prices(config: GatewayConfig, clock: Clock) -> PriceTable:
-    try:
-        return load_price_table(wall=clock.wall, file=_price_file(config))
-    except PriceTableError as error:
-        raise BootError(f"{error}; it needs the package genai-prices and a folder it may write to") from error
-
-
-def _price_file(config: GatewayConfig) -> PriceFile | None:
-    try:
-        return read_price_file(config.prices.file) if config.prices.file is not None else None
-    except (PriceFileError, OSError) as error:
-        raise refused(f"prices.file: {error}") from error
-
-
-def _spool(config: GatewayConfig, worker: str, clock: Clock) -> Spool:
-    settings = config.events.spool
-    with _spool_errors(config):
-        return Spool(
-            settings.path, worker, max_size=settings.max_size, on_full=settings.on_full, monotonic=clock.monotonic
-        )
-
-
-@contextmanager
-def _spool_errors(config: GatewayConfig) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        path = config.events.spool.path
-        raise BootError(f"cannot write records to {path}: {error.strerror}; set events.spool.path to another") from None
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
-def _models(config: GatewayConfig, clusters: Mapping[str, Cluster]) -> ModelTable:
-    entries: dict[str, Sequence[ModelTarget]] = {
-        name: [_target(target, clusters) for target in model.targets] for name, model in config.models.items()
-    }
-    direct = frozenset(name for name, provider in config.providers.items() if provider.direct)
-    exhaustions = {
-        name: Exhaustion(model.on_exhausted, model.queue_timeout.total_seconds())
-        for name, model in config.models.items()
-        if model.on_exhausted != "reject"
-    }
-    return ModelTable(entries, clusters, direct, exhaustions)
-
-
-def _target(target: TargetConfig, clusters: Mapping[str, Cluster]) -> ModelTarget:
-    price = own_price(_rates(target.price)) if target.price is not None else None
-    return ModelTarget(clusters[target.provider], target.model, target.priority, price)
-
-
-def _rates(price: Price) -> dict[str, float]:
-    return {name: float(value) for name, value in price.model_dump().items() if value is not None}

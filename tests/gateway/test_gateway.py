@@ -289,14 +289,14 @@ async def test_a_gateway_that_cannot_start_leaves_nothing(tmp_path: Path) -> Non
 async def test_a_price_table_that_cannot_be_had_stops_the_start_and_refuses_a_reload(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from headgate import gateway as root
+    from headgate.control import parts
     from headgate.proxy.accounting.price_table import PriceTableError
 
     def fails(**_: Any) -> None:
         raise PriceTableError("cannot compile the price table: no such module")
 
     async with started(config(providers(up=UP))) as gateway:
-        monkeypatch.setattr(root, "load_price_table", fails)
+        monkeypatch.setattr(parts, "load_price_table", fails)
         graph = gateway.engine.graph
         with pytest.raises(ConfigError, match="cannot compile the price table"):
             await gateway.reload(config(providers(up="http://127.0.0.1:10/v1")))
