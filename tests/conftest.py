@@ -42,6 +42,16 @@ def _load_support() -> None:
 _load_support()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much the fault walls have asked; each test of theirs says so by `record_property`."""
+    ends = terminalreporter.getreports("")  # of setting up and tearing down
+    asked = {one.nodeid: value for one in ends for name, value in one.user_properties if name == "exchanges"}
+    if asked:
+        broke = asked.keys() & {one.nodeid for one in terminalreporter.getreports("failed")}
+        total = f"{sum(asked.values())} exchanges in {len(asked)} tests"
+        terminalreporter.write_line(f"fault walls: {total}, {len(broke)} of which broke an invariant")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the recorded traffic are skipped where it is not beside the checkout."""
     if (SHARED_DATA / "traffic" / "recorded.jsonl").is_file():

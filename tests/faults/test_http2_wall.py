@@ -28,7 +28,7 @@ from tests_support.traffic import error_events, events, without_ours
 from tests_support.wall import GIVEN_UP_AFTER, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from headgate.proxy.accounting.record import Done
     from headgate.proxy.clock import Clock
@@ -354,6 +354,14 @@ async def wall(*, second: bool) -> AsyncIterator[Wall]:
 async def held(request: pytest.FixtureRequest) -> AsyncIterator[Wall]:
     async with wall(second=request.param) as one:
         yield one
+
+
+@pytest.fixture(autouse=True)
+def _counted(record_property: Callable[[str, object], None], held: Wall) -> Iterator[None]:
+    """For the summary."""
+    before = held.asked
+    yield
+    record_property("exchanges", held.asked - before)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tests_support.traffic import error_events, has_done
 from tests_support.wall import HEALTHY, RESTING, SLOWER, Told, Wall, wall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 REPEATS = 20
 APART = 0.02
@@ -268,6 +268,18 @@ def check(told: Told, *, second: bool = False, http2: bool = False) -> None:
 async def held(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Wall, dict[str, bool]]]:
     async with wall(**request.param) as one:
         yield one, request.param
+
+
+@pytest.fixture(autouse=True)
+def _counted(record_property: Callable[[str, object], None], request: pytest.FixtureRequest) -> Iterator[None]:
+    """For the summary."""
+    if "held" not in request.fixturenames:
+        yield
+        return
+    one, _ = request.getfixturevalue("held")
+    before = one.count
+    yield
+    record_property("exchanges", one.count - before)
 
 
 @pytest.fixture(scope="module")

@@ -166,12 +166,13 @@ class Wall:
         self.ledger = Ledger(gateway.folder)
         self._tasks = len(asyncio.all_tasks())
         self._asked: list[Told] = []
-        self._count = self._counted = 0
+        self.count = self._counted = 0
+        """Exchanges that were asked for."""
 
     async def ask(self, fault: str, *, stream: bool, model: str | None = None, within: float = ANSWERED_BY) -> Told:
         """Ask for this fault, or for a good answer of `HEALTHY`, and hold that it is answered `within` seconds."""
-        self._count += 1
-        id_ = f"{fault}-{self._count}"
+        self.count += 1
+        id_ = f"{fault}-{self.count}"
         asked: dict[str, Any] = {
             "model": model or (HEALTHY if fault == HEALTHY else MODEL_PREFIX + fault),
             "messages": [{"role": "user", "content": "one two three four"}],
