@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _NO_MODEL = "-"
 _UNKNOWN_MODEL = "?"
+_WORDS: Final = {"k": "key", "u": "owner", "t": "team", "a": "address"}
+"""What the letters stand for."""
 MOST_PLAIN: Final = 128
 """Characters; a longer name is spelled as its digest."""
 _SPECIAL: Final = re.compile(r"[&\\#'\"]")
@@ -81,3 +83,12 @@ def spelled(caller: str) -> str:
     if len(caller) > MOST_PLAIN:
         return f"#{blake2b(caller.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
     return ascii(caller)[1:-1].replace("&", "\\x26")
+
+
+def named(per: str, caller: str) -> str:
+    """For people: `team web & model up/gpt-4o` for `tweb & up/gpt-4o`, as counted per `team+model`. A name without
+    anything behind it is `-`, one that is spelled as its digest stays so."""
+    return " & ".join(
+        f"{_WORDS[part[0]]} {part[1:] or '-'}" if scope != "model" and part[:1] in _WORDS else f"{scope} {part}"
+        for scope, part in zip(per.split("+"), caller.split(" & "), strict=True)
+    )

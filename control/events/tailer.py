@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 import structlog
 
+from ...filters.callers import named
 from ...proxy.accounting.money import usd
 from .ingest import Ingest
 from .schema import SchemaError
@@ -183,7 +184,7 @@ class Tailer:
             "budget_alert",
             budget=alert.budget,
             per=alert.per,
-            caller=alert.caller,
+            caller=named(alert.per, alert.caller),
             period=alert.period,
             percent=alert.percent,
             spent_usd=usd(alert.spent),

@@ -145,7 +145,7 @@ def open_answers(settings: Redis, clock: Clock, *, max_entry: int, ttl: float, n
     """Answers in the Redis of the config; `name` is the worker's, for its log. To be started."""
     from .redis_driver import connect  # loaded only where the config names it
 
-    client = RedisClient(settings, connect, clock, name=name)
+    client = RedisClient(settings, connect, clock, name=name, use="cache")
     return RedisAnswers(client, clock, max_entry=max_entry, ttl=ttl, token=partial(token_hex, 8))
 
 

@@ -49,10 +49,17 @@ class RedisClient:
     """
 
     def __init__(
-        self, settings: Redis, connect: Callable[[Redis], Awaitable[Wire]], clock: Clock, *, name: str = "0"
+        self,
+        settings: Redis,
+        connect: Callable[[Redis], Awaitable[Wire]],
+        clock: Clock,
+        *,
+        name: str = "0",
+        use: str = "limits",
     ) -> None:
         self.settings = settings
         self.name = name
+        self.use = use
         self.tally = Tally()
         self.link = 0
         self._connect = connect
@@ -179,7 +186,7 @@ class RedisClient:
         self.link += 1
         self._settled.set()
         if self._breaker.close():
-            log.info("redis_back", worker=self.name, address=str(self.settings.address))
+            log.info("redis_back", worker=self.name, use=self.use, address=str(self.settings.address))
         for callback in self._callbacks:
             callback()
 
@@ -196,7 +203,9 @@ class RedisClient:
         now = self._clock.monotonic()
         if now - self._logged >= LOG_SECONDS and not self._breaker.open:
             self._logged = now
-            log.warning("redis_refused", worker=self.name, address=str(self.settings.address), reason=str(error))
+            log.warning(
+                "redis_refused", worker=self.name, use=self.use, address=str(self.settings.address), reason=str(error)
+            )
         self._note_failure(error)
         if self._breaker.open and self._link is not None:
             self._link.end(ConnectionLostError(str(error)))
@@ -206,4 +215,6 @@ class RedisClient:
         if self._breaker.fail(self._clock.monotonic()):
             self.tally.opened += 1
             self._settled.set()
-            log.warning("redis_away", worker=self.name, address=str(self.settings.address), reason=str(error))
+            log.warning(
+                "redis_away", worker=self.name, use=self.use, address=str(self.settings.address), reason=str(error)
+            )

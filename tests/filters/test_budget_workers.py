@@ -115,9 +115,9 @@ async def test_an_alert_is_told_once_by_log_and_metric_whoever_spends_and_restar
             again = gateway.log
     lines = [json.loads(line) for line in log.splitlines() if "budget_alert" in line]
     assert sorted((line["percent"], line["caller"], line["limit_usd"]) for line in lines) == [
-        (50, "tweb", "4"),
-        (80, "tweb", "4"),
-        (100, "tweb", "4"),
+        (50, "team web", "4"),
+        (80, "team web", "4"),
+        (100, "team web", "4"),
     ]
     assert {one["labels"]["percent"]: one["value"] for one in stats} == {"50": 1, "80": 1, "100": 1}
     assert "budget_alert" not in again

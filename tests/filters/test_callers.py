@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.filters.callers import spelled
+from headgate.filters.callers import named, spelled
 
 
 def test_a_plain_name_is_spelled_as_it_is() -> None:
@@ -27,3 +28,20 @@ def test_every_spelling_is_plain_and_short(name: str) -> None:
     assert "&" not in text
     assert text.isprintable()
     assert len(text) <= 1300
+
+
+@pytest.mark.parametrize(
+    ("per", "caller", "words"),
+    [
+        ("team", "tweb", "team web"),
+        ("team", "t", "team -"),
+        ("user", "uann", "owner ann"),
+        ("user", "kann", "key ann"),
+        ("key", "a127.0.0.1", "address 127.0.0.1"),
+        ("team+model", "tweb & up/gpt-4o", "team web & model up/gpt-4o"),
+        ("model", "k/m", "model k/m"),
+        ("model+key", "? & #5f0c", "model ? & key #5f0c"),
+    ],
+)
+def test_people_read_whose_name_it_is(per: str, caller: str, words: str) -> None:
+    assert named(per, caller) == words

@@ -200,6 +200,7 @@ async def test_a_start_without_a_server_goes_on_and_says_so() -> None:
                 await until(lambda: client.up)
     assert [line["event"] for line in logs] == ["redis_away", "redis_back"]
     assert logs[0]["address"] == f"127.0.0.1:{server.port}/0"
+    assert [line["use"] for line in logs] == ["limits", "limits"]
 
 
 async def test_a_command_that_is_refused_fails_alone(server: RedisServer) -> None:
