@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 from anyio import sleep, to_thread
-from openai import AsyncOpenAI
 
 from tests_support.answers import chat_completion, json_response
+from tests_support.asking import statuses, until_status
 from tests_support.gateway import config_for
 from tests_support.process import gateway_process
 from tests_support.upstream import FakeUpstream
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 WITHIN = 5.0
 ROUNDS = 6
-MESSAGES: Any = [{"role": "user", "content": "hello"}]
 
 
 async def command(gateway: GatewayProcess, *arguments: str) -> str:
@@ -44,24 +41,11 @@ async def made_over_http(gateway: GatewayProcess, ops: str, name: str) -> str:
 
 
 async def answers(gateway: GatewayProcess, key: str) -> set[int]:
-    """What the SDK gets on connections of their own, so that every worker is likely to be asked."""
-    seen = set()
-    for _ in range(ROUNDS):
-        async with AsyncOpenAI(base_url=gateway.base_url, api_key=key, max_retries=0) as sdk:
-            try:
-                await sdk.chat.completions.create(model="m", messages=MESSAGES)
-            except openai.APIStatusError as error:
-                seen.add(error.status_code)
-            else:
-                seen.add(200)
-    return seen
+    return await statuses(gateway, key, ROUNDS)
 
 
 async def within(gateway: GatewayProcess, key: str, status: int) -> None:
-    deadline = time.monotonic() + WITHIN
-    while await answers(gateway, key) != {status}:
-        assert time.monotonic() < deadline, gateway.log
-        await sleep(0.1)
+    await until_status(gateway, key, status, rounds=ROUNDS, within=WITHIN, pause=0.1)
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])

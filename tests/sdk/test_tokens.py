@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 from anyio import sleep
-from openai import AsyncOpenAI
 
 from tests_support.answers import chat_completion, error_response, json_response
+from tests_support.asking import statuses, until_status
 from tests_support.gateway import CLIENT_KEY, config_for
 from tests_support.process import gateway_process
 from tests_support.tokens import Issuer, public, rsa_key
@@ -21,28 +20,14 @@ if TYPE_CHECKING:
 
 WITHIN = 15.0
 ROUNDS = 4
-MESSAGES: Any = [{"role": "user", "content": "hello"}]
 
 
-async def answers(gateway: GatewayProcess, token: str) -> set[int]:
-    """On connections of their own, so that every worker is likely to be asked."""
-    seen = set()
-    for _ in range(ROUNDS):
-        async with AsyncOpenAI(base_url=gateway.base_url, api_key=token, max_retries=0) as sdk:
-            try:
-                await sdk.chat.completions.create(model="m", messages=MESSAGES)
-            except openai.APIStatusError as error:
-                seen.add(error.status_code)
-            else:
-                seen.add(200)
-    return seen
+async def answers(gateway: GatewayProcess, key: str) -> set[int]:
+    return await statuses(gateway, key, ROUNDS)
 
 
-async def until(gateway: GatewayProcess, token: str, status: int) -> None:
-    deadline = time.monotonic() + WITHIN
-    while await answers(gateway, token) != {status}:
-        assert time.monotonic() < deadline, gateway.log
-        await sleep(0.2)
+async def until(gateway: GatewayProcess, key: str, status: int) -> None:
+    await until_status(gateway, key, status, rounds=ROUNDS, within=WITHIN, pause=0.2)
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])

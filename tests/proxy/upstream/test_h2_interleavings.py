@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from h2.errors import ErrorCodes
@@ -21,6 +21,7 @@ from headgate.proxy.upstream.pool import IdleQuota, PoolLimits
 from tests_support.caller import Caller, Event, Recorder, eventually
 from tests_support.clock import FakeClock
 from tests_support.h2_upstream import H2Upstream
+from tests_support.interleaving import check_calls, unsteady
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,30 +144,6 @@ class Play:
             if heard.outcome is None and not heard.cancelled:
                 heard.cancel()
 
-    def check(self) -> None:
-        for canary, heard in self.calls:
-            assert heard.outcome in ENDS | {None}
-            assert canary.startswith(heard.body)
-            if heard.outcome == "clean":
-                assert heard.body == canary
-            assert (heard.outcome is not None) or heard.cancelled
-
-
-def unsteady(connect: Any, rng: random.Random) -> Any:
-    """`dial.sock_connect`, which now and then is refused, slow, or never comes back."""
-
-    async def sock_connect(sock: Any, address: Any) -> None:
-        chance = rng.random()
-        if chance < 0.1:
-            raise ConnectionRefusedError
-        if chance < 0.15:
-            await asyncio.get_running_loop().create_future()
-        for _ in range(rng.randrange(4)):
-            await asyncio.sleep(0)
-        await connect(sock, address)
-
-    return sock_connect
-
 
 async def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> Play:
     clock, quota, rng = FakeClock(), IdleQuota(3), random.Random(seed)
@@ -181,7 +158,7 @@ async def play(seed: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> Play:
                     await game.step()
                 await game.finish()
                 await eventually(lambda: caller.stats.rq_active == caller.stats.rq_pending_active == 0)
-        game.check()
+        check_calls(game.calls, ENDS)
         assert quota.idle == 0
         await eventually(lambda: all(peer.lost for peer in upstream.peers))
         for peer in upstream.peers:
