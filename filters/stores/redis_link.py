@@ -225,7 +225,8 @@ class Link:
         elif oldest is not suspect or turns < TURNS:
             self._timer = self._clock.call_at(0.0, self._watch, oldest, turns + 1 if oldest is suspect else 1)
         else:
-            self.end(ConnectionLostError(f"no answer within {(now - oldest.asked) * 1000:.0f} ms"))
+            waited = f"{(now - oldest.asked) * 1000:.0f} ms"
+            self.end(ConnectionLostError(f"no answer within {waited}, see stores.redis.timeout"))
 
     async def _write(self) -> None:
         try:
