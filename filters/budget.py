@@ -246,7 +246,7 @@ class Budgeting(Filter):
         may_cost = f"This request may cost {usd(amount)} USD"
         if refused is None:
             rule = min(self._rules, key=lambda rule: rule.limit)
-            return BudgetExceededError(f"{may_cost}, and the budget is {rule}. Shorten it, or lower max_tokens.")
+            return BudgetExceededError(f"{may_cost}, and the budget is {rule}. Shorten it, or set a lower max_tokens.")
         share = purse.shares[self._rules.index(refused.rule)]
         self._tell(ex, share)
         again = datetime.fromtimestamp(share.until, UTC)

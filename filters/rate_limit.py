@@ -99,7 +99,7 @@ class RateLimiting(Filter):
     def _too_large(self, tokens: int) -> OverLimitError:
         rule = min(self._token_rules, key=lambda rule: rule.limit)
         return OverLimitError(
-            f"This request may use {tokens} tokens, and the limit is {rule}. Shorten it, or lower max_tokens."
+            f"This request may use {tokens} tokens, and the limit is {rule}. Shorten it, or set a lower max_tokens."
         )
 
 

@@ -175,7 +175,10 @@ def test_a_refusal_names_the_budget_what_is_left_and_until_when() -> None:
 
 def test_what_no_budget_could_ever_pay_is_said_so() -> None:
     refused = shop().ask(tokens=11)
-    assert "may cost 11 USD, and the budget is 10 USD per month for each team. Shorten it" in refused.error["message"]
+    assert (
+        "may cost 11 USD, and the budget is 10 USD per month for each team. Shorten it, or set a lower max_tokens."
+        in refused.error["message"]
+    )
     assert refused.downstream.header(b"retry-after") is None
 
 

@@ -234,7 +234,7 @@ def test_what_will_never_fit_is_refused_for_good() -> None:
     assert isinstance(error, OverLimitError)
     assert str(error) == (
         "This request may use 51 tokens, and the limit is 50 tokens per minute for each user. "
-        "Shorten it, or lower max_tokens."
+        "Shorten it, or set a lower max_tokens."
     )
 
 
