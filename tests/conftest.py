@@ -45,7 +45,7 @@ _load_support()
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How much the fault walls have asked; each test of theirs says so by `record_property`."""
     ends = terminalreporter.getreports("")  # of setting up and tearing down
-    asked = {one.nodeid: value for one in ends for name, value in one.user_properties if name == "exchanges"}
+    asked = {one.nodeid: value for one in ends for name, value in one.user_properties if name == "exchanges" and value}
     if asked:
         broke = asked.keys() & {one.nodeid for one in terminalreporter.getreports("failed")}
         total = f"{sum(asked.values())} exchanges in {len(asked)} tests"
