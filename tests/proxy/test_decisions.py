@@ -189,9 +189,12 @@ async def test_an_exchange_is_freed_although_its_decision_is_kept() -> None:
         gc.collect()
         gc.disable()
         try:
+            others = [
+                one for one in gc.get_objects() if isinstance(one, Exchange)
+            ]  # an error of another test's holds them
             answer = await gateway.post(key=None)
             assert decision(gateway, answer)["status"] == 200
-            assert not [one for one in gc.get_objects() if isinstance(one, Exchange)]
+            assert not [one for one in gc.get_objects() if isinstance(one, Exchange) and one not in others]
         finally:
             gc.enable()
 

@@ -575,9 +575,11 @@ def test_a_gateway_that_stops_cuts_every_client_and_the_call() -> None:
 @pytest.mark.parametrize("leaves", [False, True])
 def test_nothing_of_a_flight_is_left_to_the_collector(leaves: bool) -> None:
     it = CachedRelay()
+    kinds = (Flight, Leading, Replay, Tape, Run)
     gc.collect()
     gc.disable()
     try:
+        others = [one for one in gc.get_objects() if isinstance(one, kinds)]  # an error of another test's holds them
         clients = [it.ask() for _ in range(3)]
         it.feed(HEAD)
         play(it, *WHOLE[:3])
@@ -586,8 +588,7 @@ def test_nothing_of_a_flight_is_left_to_the_collector(leaves: bool) -> None:
         finish(it, *WHOLE[3:])
         it.ask()
         it.ask(BODY).leave()
-        kinds = (Flight, Leading, Replay, Tape, Run)
-        assert [one for one in gc.get_objects() if isinstance(one, kinds)] == []
+        assert [one for one in gc.get_objects() if isinstance(one, kinds) and one not in others] == []
     finally:
         gc.enable()
 
