@@ -127,7 +127,8 @@ def lines_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes]) 
 
 
 def field_lines(fields: Headers) -> bytes:
-    """The lines of a head. Raises GatewayError when a line break or NUL hides in any part."""
+    """The lines of a head. Raises GatewayError when a line break or NUL hides in any part, which is looked for as in
+    upstream/h1_request.py and edge/response_head.py; there in line, for a call would run for every request."""
     lines = b"\r\n".join(map(b": ".join, fields))
     if len(lines) - len(lines.translate(None, b"\r\n\0")) != 2 * max(len(fields) - 1, 0):
         message = "The request holds a field that cannot be sent."
