@@ -31,7 +31,8 @@ from .process import running
 from .traffic import MODEL
 
 KEYS = 100_000
-LIMITS = {"per": "key", "requests_per_minute": 10**9, "tokens_per_minute": 10**12, "concurrent": 10_000}
+LIMITS = {"per": "key", "requests_per_minute": 10**9, "tokens_per_minute": 10**12}
+AT_ONCE = {**LIMITS, "concurrent": 10_000}
 CHAIN: Mapping[str, object] = {
     "auth": {"keys_file": "keys.db"},
     "rate_limit": LIMITS,
@@ -52,6 +53,8 @@ class Variant:
     filters: Sequence[str] = ()
     store: str = "memory"
     headers: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, object] = field(default_factory=lambda: LIMITS)
+    """Of `rate_limit`."""
 
 
 BASE = Variant("retry alone")
@@ -61,6 +64,7 @@ VARIANTS = (
     Variant(f"auth, {KEYS:,} keys", ["auth"]),
     Variant("rate_limit, memory", ["rate_limit"]),
     Variant("rate_limit, shared", ["rate_limit"], "shared"),
+    Variant("the same, and how many at once", ["rate_limit"], "shared", limits=AT_ONCE),
     Variant("budget, memory", ["budget"]),
     Variant("budget, shared", ["budget"], "shared"),
     Variant("circuit_breaker", ["circuit_breaker"]),
@@ -125,11 +129,12 @@ def write_config(variant: Variant, work: Path, port: int, provider_port: int, *,
     """The gateway.yaml of the chain, and its `keys_file` where it has one."""
     urls = [{"url": f"http://{address}:{provider_port}/v1"} for address in PROVIDER_ADDRESSES]
     target = {"provider": "openai", "price": {"input": 0.15, "output": 0.6}}
+    chain = {**CHAIN, "rate_limit": variant.limits}
     config = {
         "listeners": {"data": {"port": port}, "admin": {"port": 0}},
         "providers": {"openai": {"endpoints": urls, "api_key": "sk-provider-0123456789"}},
         "models": {MODEL: {"targets": [target]}, "*": {"targets": [{"provider": "openai"}]}},
-        "filters": [{name: value} for name, value in CHAIN.items() if name in variant.filters or name == "retry"],
+        "filters": [{name: value} for name, value in chain.items() if name in variant.filters or name == "retry"],
         "stores": {"default": variant.store},
     }
     (work / "gateway.yaml").write_text(json.dumps(config))
