@@ -53,8 +53,6 @@ from .filters.rate_limit import RateLimit
 from .filters.rate_limit_remote import RemoteRateLimit
 from .filters.retry import Retry
 from .filters.stores.memory import MemoryStore
-from .filters.stores.shared import SharedStore
-from .filters.stores.shared_memory import SharedMemory
 from .proxy.accounting.estimate import Estimator
 from .proxy.accounting.ledger import Ledger
 from .proxy.clock import Clock, Deadlines, LoopClock, monotonic_time, wall_time
@@ -222,7 +220,8 @@ class Gateway:
     """One gateway in one event loop: `start`, then hand `engine` to an edge; `reload`; `drain`; `aclose`.
 
     `config` is a loaded value or a path. `spool` False keeps no records. Everything is built on the running loop,
-    so construct freely and start inside it.
+    so construct freely and start inside it. `store` is what several processes count in; who is alone counts in its own
+    memory, also where the config says `shared`: there is nobody to share it with.
     """
 
     def __init__(
@@ -239,7 +238,7 @@ class Gateway:
             config if isinstance(config, GatewayConfig) else load_config(Path(config) if config is not None else None)
         )
         self.worker = worker
-        self.store = store or self._own_store()
+        self.store = store or MemoryStore()
         self._redis: RedisStore | None = None
         self._keeps_records = spool
         self._clock = clock
@@ -298,14 +297,6 @@ class Gateway:
             task = self.engine.spawn(self._retire(retired))
             self._retiring[task] = retired
             task.add_done_callback(self._retiring.pop)
-
-    def _own_store(self) -> Store:
-        if self.config.stores.default != "shared":
-            return MemoryStore()
-        try:
-            return SharedStore(SharedMemory.create(1))
-        except (OSError, AttributeError) as error:  # no memfd on this system
-            raise BootError(f"stores: default: shared cannot be had here: {error}") from error
 
     def _means(self) -> Means:
         """For filters, which are made before the engine is: nothing of it is used before an exchange."""

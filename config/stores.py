@@ -109,9 +109,9 @@ class Stores(Section):
     """Where filters count what must outlive an exchange."""
 
     default: Literal["auto", "memory", "shared", "redis"] = "auto"
-    """`memory`: in the process, which must be the only one. `shared`: in memory that all workers of the host share.
-    `redis`: in Redis, over all hosts. `auto`: Redis where it is written here, else memory for one worker and shared for
-    more. Default auto."""
+    """`memory`: in the process, which must be the only one. `shared`: in memory that all workers of the host share;
+    one worker shares with nobody, and counts in its own. `redis`: in Redis, over all hosts. `auto`: Redis where it is
+    written here, else memory for one worker and shared for more. Default auto."""
 
     redis: Redis | None = None
     """The server that counts. Default: none."""

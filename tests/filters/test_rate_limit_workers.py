@@ -63,7 +63,7 @@ async def test_a_reload_and_a_replacement_keep_what_was_counted() -> None:
     assert rest[-1].status == 429
 
 
-async def test_one_process_may_count_in_shared_memory_too() -> None:
+async def test_one_process_with_nobody_to_share_with_counts_all_the_same() -> None:
     config = {**MOCK, **limited(requests_per_day=1), "stores": {"default": "shared"}}
     async with gateway_process(config) as gateway:
         assert [(await gateway.post()).status for _ in range(2)] == [200, 429]
