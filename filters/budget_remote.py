@@ -72,7 +72,7 @@ class RemoteBudget(Budgeting):
     def on_usage(self, ex: Exchange) -> None:
         """Have set aside what the next answer of a session may cost. Nobody waits for the word of Redis, so where it is
         no, BudgetError ends the session one answer later."""
-        purse = self._purse(ex)
+        purse: Purse | None = ex.state.get(self)
         if purse is None or purse in self._asking:
             return
         if (refusal := self._refusals.pop(purse, None)) is not None:

@@ -8,64 +8,70 @@ Pure, in whole nano-dollars. Not here: where the money comes from (budget.py, st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..proxy.plan import PRICE_UNKNOWN
+import msgspec
+
+from ..proxy.accounting.record import Share
+from ..proxy.plan import PRICE_UNKNOWN, Target
+from .stores.rules import Granted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
-    from ..proxy.accounting.record import Share
-    from ..proxy.plan import Target
-    from .stores.rules import Granted
+    from ..proxy.attempt import Attempt
 
 
-class Purse:
-    """Of one exchange in one filter. `costs`: what each target may cost, None where nobody knows."""
+class Purse(msgspec.Struct, eq=False, weakref=True):
+    """Of one exchange in one filter. A struct, because one is made for each exchange, by one call of C."""
 
-    __slots__ = ("__weakref__", "_held", "amount", "costs", "grants", "keys", "model", "over", "shares", "wary")
+    model: str
+    """The one that the targets belong to."""
+    costs: dict[Target, int | None] = {}
+    """What each target may cost, None where nobody knows."""
+    shares: tuple[Share, ...] = ()
+    keys: Sequence[str] = ()
+    """Of each limit, whose money it is."""
+    amount: int = 0
+    """What is set aside, all pieces together."""
+    granted: Granted[Any] | None = None
+    """The first piece; None: nothing is counted for it."""
+    ample: bool = False
+    """What is set aside pays for any of `costs`, one at a time."""
+    more: tuple[tuple[Granted[Any], int], ...] = ()
+    """The other pieces, each with its amount."""
+    over: bool = False
+    """The exchange has ended."""
+    wary: bool = False
+    """It objects to targets already."""
 
-    def __init__(self) -> None:
-        self.shares: tuple[Share, ...] = ()
-        self.keys: Sequence[str] = ()
-        """Of each limit, whose money it is."""
-        self.model: str | None = None
-        """The one that the targets belong to."""
-        self.costs: dict[Target, int | None] = {}
-        self.grants: list[tuple[Granted[Any], int]] = []
-        """What was granted, in pieces; none: nothing is counted for it."""
-        self.amount = 0
-        """What is set aside, all pieces together."""
-        self.over = False
-        """The exchange has ended."""
-        self.wary = False
-        """It objects to targets already."""
-        self._held: dict[int, int] = {}
-
-    def hold(self, number: int, cost: int, lost: int) -> bool:
-        """The attempt `number` may cost so much, and `lost` is gone already; False where that is not left."""
-        if cost + lost + sum(self._held.values()) > self.amount:
-            return False
-        self._held[number] = cost
-        return True
-
-    def let_go(self, number: int) -> None:
-        """The attempt has ended. Harmless for one that holds nothing."""
-        self._held.pop(number, None)
+    def pays(self, cost: int, attempts: Iterable[Attempt], lost: int) -> bool:
+        """Whether as much as `cost` is left beside the `attempts` that are under way, where `lost` is gone already."""
+        costs = self.costs
+        held = sum([costs.get(one.target) or 0 for one in attempts if one.ended_at is None])
+        return cost + lost + held <= self.amount
 
     def add(self, granted: Granted[Any], amount: int) -> None:
         """One more piece."""
-        self.grants.append((granted, amount))
+        if self.granted is None:
+            self.granted = granted
+        else:
+            self.more += ((granted, amount),)
         self.amount += amount
 
     def empty(self, spent: int) -> list[tuple[Granted[Any], int]]:
         """Take out every piece, each with what was spent of it; the last one bears what was spent beyond."""
+        if self.granted is None:
+            return []
+        first = self.amount - sum([amount for _, amount in self.more])
+        grants = ((self.granted, first), *self.more)
         pieces: list[tuple[Granted[Any], int]] = []
-        for at, (granted, amount) in enumerate(self.grants, 1):
-            part = spent if at == len(self.grants) else min(amount, spent)
+        for at, (granted, amount) in enumerate(grants, 1):
+            part = spent if at == len(grants) else min(amount, spent)
             pieces.append((granted, part))
             spent -= part
-        self.grants, self.amount = [], 0
+        self.granted, self.more, self.amount = None, (), 0
         return pieces
 
     def objection(self, target: Target) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ..proxy.accounting.record import Share
+from ..proxy.exchange import ANONYMOUS
 from .callers import SCOPES, spelled
 from .periods import Calendar
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from .stores.rules import Kind
 
 MOST_KNOWN: Final = 4096
+_OF_KEYS: Final = frozenset(("key", "user", "team"))
+"""What the key of a call says of its caller."""
+_OF_STRANGERS: Final = _OF_KEYS | {"address"}
+"""What the address says of a caller that has no key."""
 
 
 class Whose:
@@ -29,21 +34,37 @@ class Whose:
         scopes = list(dict.fromkeys(kind.per for kind in kinds))
         self._scopes = [tuple(SCOPES[name] for name in per) for per in scopes]
         self._scope_of = [scopes.index(kind.per) for kind in kinds]
-        self._known: dict[tuple[str, ...], tuple[tuple[Share, ...], list[str]]] = {}
+        names = {name for kind in kinds for name in kind.per}
+        self._by_principal, self._by_address = names <= _OF_KEYS, names <= _OF_STRANGERS
+        self._known: dict[object, tuple[tuple[Share, ...], list[str]]] = {}
+        """By the names of the caller; where these follow from it, also by its principal, or the address of a
+        stranger."""
         self._from = self._until = 0
         """What is known holds between these."""
 
     def shares(self, ex: Exchange, wall: float) -> tuple[tuple[Share, ...], list[str]]:
         """For each kind the share and the key, at the Unix time `wall`."""
+        if self._from <= wall < self._until:
+            principal = ex.principal
+            known = self._known.get(ex.head.client if principal is ANONYMOUS else principal)
+            if known is not None:
+                return known
+        return self._by_name(ex, wall)
+
+    def _by_name(self, ex: Exchange, wall: float) -> tuple[tuple[Share, ...], list[str]]:
         callers = tuple([scope(ex) for scopes in self._scopes for scope in scopes])
         if not self._from <= wall < self._until:
             self._known.clear()
         known = self._known.get(callers)
+        if len(self._known) > MOST_KNOWN - 2:
+            self._known.clear()
         if known is None:
-            known = self._find(ex, wall)
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            self._known[callers] = known
+            known = self._known[callers] = self._find(ex, wall)
+        if ex.principal is not ANONYMOUS:
+            if self._by_principal:
+                self._known[ex.principal] = known
+        elif self._by_address:
+            self._known[ex.head.client] = known
         return known
 
     def _find(self, ex: Exchange, wall: float) -> tuple[tuple[Share, ...], list[str]]:

@@ -191,7 +191,7 @@ class Exchange:
         """Nobody knows who made what the request names."""
         self.region = ""
         """Where the caller wants to be served (`x-headgate-region`), as far as a provider has endpoints there."""
-        self.state: dict[type, Any] = {}
+        self.state: dict[object, Any] = {}
         self.deadline = inf
         """Monotonic time after which the caller no longer waits (`x-headgate-timeout-ms`)."""
         self.asks = False

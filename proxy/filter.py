@@ -1,8 +1,8 @@
 """The contract of a filter: an immutable config and up to nine moments in the life of an exchange.
 
 A filter is built once from its config and serves every exchange; what belongs to one exchange it keeps in `ex.state`,
-keyed by a type of its own. It overrides only the moments it needs: the chain is compiled at load, and a moment nobody
-overrides costs nothing. `on_request` and `on_answer` may take their time; the others run between two bytes.
+under itself or a type of its own. It overrides only the moments it needs: the chain is compiled at load, and a moment
+nobody overrides costs nothing. `on_request` and `on_answer` may take their time; the others run between two bytes.
 
     class Shout(Filter):
         def on_request(self, ex):

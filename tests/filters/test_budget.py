@@ -472,7 +472,7 @@ def test_a_target_that_comes_up_later_is_paid_for_or_not_asked() -> None:
     attempt.target = late
     with pytest.raises(SkipTarget, match="budget"):
         budget.on_attempt(run.ex, attempt)
-    budget.on_attempt_end(run.ex, attempt)
+    attempt.ended_at = it.relay.clock.monotonic()
     budget.on_attempt(run.ex, attempt)
     attempt.target = Target(it.relay.clusters[1], "another")
     with pytest.raises(SkipTarget, match="price unknown"):
