@@ -248,6 +248,7 @@ class Gateway:
         self.resources: Resources
         self.engine: Engine
         self.spool: Spool | None = None
+        self._ledger = Ledger(None, Estimator(), worker)
         self.ready = False
         self._retiring: dict[asyncio.Task[None], Retired] = {}
         self._found: FoundModels
@@ -264,14 +265,14 @@ class Gateway:
         graph, _ = self._compile(self.config)
         await self._read_keys(graph)
         if self._keeps_records:
-            self.spool = open_spool(self.config, self.worker, self.clock)
+            self._ledger.spool = self.spool = open_spool(self.config, self.worker, self.clock)
         self.engine = Engine(
             graph,
             face_dialect=self.resources.dialects["openai"],
             clock=self.clock,
             deadlines=self.deadlines,
             rng=self._rng,
-            ledger=Ledger(self.spool, Estimator(), self.worker),
+            ledger=self._ledger,
             sampled=self.config.events.decisions.inputs_percent / 100,
         )
         await find_models(graph, self.clock)
@@ -301,11 +302,11 @@ class Gateway:
     def _means(self) -> Means:
         """For filters, which are made before the engine is: nothing of it is used before an exchange."""
         return Means(
-            lambda ex: self.engine.ledger.estimate_tokens(ex),
+            self._ledger.estimate_tokens,
             self.store,
             self.clock.wall,
-            lambda ex, target, output: self.engine.ledger.foresee(ex, target, output),
-            lambda record: self.engine.ledger.write(record),
+            self._ledger.foresee,
+            self._ledger.write,
             partial(open_service, self.clock, self.deadlines),
             self._redis,
             self._open_answers,

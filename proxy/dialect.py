@@ -26,7 +26,9 @@ Splice = tuple[int, int, bytes]
 
 
 class RequestFacts:
-    """What the engine knows of a request body. `body` is the client's own bytes; operations keep more in subclasses."""
+    """What the engine knows of a request body. `body` is the client's own bytes; operations keep more in subclasses.
+
+    `max_tokens`, from 1 up, limits each of `n` answers, from 1 up; None: nothing does."""
 
     __slots__ = ("body", "max_tokens", "model", "n", "stores", "stream", "wants_usage")
 

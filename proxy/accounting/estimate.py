@@ -11,10 +11,13 @@ anyway. An estimate is marked as one on the record.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Any, Final, NamedTuple
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 BYTES_PER_TOKEN: Final = 4
 # Role and separators of a message, as OpenAI counts them.
@@ -28,8 +31,11 @@ ASSUME_OUTPUT_TOKENS: Final = 1024
 MOST_MODELS: Final = 1024
 # The sums fade to half in about 20 answers; the prior is one prompt of 1 000 tokens at ratio 1.
 _KEEP: Final = 0.966
-_PRIOR: Final = 1000.0
-_LOWEST, _HIGHEST = 0.25, 4.0
+_PRIOR: Final = (1000.0, 1000.0)
+# Bounds of the ratio, held by every report. Powers of two, so that no rounding of the sums leads out of them.
+_LOWEST: Final = 0.25
+_HIGHEST: Final = 4.0
+_MESSAGE_BYTES: Final = MESSAGE_TOKENS * BYTES_PER_TOKEN
 
 _PART_TOKENS: Final = {
     "image_url": IMAGE_TOKENS,
@@ -42,7 +48,7 @@ _PART_TOKENS: Final = {
 }
 
 
-class PromptEstimate(NamedTuple):
+class PromptEstimate(msgspec.Struct, frozen=True, gc=False):
     """`tokens` is the estimate; `raw` is the same before the model's ratio, which `observe` wants back."""
 
     tokens: int
@@ -74,44 +80,45 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 class Estimator:
-    """Estimates prompts and learns from reports. One for a process; it holds at most MOST_MODELS pairs of numbers."""
+    """Estimates prompts and learns from reports. One for a process; it holds at most MOST_MODELS pairs of numbers.
+
+    `assume_output_tokens` are set aside for each answer that has no limit."""
 
     __slots__ = ("_sums", "assume_output_tokens")
 
     def __init__(self, assume_output_tokens: int = ASSUME_OUTPUT_TOKENS) -> None:
         self.assume_output_tokens = assume_output_tokens
-        self._sums: OrderedDict[str, tuple[float, float]] = OrderedDict()  # raw, reported
+        self._sums: dict[str, tuple[float, float]] = {}  # raw, reported; in the order of their last reports
 
     def estimate_prompt(self, model: str, body: bytes) -> PromptEstimate:
         """Prompt tokens of a chat body. Never raises: a body that is no chat is counted by its strings."""
         raw = measure_prompt(body)
-        return PromptEstimate(-int(-raw * self.ratio(model) // 1), raw)
+        measured, reported = self._sums.get(model, _PRIOR)
+        return PromptEstimate(ceil(raw * (reported / measured)), raw)
 
     def ratio(self, model: str) -> float:
         """Reported over raw tokens, as learned for the model; 1 for an unknown one."""
-        sums = self._sums.get(model)
-        if sums is None:
-            return 1.0
-        raw, reported = sums
-        return min(_HIGHEST, max(_LOWEST, reported / raw))
+        measured, reported = self._sums.get(model, _PRIOR)
+        return reported / measured
 
-    def observe(self, model: str, estimated: PromptEstimate, reported: int) -> None:
+    def observe(self, model: str, estimated: PromptEstimate, reported: float) -> None:
         """Learn from one provider's report of a prompt."""
-        if estimated.raw <= 0 or reported <= 0:
-            return
-        raw, seen = self._sums.pop(model, (_PRIOR, _PRIOR))
-        # One report may move the sums by no more than the bounds of the ratio allow.
-        fair = min(_HIGHEST * estimated.raw, max(_LOWEST * estimated.raw, reported))
-        self._sums[model] = (raw * _KEEP + estimated.raw, seen * _KEEP + fair)
-        if len(self._sums) > MOST_MODELS:
-            self._sums.popitem(last=False)
+        raw = estimated.raw
+        if not _LOWEST * raw < reported < _HIGHEST * raw:
+            if raw <= 0 or reported <= 0:
+                return
+            # One report may move the sums by no more than the bounds of the ratio allow.
+            reported = min(_HIGHEST * raw, max(_LOWEST * raw, reported))
+        sums = self._sums
+        known = sums.pop(model, None)
+        before, seen = known or self._begin()
+        sums[model] = (before * _KEEP + raw, seen * _KEEP + reported)
 
-    def output_reservation(self, max_tokens: int | None, n: int | None = 1, model_max: int | None = None) -> int:
-        """Completion tokens to set aside: what the caller allows, within what the model can, for each choice."""
-        tokens = max_tokens if max_tokens is not None and max_tokens > 0 else self.assume_output_tokens
-        if model_max is not None:
-            tokens = min(tokens, model_max)
-        return tokens * (n if n is not None and n > 1 else 1)
+    def _begin(self) -> tuple[float, float]:
+        """For one more model: with room for it."""
+        if len(self._sums) >= MOST_MODELS:
+            del self._sums[next(iter(self._sums))]
+        return _PRIOR
 
 
 def delivered_tokens(text_bytes: int, events: int = 0) -> int:
@@ -128,21 +135,29 @@ def measure_prompt(body: bytes) -> int:
         chat = _decode_chat(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _measure_any(body)
-    text = 0
-    flat = MESSAGE_TOKENS * len(chat.messages)
+    text = 0  # and what counts flat, in bytes like it
     for message in chat.messages:
         content = message.content
         if isinstance(content, str):
-            text += len(content) if content.isascii() else len(content.encode())
-        elif content is not None:
-            for part in content:
-                if part.text is not None:
-                    text += len(part.text.encode())
-                else:
-                    flat += _PART_TOKENS.get(part.type, 0)
-        text += len(message.tool_calls)
-    text += len(chat.tools) + len(chat.functions) + len(chat.response_format)
-    return flat - (-text // BYTES_PER_TOKEN)
+            text += _MESSAGE_BYTES + (len(content) if content.isascii() else len(content.encode()))
+        else:
+            text += _MESSAGE_BYTES + _measure_parts(content or ())
+        if message.tool_calls:
+            text += len(message.tool_calls)
+    if chat.tools or chat.functions or chat.response_format:
+        text += len(chat.tools) + len(chat.functions) + len(chat.response_format)
+    return -(-text // BYTES_PER_TOKEN)
+
+
+def _measure_parts(parts: Iterable[_Part]) -> int:
+    """In bytes, what counts flat included."""
+    text = flat = 0
+    for part in parts:
+        if part.text is not None:
+            text += len(part.text.encode())
+        else:
+            flat += _PART_TOKENS.get(part.type, 0)
+    return text + flat * BYTES_PER_TOKEN
 
 
 def _measure_any(body: bytes) -> int:

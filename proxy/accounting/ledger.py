@@ -37,10 +37,10 @@ SHORT_BODY: Final = 8192
 class Ledger:
     """Writes the records of one worker. `spool` None keeps none (tests, tools)."""
 
-    __slots__ = ("_spool", "_worker", "estimator", "rows")
+    __slots__ = ("_worker", "estimator", "rows", "spool")
 
     def __init__(self, spool: Spool | None, estimator: Estimator, worker: str = "0") -> None:
-        self._spool = spool
+        self.spool = spool
         self._worker = worker
         self.estimator = estimator
         self.rows = 0
@@ -48,11 +48,11 @@ class Ledger:
     def admit(self, ex: Exchange) -> None:
         """The exchange exists from now on. Raises OverloadError when the spool is full and its policy is to refuse."""
         ex.admitted = True
-        if self._spool is None:
+        if self.spool is None:
             return
         principal = ex.principal
         try:
-            self._spool.append(
+            self.spool.append(
                 encode(
                     Opened(
                         ex.id,
@@ -74,8 +74,8 @@ class Ledger:
 
     def write(self, record: Issued | Forgotten | Reserved | Spent) -> None:
         """What became of an object at a provider, or of somebody's money."""
-        if self._spool is not None:
-            self._spool.append(encode(record))
+        if self.spool is not None:
+            self.spool.append(encode(record))
 
     def settle(self, ex: Exchange, said: AnswerFacts) -> None:
         """Set `ex.usage` and `ex.cost_usd` from the provider's report, or from what was delivered; once."""
@@ -143,28 +143,32 @@ class Ledger:
 
     def prompt_tokens(self, ex: Exchange) -> int:
         """The estimated prompt; 0 for what has none."""
-        facts = ex.facts
-        if facts is None or not facts.body:
-            return 0
-        if ex.rough_prompt is None:
-            ex.rough_prompt = self.estimator.estimate_prompt(ex.model, facts.body)
-        return ex.rough_prompt.tokens
+        prompt, facts = ex.rough_prompt, ex.facts
+        if prompt is None:
+            if facts is None or not facts.body:
+                return 0
+            prompt = ex.rough_prompt = self.estimator.estimate_prompt(ex.model, facts.body)
+        return prompt.tokens
 
     def estimate_tokens(self, ex: Exchange) -> int:
         """What a call may use in all: the estimated prompt and the output it is allowed. 0 for what has no prompt."""
         facts = ex.facts
         if facts is None or not facts.body:
             return 0
-        return self.prompt_tokens(ex) + self.estimator.output_reservation(facts.max_tokens, facts.n)
+        prompt = ex.rough_prompt
+        if prompt is None:
+            prompt = ex.rough_prompt = self.estimator.estimate_prompt(ex.model, facts.body)
+        return prompt.tokens + (facts.max_tokens or self.estimator.assume_output_tokens) * facts.n
 
     def weigh(self, ex: Exchange) -> int:
         """As `estimate_tokens`, but only as well as sharing calls out over endpoints needs it."""
         facts = ex.facts
         if facts is None or not facts.body:
             return 0
-        if ex.rough_prompt is not None or len(facts.body) > SHORT_BODY:
+        size = len(facts.body)
+        if size > SHORT_BODY or ex.rough_prompt is not None:
             return self.estimate_tokens(ex)
-        return len(facts.body) // BYTES_PER_TOKEN + self.estimator.output_reservation(facts.max_tokens, facts.n)
+        return size // BYTES_PER_TOKEN + (facts.max_tokens or self.estimator.assume_output_tokens) * facts.n
 
     def estimate_cost(self, ex: Exchange) -> float | None:
         """What a stream that begins now may cost: the estimated prompt and the output it is allowed. None:
@@ -174,7 +178,7 @@ class Ledger:
         if facts is None or attempt is None or price is None:
             return None
         prompt = ex.rough_prompt = self.estimator.estimate_prompt(attempt.target.model, facts.body)
-        output = self.estimator.output_reservation(facts.max_tokens, facts.n)
+        output = (facts.max_tokens or self.estimator.assume_output_tokens) * facts.n
         return price.cost(Usage(prompt.tokens, output, source="estimated"))
 
     def foresee(self, ex: Exchange, target: Target, output: int | None) -> float | None:
@@ -189,7 +193,7 @@ class Ledger:
         prompt = self.prompt_tokens(ex) if rates.input is not None else 0
         completion = 0
         if output is not None and rates.output is not None:
-            completion = self.estimator.output_reservation(facts.max_tokens or output, facts.n)
+            completion = (facts.max_tokens or output) * facts.n
         seconds = 0.0
         if rates.audio_hour is not None:
             seconds = min(_body_bytes(ex) / BYTES_PER_SECOND, MOST_SECONDS)
@@ -199,7 +203,7 @@ class Ledger:
     def close(self, ex: Exchange, now: float) -> None:
         """Write the `done` record; once for each admitted exchange."""
         self.rows += 1
-        if self._spool is None:
+        if self.spool is None:
             return
         principal = ex.principal
         usage = ex.usage or NO_USAGE
@@ -211,7 +215,7 @@ class Ledger:
             upstream_ms = int(upstream * 1e6 + 0.5) / 1000
             overhead_ms = _ms(duration - upstream) if duration > upstream else 0.0
         # By position, in the order of the fields: by name, each is looked for among all, at 2 us a record.
-        self._spool.append(
+        self.spool.append(
             encode(
                 Done(
                     ex.id,

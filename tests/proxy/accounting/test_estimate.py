@@ -132,15 +132,26 @@ def test_the_models_it_remembers_are_bounded() -> None:
     assert estimator.ratio(f"m{MOST_MODELS + 9}") > 1
 
 
-def test_output_is_reserved_as_allowed_for_each_choice() -> None:
+def test_the_model_that_nobody_has_reported_about_for_longest_is_forgotten_first() -> None:
     estimator = Estimator()
-    assert estimator.output_reservation(100, 3) == 300
-    assert estimator.output_reservation(None) == 1024
-    assert estimator.output_reservation(None, None, 512) == 512
-    assert estimator.output_reservation(100_000, 2, 4096) == 8192
-    assert estimator.output_reservation(0, 0) == 1024
-    assert estimator.output_reservation(-5, -5, None) == 1024
-    assert Estimator(assume_output_tokens=7).output_reservation(None, 2) == 14
+    for number in range(MOST_MODELS):
+        estimator.observe(f"m{number}", PromptEstimate(1000, 1000), 4000)
+    estimator.observe("m0", PromptEstimate(1000, 1000), 4000)
+    estimator.observe("one more", PromptEstimate(1000, 1000), 4000)
+    assert estimator.ratio("m1") == 1
+    assert estimator.ratio("m0") > estimator.ratio("m2") > 1
+
+
+@given(st.lists(st.tuples(st.integers(-1, 10**7), st.integers(-1, 10**12)), max_size=60))
+def test_the_ratio_is_the_quotient_of_two_sums_that_fade(reports: list[tuple[int, int]]) -> None:
+    estimator = Estimator()
+    raw = seen = 1000.0
+    for estimated, reported in reports:
+        estimator.observe("m", PromptEstimate(estimated, estimated), reported)
+        if estimated > 0 and reported > 0:
+            raw = raw * 0.966 + estimated
+            seen = seen * 0.966 + min(4.0 * estimated, max(0.25 * estimated, reported))
+        assert estimator.ratio("m") == min(4.0, max(0.25, seen / raw))
 
 
 @given(st.integers(0, 10**7), st.integers(0, 10**5))

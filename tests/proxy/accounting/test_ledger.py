@@ -195,6 +195,20 @@ def test_a_call_is_weighed_by_its_bytes_and_a_large_one_by_what_it_says() -> Non
     assert book.weigh(ex) == 0
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "n", "output"), [(100, 3, 300), (None, 1, 1024), (None, 2, 2048), (100_000, 1, 100_000)]
+)
+def test_output_is_reserved_as_allowed_for_each_choice(max_tokens: int | None, n: int, output: int) -> None:
+    book, ex = ledger(), exchange(PRICE)
+    ex.facts = RequestFacts(BODY, "m", stream=False, wants_usage=False, max_tokens=max_tokens, n=n)
+    assert book.weigh(ex) == len(BODY) // 4 + output
+    assert book.estimate_tokens(ex) == book.prompt_tokens(ex) + output == book.weigh(ex)
+    assert book.estimate_cost(ex) == pytest.approx((book.prompt_tokens(ex) + 2 * output) / 1e6)
+    assert Ledger(None, Estimator(assume_output_tokens=7)).estimate_tokens(ex) == book.prompt_tokens(ex) + (
+        7 * n if max_tokens is None else output
+    )
+
+
 @given(
     text=st.integers(0, 10_000),
     events=st.integers(0, 10_000),
