@@ -209,8 +209,9 @@ class Dispatch:
         attempt.cancelled = cancelled
         self._current = self._hedging.other(attempt) if self._hedging is not None else None
         attempt.target.cluster.end(attempt, attempt.ended_at, error, status=attempt.status, cancelled=cancelled)
-        if run.chain.attempt_ends:
-            self._tell(attempt, run.chain.attempt_ends)
+        ends = run.chain.attempt_ends
+        if ends:
+            self._tell(attempt, ends)
 
     # -- from the succession
 
@@ -219,8 +220,13 @@ class Dispatch:
         run = self.run
         ex, now = run.ex, run.engine.clock.monotonic()
         attempt = Attempt(self, len(ex.attempts) + 1, target, now)
-        if run.chain.attempts and not self._is_let_pass(attempt):
-            return False
+        for on_attempt, _ in run.chain.attempts:
+            try:
+                on_attempt(ex, attempt)
+            except Exception as stop:
+                if not self._is_skipped(attempt, on_attempt, stop):
+                    raise
+                return False
         request = request_of(self, attempt)
         if not ex.attempts:
             target.cluster.retry_budget.count_first(now)
@@ -297,20 +303,16 @@ class Dispatch:
         attempt.cancelled = True
         self._tell(attempt, self.run.chain.attempt_ends)
 
-    def _is_let_pass(self, attempt: Attempt) -> bool:
-        """Ask every `on_attempt`. When one stops the attempt, those before it hear of its end."""
-        ex, steps, passed = self.run.ex, self.run.chain.attempts, 0
-        try:
-            for on_attempt, _ in steps:
-                on_attempt(ex, attempt)
-                passed += 1
-        except Exception as stop:
-            attempt.cancelled = True
-            self._tell(attempt, [on_attempt_end for _, on_attempt_end in reversed(steps[:passed])])
-            if not isinstance(stop, SkipTarget):
-                raise
-            ex.skipped += (Vetoed(attempt.target, stop.reason, soft=False, error=stop.error),)
+    def _is_skipped(self, attempt: Attempt, by: Callable[[Exchange, Attempt], None], stop: Exception) -> bool:
+        """The `on_attempt` of one filter has stopped the attempt: those before it hear of its end. Whether that means
+        another target, or else that nobody may be asked."""
+        attempt.cancelled = True
+        steps = self.run.chain.attempts
+        passed = [on_attempt == by for on_attempt, _ in steps].index(True)
+        self._tell(attempt, [on_attempt_end for _, on_attempt_end in reversed(steps[:passed])])
+        if not isinstance(stop, SkipTarget):
             return False
+        self.run.ex.skipped += (Vetoed(attempt.target, stop.reason, soft=False, error=stop.error),)
         return True
 
     def _tell(self, attempt: Attempt, ends: Iterable[Callable[[Exchange, Attempt], None]]) -> None:
