@@ -36,15 +36,21 @@ class BreakerSettings(NamedTuple):
 
 
 class Breaker:
-    """Of one target. `probe` is the attempt that tries it while it is half-open, until somebody takes it back."""
+    """Of one target. `probe` is the attempt that tries it while it is half-open, until somebody takes it back.
 
-    __slots__ = ("_bad", "_good", "_settings", "_slice", "probe", "rests_until")
+    While `now` is before `calm_until`, a success is one more in `recent`, and `succeed` need not be asked."""
+
+    __slots__ = ("_bad", "_good", "_settings", "_slice", "calm_until", "probe", "recent", "rests_until")
 
     def __init__(self, settings: BreakerSettings) -> None:
         self._settings = settings
         self._good = [0] * SLICES
         self._bad = [0] * SLICES
         self._slice = 0
+        self.recent = 0
+        """Successes in the slice under way."""
+        self.calm_until = 0.0
+        """When that slice ends; 0 while the circuit is not closed, and until the first success since."""
         self.rests_until: float | None = None
         """None while closed; half-open from this time on."""
         self.probe: object | None = None
@@ -67,13 +73,13 @@ class Breaker:
         """What began at `began` went well; returns whether that closes it."""
         if self.rests_until is None:
             at = int(now * SLICES / self._settings.window)
-            if at != self._slice:
-                self._turn(at)
-            self._good[at % SLICES] += 1
+            self._turn(at)
+            self.recent += 1
+            self.calm_until = (at + 1) * self._settings.window / SLICES
             return False
         if began < self.rests_until:
             return False
-        self.rests_until = None
+        self.rests_until = self.probe = None
         self._good = [0] * SLICES
         self._bad = [0] * SLICES
         return True
@@ -91,6 +97,7 @@ class Breaker:
             again = bad >= self._settings.failures and bad * 100 >= self._settings.percent * of
         if again:
             self.rests_until = now + self._settings.open_for
+            self.calm_until = 0.0
         return again
 
     def is_quiet(self, now: float) -> bool:
@@ -100,6 +107,8 @@ class Breaker:
 
     def _turn(self, at: int) -> None:
         """It is the time of slice `at` since the beginning of time: forget what is too old."""
+        self._good[self._slice % SLICES] += self.recent
+        self.recent = 0
         for passed in range(min(at - self._slice, SLICES)):
             self._good[(at - passed) % SLICES] = self._bad[(at - passed) % SLICES] = 0
         self._slice = max(at, self._slice)

@@ -6,14 +6,16 @@ overrule it. What is held against a target is an attempt that failed and that no
 save: while another endpoint is still to be tried, judgement waits for the next attempt, or for the end of the exchange.
 
 Each worker has its own breakers, and they live as long as the settings stay what they are. While all circuits are
-closed, plans are made without the veto, and what an exchange costs here is a look at how its attempt ended. Not here:
-when a circuit opens and closes (breaker.py); single endpoints (`outlier_detection`), keys (they rest by themselves).
+closed and no failure waits to be judged, there is nothing to look for (`_alert`): plans are made without the veto, and
+of a good attempt one number is counted. All else is `_judge` and what it calls. Not here: when a circuit opens and
+closes (breaker.py); single endpoints (`outlier_detection`), keys (they rest by themselves).
 
 Status: stable. Trusts: upstream.
 """
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -21,7 +23,7 @@ import structlog
 from ..proxy.exchange import Veto
 from ..proxy.filter import Filter
 from ..proxy.snapshot import Resting
-from .breaker import Breaker, BreakerSettings, verdict
+from .breaker import BUSY, Breaker, BreakerSettings, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +68,10 @@ class CircuitBreaker(Filter):
         self._breakers: dict[tuple[Cluster, str], Breaker] = {}
         self._veto = Veto(self._objection, soft=True, yields=config.on_all_open == "least_bad")
         self._veto.idle = True
+        self._waiting = 0
+        """Failed attempts that wait to be judged."""
+        self._alert = False
+        """Some circuit is not closed, or some attempt waits: only then is there more to do than to count."""
 
     def left_alone(self) -> dict[tuple[str, str], Resting]:
         """Open and half-open circuits."""
@@ -84,6 +90,10 @@ class CircuitBreaker(Filter):
 
     def on_attempt(self, ex: Exchange, attempt: Attempt) -> None:
         """Take the permit of a half-open circuit."""
+        if self._alert:
+            self._begin(ex, attempt)
+
+    def _begin(self, ex: Exchange, attempt: Attempt) -> None:
         if _Unjudged in ex.state:
             self._judge_waiting(ex, attempt.target)
         if not self._veto.idle:
@@ -93,8 +103,23 @@ class CircuitBreaker(Filter):
 
     def on_attempt_end(self, ex: Exchange, attempt: Attempt) -> None:
         """Judge it, unless another endpoint may yet save it."""
+        target = attempt.target
+        breaker = self._breakers.get((target.cluster, target.model))
+        if (
+            breaker is not None
+            and (attempt.ended_at or inf) < breaker.calm_until
+            and attempt.error is None
+            and attempt.status != BUSY
+            and not (attempt.cancelled or self._waiting)
+        ):
+            breaker.recent += 1
+        else:
+            self._judge(ex, attempt)
+
+    def _judge(self, ex: Exchange, attempt: Attempt) -> None:
+        """Any end, and the first good one of a slice of time."""
         target, now = attempt.target, attempt.ended_at
-        breaker = self._breakers.get((target.cluster, target.model)) or self._breaker(target)
+        breaker = self._breaker(target)
         if breaker.probe is attempt:
             breaker.probe = None
         if now is None or attempt.cancelled:
@@ -109,11 +134,16 @@ class CircuitBreaker(Filter):
                 self._has_closed(target)
         elif _may_be_saved(ex, attempt):
             ex.state.setdefault(_Unjudged, []).append(_Unjudged(self, attempt))
+            self._wait_for(1)
         else:
             self._fail(breaker, attempt, now)
 
     def on_response(self, ex: Exchange, head: ResponseHead) -> None:
         """A probe whose answer has begun has shown enough: a stream may take minutes to its end."""
+        if self._alert:
+            self._respond(ex, head)
+
+    def _respond(self, ex: Exchange, head: ResponseHead) -> None:
         attempt = ex.attempt
         if attempt is not None and attempt.ended_at is None and head.status < 400:
             breaker = self._breakers.get((attempt.target.cluster, attempt.target.model))
@@ -124,6 +154,10 @@ class CircuitBreaker(Filter):
 
     def on_done(self, ex: Exchange) -> None:
         """Nobody has saved what was not saved by now, and no permit outlives its exchange."""
+        if self._alert:
+            self._finish(ex)
+
+    def _finish(self, ex: Exchange) -> None:
         if _Unjudged in ex.state:
             self._judge_waiting(ex, None)
         for attempt in ex.attempts:
@@ -163,6 +197,12 @@ class CircuitBreaker(Filter):
     def _look_round(self) -> None:
         """Circuits have opened, closed or been forgotten."""
         self._veto.idle = all(breaker.rests_until is None for breaker in self._breakers.values())
+        self._alert = self._waiting > 0 or not self._veto.idle
+
+    def _wait_for(self, more: int) -> None:
+        """So many more attempts wait to be judged, or fewer."""
+        self._waiting += more
+        self._alert = self._waiting > 0 or not self._veto.idle
 
     def _has_closed(self, target: Target) -> None:
         self.closed += 1
@@ -182,12 +222,15 @@ class CircuitBreaker(Filter):
         waiting: list[_Unjudged] = ex.state.get(_Unjudged, [])
         for one in [one for one in waiting if one.by is self and one.attempt.target is not going_on]:
             waiting.remove(one)
+            self._wait_for(-1)
             self._fail(self._breaker(one.attempt.target), one.attempt, self._now())
 
     def _forget_waiting(self, ex: Exchange, target: Target) -> None:
         """A later attempt at the target speaks for it."""
         waiting: list[_Unjudged] = ex.state.get(_Unjudged, [])
-        waiting[:] = [one for one in waiting if one.by is not self or one.attempt.target is not target]
+        kept = [one for one in waiting if one.by is not self or one.attempt.target is not target]
+        self._wait_for(len(kept) - len(waiting))
+        waiting[:] = kept
 
 
 def _may_be_saved(ex: Exchange, attempt: Attempt) -> bool:

@@ -7,7 +7,6 @@ filter above this one" is a comparison of two numbers.
 
 from __future__ import annotations
 
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 from .filter import Event, Filter
@@ -19,14 +18,17 @@ if TYPE_CHECKING:
 
 
 class RequestStep:
-    """One `on_request`. A sync one is called in place; only an `async def` costs a task."""
+    """One `on_request`, and the `rest` of those that run after it. While it runs, the exchange has `reached` so far."""
 
-    __slots__ = ("call", "is_async", "position")
+    __slots__ = ("call", "position", "reached", "rest")
 
-    def __init__(self, position: int, call: Callable[[Exchange], Any], is_async: bool) -> None:
+    def __init__(
+        self, position: int, call: Callable[[Exchange], Any], reached: int, rest: tuple[RequestStep, ...]
+    ) -> None:
         self.position = position
         self.call = call
-        self.is_async = is_async
+        self.reached = reached
+        self.rest = rest
 
 
 class Chain:
@@ -38,6 +40,7 @@ class Chain:
         "answers",
         "attempt_ends",
         "attempts",
+        "depth",
         "done",
         "events",
         "filters",
@@ -52,18 +55,16 @@ class Chain:
     def __init__(self, filters: Sequence[Filter], first: int = 0, span: range | None = None) -> None:
         """`span`: positions of those that count; the others are only counted."""
         self.filters = tuple(filters)
+        self.depth = len(self.filters)
         self.names = tuple(link.name for link in self.filters)
         self._parts: dict[int, tuple[Chain, Chain]] = {}
         placed = [(at, link) for at, link in enumerate(self.filters) if span is None or at in span]
         self.admission = next((at for at, f in placed if f.admits), -1)
         """Position of the filter that decides whether there is an exchange at all; what it refuses leaves no record."""
-        self.requests = tuple(
-            RequestStep(at, f.on_request, iscoroutinefunction(f.on_request))
-            for at, f in placed
-            if at >= first and _overrides(f, "on_request")
-        )
-        self.reservations = tuple(step for step in self.requests if self.filters[step.position].reserves)
-        """What depends on the model that is asked for."""
+        placed_requests = [(at, f) for at, f in placed if at >= first and _overrides(f, "on_request")]
+        self.requests = _steps([(at, f.on_request, at) for at, f in placed_requests])
+        self.reservations = _steps([(at, f.on_request, self.depth) for at, f in placed_requests if f.reserves])
+        """What depends on the model that is asked for; every filter has let the exchange pass before."""
         self.attempts = tuple((f.on_attempt, f.on_attempt_end) for _, f in placed if _overrides(f, "on_attempt"))
         """Each with the `on_attempt_end` of the same filter, which takes it back."""
         self.attempt_ends = tuple(f.on_attempt_end for _, f in reversed(placed) if _overrides(f, "on_attempt_end"))
@@ -106,6 +107,14 @@ class Chain:
                     kept.append(result)
             events = kept
         return b"".join([event.raw for event in events])
+
+
+def _steps(calls: Sequence[tuple[int, Callable[[Exchange], Any], int]]) -> tuple[RequestStep, ...]:
+    """Of (position, `on_request`, how far the exchange has come by then)."""
+    steps: tuple[RequestStep, ...] = ()
+    for position, call, reached in reversed(calls):
+        steps = (RequestStep(position, call, reached, steps), *steps)
+    return steps
 
 
 def _overrides(link: Filter, moment: str) -> bool:

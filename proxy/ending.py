@@ -173,49 +173,50 @@ class Ending:
         self.done = True
         if self.leads is not None and self.leads.outlives(self, outcome, status):
             return
-        engine, ex = self.engine, self.ex
+        engine, ex, chain = self.engine, self.ex, self.chain
         engine.live.discard(self)
         if self.task is not None:
             self.task.cancel()
             self.task = None
         ex.outcome = outcome
         ex.status = status
-        for position, on_done in self.chain.done:
-            if position <= ex.reached:
+        reached = ex.reached
+        for position, on_done in chain.done:
+            if position <= reached:
                 try:
                     on_done(ex)
                 except Exception as error:
                     self.bug(error, moment="on_done")
-        self._keep(engine.clock.monotonic())
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Undo the circles of references, so that an exchange is freed by counting: left to the collector, its thirty
-        objects and its bodies cost a tenth of the request."""
+        self._keep(engine.clock.monotonic(), reached > chain.admission)
+        # Undo the circles of references, so that an exchange is freed by counting: left to the collector, its thirty
+        # objects and its bodies cost a tenth of the request.
         self.downstream.listener = NOBODY
-        if self.ex.vetoes:
-            self.ex.vetoes = []  # they may know the exchange
-        upload, self.upload = self.upload, None
-        if upload is not None:
-            upload.watcher = None
-        dispatch, self.dispatch = self.dispatch, None
+        if ex.vetoes:
+            ex.vetoes = []  # they may know the exchange
+        if self.upload is not None:
+            self.upload.watcher = None
+            self.upload = None
+        dispatch = self.dispatch
         if dispatch is not None:
+            self.dispatch = None
             dispatch.let_go()
 
-    def _keep(self, now: float) -> None:
-        """What stays of it: its decision, its counts, its record."""
+    def _keep(self, now: float, known: bool) -> None:
+        """What stays of it: its decision, its counts, its record. `known`: auth let it in."""
         engine, ex = self.engine, self.ex
-        known = ex.reached > self.chain.admission
         engine.decisions.keep(ex, now, known=known)
         if not known:
             engine.stats.refused_by_auth += ex.outcome == "refused"
-            return
-        if not ex.face.metered:
-            return
-        engine.stats.count(ex, now)
+        elif ex.face.metered:
+            engine.stats.count(ex, now)
+            if ex.admitted or self._admit():
+                engine.ledger.close(ex, now)
+
+    def _admit(self) -> bool:
+        """One that was refused before it was admitted; False where the ledger is full and its policy is to refuse: the
+        client was told so."""
         try:
-            if not ex.admitted:
-                engine.ledger.admit(ex)
+            self.engine.ledger.admit(self.ex)
         except OverloadError:
-            return  # the ledger is full and its policy is to refuse: the client was told so
-        engine.ledger.close(ex, now)
+            return False
+        return True

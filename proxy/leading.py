@@ -47,7 +47,7 @@ class Leading(Run):
     def begin(self) -> None:
         """Enter the chain below the cache. Never raises."""
         try:
-            self._advance(self.chain.requests, 0)
+            self._advance(self.chain.requests)
         except Exception as error:
             self.fail(error)
 
@@ -86,7 +86,7 @@ class Leading(Run):
     def _own_head(self, reply: Reply) -> Headers:
         return list(reply.headers)
 
-    def _keep(self, now: float) -> None:
+    def _keep(self, now: float, known: bool) -> None:
         self.flight.settle(self)
 
 

@@ -77,30 +77,22 @@ class Run(Ending):
                 break
         engine.live.add(self)
         try:
-            self._advance(graph.prefix.requests, 0)
+            self._advance(graph.prefix.requests)
         except Exception as error:
             self.fail(error)
 
-    def _advance(self, steps: tuple[RequestStep, ...], at: int) -> None:
-        """Run `on_request` from step `at` on; go on with what follows once all have let pass."""
+    def _advance(self, steps: tuple[RequestStep, ...]) -> None:
+        """Run each `on_request`; go on with what follows once all have let pass."""
         ex = self.ex
-        for index in range(at, len(steps)):
-            step = steps[index]
-            if step.position > ex.reached:
-                ex.reached = step.position
+        for step in steps:
+            ex.reached = step.reached
             if ex.timings is not None:
                 ex.timings.append((step.position, self.engine.clock.monotonic()))
-            if step.is_async:
-                self.task = self.engine.spawn(self._await(steps, index))
-                return
             result = step.call(ex)
             if result is not None:
-                if isinstance(result, CoroutineType):
-                    self.await_later(self._await(steps, index, result), result)
-                else:
-                    self._take(result)
+                self._hear(step, result)
                 return
-        ex.reached = len(self.chain.filters)
+        ex.reached = self.chain.depth
         if ex.timings is not None:
             ex.timings.append((-1, self.engine.clock.monotonic()))
         if ex.route is None:
@@ -108,19 +100,24 @@ class Run(Ending):
         else:
             self._after_rest()
 
-    async def _await(
-        self, steps: tuple[RequestStep, ...], index: int, work: Coroutine[Any, Any, Reply | Shared | None] | None = None
-    ) -> None:
-        """Run one async filter, or the `work` that one that is not has left, and go on from there. Cancelled when the
-        client leaves; the filter cleans up after itself."""
+    def _hear(self, step: RequestStep, result: Reply | Shared | CoroutineType[Any, Any, Reply | Shared | None]) -> None:
+        """A filter answers, or takes its time: only the latter costs a task."""
+        if isinstance(result, CoroutineType):
+            self.await_later(self._await(step, result), result)
+        else:
+            self._take(result)
+
+    async def _await(self, step: RequestStep, work: Coroutine[Any, Any, Reply | Shared | None]) -> None:
+        """Wait for a filter and go on from there. Cancelled when the client leaves; the filter cleans up after
+        itself."""
         try:
-            result = await (steps[index].call(self.ex) if work is None else work)
+            result = await work
             if not self.done:  # else it made light of being cancelled
                 self.task = None
                 if result is not None:
                     self._take(result)
                 else:
-                    self._advance(steps, index + 1)
+                    self._advance(step.rest)
         except Exception as error:
             if not self.done:
                 self.task = None
@@ -153,7 +150,9 @@ class Run(Ending):
             self.upload = Upload(self.downstream, reader)
             self.downstream.stream_body(ex.graph.upload_limit, self)
         elif face.reads_body:
-            _check_media_type(ex)
+            head = ex.head
+            if head.header(b"content-type") != _JSON or head.header(b"content-encoding") is not None:
+                _check_media_type(ex)
             self.downstream.read_body(ex.graph.body_limit)
         elif face.websocket:
             ex.facts = facts = self.engine.operation(face).read_head(ex.head)
@@ -186,11 +185,12 @@ class Run(Ending):
 
     def _choose_route(self) -> None:
         ex = self.ex
-        ex.route = route = ex.graph.route(ex)
+        graph = ex.graph
+        ex.route = route = graph.route(ex) if graph.routes else graph.default
         if self.upload is not None and not (self.upload.reader.knows_model or ex.model) and route.provider is None:
-            message = f"No field 'model' in the first {ex.graph.body_limit} bytes: send it before the file."
+            message = f"No field 'model' in the first {graph.body_limit} bytes: send it before the file."
             raise ModelTooLateError(message, param="model")
-        if ex.graph.tracks and ex.face.handler is None:
+        if graph.tracks and ex.face.handler is None:
             refs = wanted(ex, self.engine.operation(ex.face))
             if refs:
                 self.engine.issuers.find([ref.id for ref in refs], partial(self._on_issuers, refs))
@@ -200,8 +200,9 @@ class Run(Ending):
     def _enter_rest(self, chain: Chain) -> None:
         """From here on the route's filters count: whoever is refused before has met those of the prefix alone."""
         self.chain = chain
-        self.ex.reserved_for = self.ex.model
-        self._advance(chain.requests, 0)
+        ex = self.ex
+        ex.reserved_for = ex.model
+        self._advance(chain.requests)
 
     def _on_issuers(self, refs: list[Ref], found: Mapping[str, Sequence[Issued]] | None) -> None:
         """It is known who made what the request names, at once or later; None: nobody could say."""
@@ -219,7 +220,7 @@ class Run(Ending):
         if ex.model != ex.reserved_for:
             ex.reserved_for = ex.model
             if self.chain.reservations:
-                self._advance(self.chain.reservations, 0)
+                self._advance(self.chain.reservations)
                 return
         handler = ex.face.handler
         if handler is not None:
@@ -296,6 +297,9 @@ class Run(Ending):
             self.crash(error)
         else:
             self.finish(outcome, self.ex.status or 499)
+
+
+_JSON = b"application/json"
 
 
 def _check_media_type(ex: Exchange) -> None:

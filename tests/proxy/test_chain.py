@@ -72,12 +72,22 @@ def test_requests_run_downwards_and_the_others_upwards() -> None:
     first, second = Rest(), Rest()
     attempts, ends = Attempts(), Ends()
     chain = Chain([Request(), first, AsyncRequest(), second, attempts, ends])
-    assert [(step.position, step.is_async) for step in chain.requests] == [(0, False), (2, True)]
+    assert [(step.position, step.reached) for step in chain.requests] == [(0, 0), (2, 2)]
+    assert chain.requests[0].rest == chain.requests[1:]
     assert chain.responses == ((3, second.on_response), (1, first.on_response))
     assert chain.observers == (second.on_bytes, first.on_bytes)
     assert chain.done == ((3, second.on_done), (1, first.on_done))
     assert chain.attempts == ((attempts.on_attempt, attempts.on_attempt_end),)
     assert chain.attempt_ends == (ends.on_attempt_end, attempts.on_attempt_end)
+
+
+def test_what_reserves_runs_once_more_when_all_have_let_pass() -> None:
+    class Reserves(Request):
+        reserves = True
+
+    chain = Chain([Reserves(), Request(), Reserves(), Plain()])
+    assert [(step.position, step.reached) for step in chain.reservations] == [(0, 4), (2, 4)]
+    assert chain.reservations[0].rest == chain.reservations[1:]
 
 
 def test_a_rest_begins_where_the_prefix_ends_and_knows_all_of_it() -> None:
