@@ -90,7 +90,9 @@ class _Level(NamedTuple):
 class Balancer:
     """See the top. One for each cluster and worker."""
 
-    __slots__ = ("_levels", "_members", "_only", "_policy", "_ring", "_rng", "_settings", "usable", "healthy_panic")
+    __slots__ = (
+        "_levels", "_members", "_only", "_policy", "_ring", "_rng", "_settings", "healthy_panic", "usable", "usual",
+    )  # fmt: skip
 
     def __init__(
         self, policy: Policy, members: Iterable[Member], rng: Random, settings: Balancing = DEFAULT_BALANCING
@@ -165,6 +167,11 @@ class Balancer:
         # The commonest cluster has one endpoint: then there is nothing to choose.
         alone = len(self.usable) == 1 and not self._levels[0].panic
         self._only: Member | None = self.usable[0] if alone else None
+        level = self._levels[0] if len(self._levels) == 1 else None
+        plain = level is not None and level.upto >= 1 and not level.panic and not level.splits
+        self.usual: Picker | None = level.picker if level is not None and plain else None
+        """Who picks for every request that has nobody to avoid, where neither priorities nor regions are in question:
+        as `pick`, without the rest of it."""
 
     def _splits(self, group: Sequence[Member]) -> dict[str, _Split]:
         splits: dict[str, _Split] = {}

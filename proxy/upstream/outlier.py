@@ -113,14 +113,12 @@ class Outlier:
     def on_result(self, state: OutlierState, result: Result, now: float) -> bool:
         """A try at this endpoint has ended; True when that ejected it. While it is out,
         what still ends there says nothing new."""
+        if result == "ok":
+            self.on_success(state)
+            return False
         if state.ejected:
             return False
         state.total += 1
-        if result == "ok":
-            state.ok += 1
-            if state.failures or state.gateway_failures:
-                state.failures = state.gateway_failures = 0
-            return False
         state.failures += 1
         state.gateway_failures = state.gateway_failures + 1 if result == "gateway" else 0
         settings = self.settings
@@ -132,6 +130,14 @@ class Outlier:
             state.failures = 0
             return self._eject(state, "consecutive_5xx", now)
         return False
+
+    def on_success(self, state: OutlierState) -> None:
+        """As `on_result`, of one that ended well."""
+        if not state.ejected:
+            state.total += 1
+            state.ok += 1
+            if state.failures or state.gateway_failures:
+                state.failures = state.gateway_failures = 0
 
     def sweep(self, now: float) -> list[OutlierState]:
         """What is due at each `interval`: who comes back, and who is worse than the others. Returns those that changed;

@@ -12,6 +12,7 @@ Not here: which members form the group (balance.py) and keys that stick to a mem
 from __future__ import annotations
 
 from heapq import heapify, heapreplace
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -169,25 +170,27 @@ class LeastRequest:
     do not decide, the first drawn keeps the request, so idle members are used by weight.
     """
 
-    __slots__ = ("_draw", "_even", "_members", "_random", "_slow", "_warm")
+    __slots__ = ("_draw", "_even_from", "_members", "_random", "_slow", "_warm")
 
     def __init__(self, members: Sequence[Member], rng: Random, slow_start: SlowStart) -> None:
         self._members = members
         self._random = rng.random
         self._slow = slow_start
         self._warm = slow_start.until(members)
-        self._even = len({member.weight for member in members}) == 1
+        self._even_from = self._warm if len({member.weight for member in members}) == 1 else inf
+        """From when on all have the same weight."""
         self._draw = WeightedDraw(members, rng, slow_start)
 
     def pick(self, now: float, key: int | None, avoid: Collection[Member]) -> Member | None:
-        if not avoid and self._even and now >= self._warm:  # nearly always; as below, in one
+        if now >= self._even_from and not avoid:  # nearly always; as below, in one
             members, random = self._members, self._random
             drawn = int(random() * len(members))
-            first, second = members[drawn], members[drawn - 1 - int(random() * (len(members) - 1))]
-            requests, tokens = first.active + second.active, first.tokens + second.tokens
-            if not requests:
+            first = members[drawn]
+            if not first.active:  # whatever the other one has
                 return first
-            more = (first.active - second.active) / requests
+            second = members[drawn - 1 - int(random() * (len(members) - 1))]
+            tokens = first.tokens + second.tokens
+            more = (first.active - second.active) / (first.active + second.active)
             if tokens:
                 more += (first.tokens - second.tokens) / tokens
             return second if more > 0 else first
@@ -204,7 +207,7 @@ class LeastRequest:
         """Two different members, in the order drawn."""
         members, random = self._members, self._random
         others = len(members) - 1
-        if self._even and now >= self._warm:
+        if now >= self._even_from:
             first = int(random() * len(members))
             return members[first], members[first - 1 - int(random() * others)]
         drawn, second = self._draw.draw(now), self._draw.draw(now)
