@@ -50,6 +50,8 @@ class Part(NamedTuple):
 class _Receiver:
     """Hears an answer and does nothing with it."""
 
+    takes_wholes = False
+
     def __init__(self) -> None:
         self.head: ResponseHead | None = None
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .accounting.prices import format_usd
 from .claims import note
@@ -70,28 +70,13 @@ class Asker(Protocol):
         """It is over, by this error or well."""
 
 
-class Whole:
-    """An answer in one piece. `facts`: what one with a good status says, where that is not known yet."""
+class WholeAnswer(NamedTuple):
+    """A provider's that has not gone down: another one may be better. `facts`: what one with a good status says."""
 
-    __slots__ = ("body", "facts", "head")
-
-    def __init__(self, head: ResponseHead, body: bytes, facts: AnswerFacts | None = None) -> None:
-        self.head = head
-        self.body = body
-        self.facts = facts
-
-
-class WholeAnswer(Whole):
-    """A provider's, as far as it matters."""
-
-    __slots__ = ("attempt",)
-
-    def __init__(self, attempt: Attempt, head: ResponseHead, body: bytes, facts: AnswerFacts | None) -> None:
-        # Not through the base: every collected answer would pay for one more call.
-        self.attempt = attempt
-        self.head = head
-        self.body = body
-        self.facts = facts
+    attempt: Attempt
+    head: ResponseHead
+    body: bytes
+    facts: AnswerFacts | None
 
 
 class Answer:
@@ -128,31 +113,32 @@ class Answer:
 
     # -- whole
 
-    def send(self, whole: Whole) -> None:
-        """A collected answer, in one piece with everything we know about it."""
-        run, body = self._run, whole.body
+    def send(self, body: bytes, facts: AnswerFacts | None) -> None:
+        """A collected answer, in one piece with everything we know about it. `facts`: what one with a good status says,
+        where that is not known yet."""
+        run = self._run
         ex = run.ex
-        if whole.facts is not None:
-            run.engine.ledger.settle(ex, whole.facts)
+        if facts is not None:
+            run.engine.ledger.settle(ex, facts)
             if ex.facts is not None and ex.facts.stores:
                 self._note(self._dispatch.operation.read_objects(body))
         self._dispatch.end(self._attempt, None)
         for at, on_answer in enumerate(run.chain.answers):
-            result = on_answer(ex, whole.head, body)
+            result = on_answer(ex, self._upstream, body)
             if not isinstance(result, bytes):
                 self._judged = False
-                run.await_later(self._await(whole.head, at, result), result)
+                run.await_later(self._await(at, result), result)
                 return
             body = result
         self._send(body)
 
-    async def _await(self, head: ResponseHead, at: int, work: Coroutine[Any, Any, bytes]) -> None:
+    async def _await(self, at: int, work: Coroutine[Any, Any, bytes]) -> None:
         """What a filter makes of a whole answer takes its time; go on from there. Cancelled when the client leaves."""
         run = self._run
         try:
             body = await work
             for on_answer in run.chain.answers[at + 1 :]:
-                result = on_answer(run.ex, head, body)
+                result = on_answer(run.ex, self._upstream, body)
                 body = result if isinstance(result, bytes) else await result
         except (Exception, CancelledError) as error:
             if not run.done:  # else it was cancelled by us

@@ -47,6 +47,10 @@ COLLECTED_BYTES = 8 * 1024 * 1024
 COLLECTED_PIECES = 4096
 """More are joined: a provider that sends byte by byte must not make us keep forty for each."""
 
+_PLAIN_JSON = frozenset((b"application/json", b"application/json; charset=utf-8"))
+"""What nearly all plain answers are."""
+_CUT_SHORT = "The provider's answer was cut short."
+
 
 class State(IntEnum):
     """Where an attempt stands."""
@@ -70,6 +74,8 @@ class Attempt(Patience):
         "_answer", "_call", "_dispatch", "_head", "_reader", "_relayed", "_size", "_state", "_taken", "_upload",
         "cancelled", "credential", "error", "host", "number", "opening", "request_id", "status", "target", "tokens",
     )  # fmt: skip
+
+    takes_wholes = True
 
     def __init__(self, dispatch: Dispatch, number: int, target: Target, started: float) -> None:
         run = dispatch.run
@@ -223,6 +229,36 @@ class Attempt(Patience):
             self.deadline = self._total_at
         else:
             self._commit()
+
+    def on_whole(self, call: Call, head: ResponseHead, body: bytes) -> None:
+        """A plain answer, all at once. A good one in JSON goes straight to its end; any other, piece by piece."""
+        run = self._dispatch.run
+        header = head.header
+        if (
+            head.status >= 300
+            or header(b"content-type") not in _PLAIN_JSON
+            or header(b"content-encoding") is not None
+            or self._is_session
+            or self.target.cluster.checked
+        ):
+            super().on_whole(call, head, body)
+            return
+        try:
+            self.head_at = run.engine.clock.monotonic()
+            self.status = head.status
+            request_id = header(b"x-request-id")
+            if request_id is not None:
+                self.request_id = request_id.decode("ascii", "replace")
+            self._call = None
+            facts = self._dispatch.operation.read_answer(body)
+            if facts.unreadable and is_no_json(body):
+                self._fail(BrokenAnswerError(_CUT_SHORT))
+                return
+            self._state = OVER
+            run.engine.deadlines.discard(self)
+            self._dispatch.collected(self, head, body, facts)
+        except Exception as error:
+            run.crash(error)
 
     def on_data(self, call: Call, data: bytes) -> None:
         """Bytes of the answer. What comes after its end is nobody's."""
@@ -397,11 +433,11 @@ class Attempt(Patience):
         self._taken = []
         cut = not clean and not is_object(body)
         if cut or (facts is not None and facts.unreadable and self._belies_its_kind(body)):
-            self._fail(BrokenAnswerError("The provider's answer was cut short."))
+            self._fail(BrokenAnswerError(_CUT_SHORT))
             return
         self._state = OVER
         self._engine.deadlines.discard(self)
-        self._dispatch.collected(WholeAnswer(self, self._head, body, facts))
+        self._dispatch.collected(self, self._head, body, facts)
 
     def _read_encoded(self, meter: Meter, data: bytes, clean: bool) -> None:
         """Inflate it, a slice in each turn of the loop, as long as somebody waits for it."""

@@ -13,7 +13,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
-from .answer import Answer
+from .answer import Answer, WholeAnswer
 from .attempt import Attempt
 from .decision_inputs import read_inputs
 from .errors import (
@@ -40,9 +40,8 @@ from .upstream.place import PLAIN
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .answer import WholeAnswer
     from .decision_inputs import Sampling
-    from .dialect import RequestFacts, StreamReader
+    from .dialect import AnswerFacts, RequestFacts, StreamReader
     from .errors import GatewayError
     from .exchange import Exchange
     from .meters import Meter
@@ -167,21 +166,22 @@ class Dispatch:
         self.answer = tunnel = attempt.opening.tunnel(attempt, head)
         return tunnel
 
-    def collected(self, whole: WholeAnswer) -> None:
-        """A whole answer: good, or an error that another target may make good."""
+    def collected(self, attempt: Attempt, head: ResponseHead, body: bytes, facts: AnswerFacts | None) -> None:
+        """A whole answer: good, or an error that another target may make good. `facts`: what one with a good status
+        says."""
         error: GatewayError | None = None
-        if whole.head.status >= 400:
-            error = self._failure_of(whole)
-        elif whole.facts is not None and whole.facts.error:
+        if head.status >= 400:
+            error = self._failure_of(attempt, head)
+        elif facts is not None and facts.error:
             error = ErrorEventError("The provider answered with an error.")
         if error is None:
             if self._hedging is not None:
-                self._settle_race(whole.attempt)
-            self.answer = answer = self.answers(self, whole.attempt, whole.head, None)
-            answer.send(whole)
+                self._settle_race(attempt)
+            self.answer = answer = self.answers(self, attempt, head, None)
+            answer.send(body, facts)
         else:
-            self._last = whole
-            self.failed(whole.attempt, error)
+            self._last = WholeAnswer(attempt, head, body, facts)
+            self.failed(attempt, error)
 
     def failed(self, attempt: Attempt, error: GatewayError) -> None:
         """Before commit: the next one, or the end. Nothing follows while another is under way."""
@@ -250,7 +250,7 @@ class Dispatch:
         ex.error = error
         ex.attempt = last.attempt
         self.answer = answer = self.answers(self, last.attempt, last.head, None)
-        answer.send(last)
+        answer.send(last.body, last.facts)
 
     # -- from the hedge
 
@@ -327,13 +327,12 @@ class Dispatch:
     def _remaining(self) -> float:
         return self.run.ex.deadline - self.run.engine.clock.monotonic()
 
-    def _failure_of(self, whole: WholeAnswer) -> GatewayError | None:
+    def _failure_of(self, attempt: Attempt, head: ResponseHead) -> GatewayError | None:
         """What a bad status means, here and for the key that got it."""
-        attempt, clock = whole.attempt, self.run.engine.clock
-        cluster = attempt.target.cluster
-        error = failure_of(whole.head, cluster.name, has_credential=cluster.has_credential, wall=clock.wall())
+        clock, cluster = self.run.engine.clock, attempt.target.cluster
+        error = failure_of(head, cluster.name, has_credential=cluster.has_credential, wall=clock.wall())
         if isinstance(error, BusyStatusError) and error.retry_after is not None:
             cluster.limited(attempt, attempt.target.model, clock.monotonic(), error.retry_after)
-        elif isinstance(error, UpstreamAuthError) and whole.head.status == 401:
+        elif isinstance(error, UpstreamAuthError) and head.status == 401:
             cluster.refused(attempt, clock.monotonic())
         return error

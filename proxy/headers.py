@@ -111,8 +111,7 @@ class Upward(NamedTuple):
 
 
 def lines_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes]) -> tuple[Headers, bytes]:
-    """As `to_upstream`, and the first of them as the lines of a head, all but the last; empty where each request of
-    the client is another."""
+    """As `to_upstream`, and the same as the lines of a head; empty where each request of the client is another."""
     known = head.known
     if known is None or not known.is_still(head.headers):
         return to_upstream(head, request_id, own), b""
@@ -123,7 +122,7 @@ def lines_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes]) 
         made = known.upward = Upward(own, fields, lines)
     if not made.lines:
         return to_upstream(head, request_id, own), b""
-    return [*made.fields, (b"x-request-id", request_id)], made.lines
+    return [*made.fields, (b"x-request-id", request_id)], b"%b\r\nx-request-id: %b" % (made.lines, request_id)
 
 
 def field_lines(fields: Headers) -> bytes:

@@ -20,8 +20,7 @@ from .tape import Recorded, kept_fields
 from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
-    from .answer import Whole
-    from .dialect import RequestFacts, StreamReader
+    from .dialect import AnswerFacts, RequestFacts, StreamReader
     from .edge.downstream import Headers
     from .errors import GatewayError
     from .flight import Flight
@@ -116,10 +115,10 @@ class Recorder(Answer):
 
     _run: Leading
 
-    def send(self, whole: Whole) -> None:
+    def send(self, body: bytes, facts: AnswerFacts | None) -> None:
         """A collected answer."""
         self._run.is_providers = True
-        super().send(whole)
+        super().send(body, facts)
 
     def begin(self, taken: bytes) -> None:
         """One that is relayed as it comes."""

@@ -15,7 +15,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from .answer import Answer, Whole
+from .answer import Answer
 from .cache_note import name_origin
 from .errors import AnswerRefusedError, SlowClientError, UpstreamTimeoutError
 from .headers import passes_unread
@@ -128,7 +128,7 @@ class Replay:
         if tape.body is not None:
             self.answer = Answer(self, self._seat, head, None)
             self.leave()
-            self.answer.send(Whole(head, tape.body))
+            self.answer.send(tape.body, None)
             return
         self._reader = self._open_reader() if tape.stream else None
         if self._reader is None and run.chain.answers and not passes_unread(head):

@@ -8,7 +8,7 @@ answer (first token, silence, total) is the dispatcher's, who knows what a token
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from ..edge.downstream import Headers
@@ -77,7 +77,7 @@ class UpstreamRequest:
         self.headers = headers
         self.lines = lines
         """The first `lined` of `headers` as the lines of a head in HTTP/1.1, where somebody had them ready."""
-        self.lined = len(headers) - 1 if lines else 0
+        self.lined = len(headers) if lines else 0
         self.body = body
         self.source = source
         """Gives the body instead of `body`, while it is sent."""
@@ -114,8 +114,11 @@ class CallReceiver(Protocol):
     """Who started the call. From inside `start` nothing is called but `on_sent`; from inside `pause`, `resume` and
     `cancel`, and after `cancel`, nothing at all.
 
-    Order: `on_sent`? `on_head`? `on_data`* and then exactly one of `on_end` and `on_error`.
+    Order: `on_sent`? `on_head`? `on_data`* and then exactly one of `on_end` and `on_error`; or `on_sent`, `on_whole`.
     """
+
+    takes_wholes: ClassVar[bool] = False
+    """It hears `on_whole`, too."""
 
     def on_sent(self, call: Call) -> None:
         """Connected, and the whole request was handed to the transport."""
@@ -134,6 +137,14 @@ class CallReceiver(Protocol):
         """It will not be whole: ConnectError and PoolOverflowError before anything was sent, ResetError before
         a byte of
         the answer was seen, BrokenAnswerError or ProtocolError after."""
+
+    def on_whole(self, call: Call, head: ResponseHead, body: bytes) -> None:
+        """In place of `on_head`, `on_data` and a clean `on_end` where one read has brought all of a plain answer, and
+        the receiver `takes_wholes`. The call is over by then. Raises nothing."""
+        self.on_head(call, head)
+        if body:
+            self.on_data(call, body)
+        self.on_end(call, True)
 
 
 class Call(ABC):

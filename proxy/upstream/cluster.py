@@ -234,8 +234,20 @@ class Cluster:
         `holder`'s until it is given back by `end`, whatever becomes of the call.
         """
         admission = self.admission
+        under_way = admission.requests + 1
+        if self.counts_tokens or admission.queue or under_way >= admission.settings.requests:
+            return self._start_where_it_is_tight(request, holder, model, now, needs)
+        admission.requests = under_way
+        admission.tokens += needs.tokens
+        return self._begin(request, holder, model, now, needs)
+
+    def _start_where_it_is_tight(
+        self, request: UpstreamRequest, holder: Holder, model: str, now: float, needs: Needs
+    ) -> Call:
+        """As `start`, where this call takes the last place, or may find none."""
+        admission = self.admission
         if admission.try_acquire(needs.tokens):
-            if admission.requests >= admission.settings.requests or admission.settings.tokens is not None:
+            if self.counts_tokens or admission.requests >= admission.settings.requests:
                 self.strained = True
             return self._begin(request, holder, model, now, needs)
         queued = QueuedCall(self, request, holder, model, needs, now + admission.queue_seconds)
@@ -250,24 +262,29 @@ class Cluster:
         if host is None:  # it never came to have a place
             self.rq_error += error is not None
             return
+        admission = self.admission
         host.active -= 1
         host.tokens -= holder.tokens
-        self.admission.release(holder.tokens)
+        admission.requests -= 1  # `release`, without a call
+        admission.tokens -= holder.tokens
         if cancelled:
             host.rq_cancelled += 1
+        elif error is None:
+            self.rq_success += 1
+            host.rq_success += 1
+            key = holder.credential
+            if key is not None and key.refusals and self._credentials is not None:
+                self._credentials.on_success(key)
+            if self._single is None:
+                self._outlier.on_success(host.outlier)
+                if self.deadline == NEVER:
+                    self._watch(now)
         else:
-            if error is None:
-                self.rq_success += 1
-                host.rq_success += 1
-                key = holder.credential
-                if key is not None and key.refusals and self._credentials is not None:
-                    self._credentials.on_success(key)
-            else:
-                self._count_failure(host, error)
+            self._count_failure(host, error)
             if self._single is None:
                 self._judge(host, now, error, status)
-        if self.admission.queue:
-            self.admission.serve(now)
+        if admission.queue:
+            admission.serve(now)
 
     def limited(self, holder: Holder, model: str, now: float, seconds: float) -> None:
         """A 429: its key rests for this model."""
@@ -365,11 +382,22 @@ class Cluster:
 
     def _begin(self, request: UpstreamRequest, holder: Holder, model: str, now: float, needs: Needs) -> Call:
         """Send; the place is taken."""
-        host = self._single or self._pick(now, needs)
+        host = self._single
+        if host is None:
+            usual = self._balancer.usual
+            # A cluster's members are its hosts; `cast` would be a call.
+            host = self._pick(now, needs) if usual is None or needs.avoid else usual.pick(now, needs.key, ())  # type: ignore[assignment]
+            assert host is not None  # noqa: S101 - narrows for the type checker: with nobody to avoid it takes one
         keys = self._credentials
         if keys is not None:
-            key = holder.credential = keys.pick(model, now) or keys.least_bad(model)
+            key = keys.sole
+            if key is None or key.refusals:
+                key = keys.pick(model, now) or keys.least_bad(model)
+            holder.credential = key
             request.headers += key.fields
+            if request.lines and key.lines:
+                request.lines += key.lines
+                request.lined += len(key.fields)
         holder.host = host
         holder.tokens = needs.tokens
         self.rq_total += 1
@@ -391,11 +419,16 @@ class Cluster:
             raise NoTargetError(f"The provider '{self.name}' has no endpoint.")
         return member  # type: ignore[return-value]  # a cluster's members are its hosts; `cast` would be a call
 
-    def _judge(self, host: Host, now: float, error: GatewayError | None, status: int) -> None:
-        """What the end of a call says about its host."""
-        if self._outlier.on_result(host.outlier, "ok" if error is None else result_of(error, status), now):
+    def _judge(self, host: Host, now: float, error: GatewayError, status: int) -> None:
+        """What a call that failed says about its host."""
+        if self._outlier.on_result(host.outlier, result_of(error, status), now):
             self._update(host, now)
-        if self.deadline == NEVER and self._deadlines is not None:
+        if self.deadline == NEVER:
+            self._watch(now)
+
+    def _watch(self, now: float) -> None:
+        """There is something to look at after an interval."""
+        if self._deadlines is not None:
             self.deadline = now + self._outlier.settings.interval
             self._deadlines.add(self)
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
+from .h1_request import ready_lines
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -33,11 +35,13 @@ MAX_MODEL_LENGTH = 256
 class Credential:
     """A key: its name in the config, its part of the load, and the fields it adds to a request."""
 
-    __slots__ = ("current", "fields", "name", "on_trial", "refusals", "refused_until", "weight")
+    __slots__ = ("current", "fields", "lines", "name", "on_trial", "refusals", "refused_until", "weight")
 
     def __init__(self, name: str, fields: tuple[tuple[bytes, bytes], ...], *, weight: int = 1) -> None:
         self.name = name
         self.fields = fields
+        self.lines = ready_lines(fields)
+        """The same for a head in HTTP/1.1."""
         self.weight = weight
         """0: never used."""
         self.current = 0
@@ -100,7 +104,7 @@ class Cooling:
 class Credentials:
     """The keys of one cluster."""
 
-    __slots__ = ("_all", "_cooling", "_doubtful")
+    __slots__ = ("_all", "_cooling", "_doubtful", "sole")
 
     def __init__(
         self, credentials: Iterable[Credential], *, before: Credentials | None = None, bound: int = MAX_COOLING
@@ -117,6 +121,9 @@ class Credentials:
             self._cooling.take_over(before._cooling, successors)
         self._doubtful = sum(credential.refusals > 0 for credential in self._all)
         """How many keys have been refused and not worked since."""
+        self.sole = self._all[0] if len(self._all) == 1 else None
+        """The one there is: where it is not in doubt there is nothing to `pick`, for a key that cools and has no other
+        beside it is used all the same."""
 
     def __len__(self) -> int:
         return len(self._all)

@@ -20,6 +20,7 @@ from ..clock import NEVER
 from ..errors import GatewayError, ProtocolError
 from .call import Call
 from .h1_answer import AnswerReader
+from .plain_head import read_plain_head
 
 if TYPE_CHECKING:
     from ..clock import Clock
@@ -58,7 +59,7 @@ class H1Call(Call):
 
     @abstractmethod
     def on_over(self) -> None:
-        """The answer is whole or ended with the connection; `on_end` follows."""
+        """The answer is whole or ended with the connection; `on_end` or `on_whole` follows."""
 
     @abstractmethod
     def on_failed(self, error: GatewayError, carrier: Carrier) -> None:
@@ -155,7 +156,6 @@ class H1Connection(asyncio.Protocol):
     def send(self, call: H1Call) -> H1Connection:
         """Send its request; from here on its receiver hears of it. `sent` follows, once the call knows its carrier."""
         self._call = call
-        self._answer.start(call)
         self.deadline = NEVER
         self.sent_at = self._monotonic()
         body = call.body
@@ -173,8 +173,9 @@ class H1Connection(asyncio.Protocol):
 
     def sent(self, call: H1Call) -> None:
         """Tell its receiver where all of it has gone out; what has not is told later."""
-        if self._unsent is None and self._source is None:
-            self._announce(call)
+        if self._unsent is None and self._source is None and not call.announced:
+            call.announced = True
+            call.receiver.on_sent(call)
 
     def pause(self) -> None:
         """Read no more; a head that is not read cannot be late."""
@@ -234,6 +235,16 @@ class H1Connection(asyncio.Protocol):
             self.close()  # nobody asked: whatever it is, it must not meet the next call
             return
         answer = self._answer
+        if answer.call is None:
+            if call.announced and call.content_expected and call.receiver.takes_wholes:
+                plain = read_plain_head(data)
+                if plain is not None:
+                    head, end, length, keep_alive = plain
+                    if end + length == len(data):
+                        self._finish(call, keep_alive)
+                        call.receiver.on_whole(call, head, data[end:])
+                        return
+            answer.start(call)
         try:
             if answer.upgraded:
                 call.receiver.on_data(call, data)
@@ -245,7 +256,10 @@ class H1Connection(asyncio.Protocol):
         if answer.upgraded:
             self._switch(call)
         elif answer.whole:
-            self._finish(call)
+            keep_alive = answer.keep_alive
+            answer.stop()
+            self._finish(call, keep_alive)
+            call.receiver.on_end(call, True)
         elif answer.head_seen or not answer.overhead:
             self.deadline = NEVER
             call.body = b""  # it cannot be needed again, and may be large
@@ -326,12 +340,11 @@ class H1Connection(asyncio.Protocol):
             call.announced = True
             call.receiver.on_sent(call)
 
-    def _finish(self, call: H1Call) -> None:
-        """The answer is whole, and the parser has seen all that came with it."""
+    def _finish(self, call: H1Call, keep_alive: bool) -> None:
+        """The answer is whole, and all that came with it was seen: before its receiver is told, the connection is free
+        for the next call."""
         self._call = None
-        self._answer.stop()
-        sent = self._unsent is None and self._source is None and not self._write_paused
-        if self._answer.keep_alive and sent:
+        if keep_alive and self._unsent is None and self._source is None and not self._write_paused:
             if self._paused:
                 self.resume()
             self.reused = True
@@ -339,7 +352,6 @@ class H1Connection(asyncio.Protocol):
         else:
             self.close()
         call.on_over()
-        call.receiver.on_end(call, True)
 
     def _fail(self, error: GatewayError) -> None:
         call = self._call

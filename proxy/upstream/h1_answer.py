@@ -35,19 +35,20 @@ _NOT_HTTP = "The provider's answer is not valid HTTP."
 
 
 class AnswerReader:
-    """Reads one answer after the other; `start` before each.
+    """Reads one answer after the other; `start` before each, `stop` after it.
 
     `whole` is only to be looked at after `feed` has returned: then it is known whether bytes followed the end.
     """
 
     __slots__ = (
-        "_call", "_headers", "_interim", "_parser", "_until_close", "head_seen", "keep_alive", "overhead", "rest",
+        "_headers", "_interim", "_parser", "_until_close", "call", "head_seen", "keep_alive", "overhead", "rest",
         "upgraded", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._call: H1Call | None = None
+        self.call: H1Call | None = None
+        """For whose receiver it reads, from `start` to `stop`."""
         self._headers: Headers = []
         self._interim = 0
         self._until_close = False
@@ -64,13 +65,13 @@ class AnswerReader:
 
     def start(self, call: H1Call) -> None:
         """What comes is for this call's receiver."""
-        self._call = call
-        self.overhead = self._interim = 0
-        self._until_close = self.head_seen = self.keep_alive = self.whole = False
+        self.call = call
 
     def stop(self) -> None:
         """Nobody listens any more, not even to the rest of what is being fed; nothing of the call is kept."""
-        self._call = None
+        self.call = None
+        self.overhead = self._interim = 0
+        self._until_close = self.head_seen = self.keep_alive = self.whole = False
 
     def feed(self, data: bytes) -> None:
         """Read on. Raises ProtocolError, and whatever the receiver raises."""
@@ -84,7 +85,7 @@ class AnswerReader:
         except httptools.HttpParserError as error:
             if self.whole:
                 self.keep_alive = False
-            elif self._call is not None:
+            elif self.call is not None:
                 raise _reason(error) from error
         else:
             if self.overhead > MAX_OVERHEAD and not self.whole:
@@ -100,9 +101,9 @@ class AnswerReader:
 
     def _take_whole(self, data: bytes) -> bool:
         """Take an answer that is whole in one read, and plain; the parser, which stands between two answers, need not
-        see it. Whether it was one."""
-        call = self._call
-        if call is None or not call.content_expected:
+        see it. Whether it was one. Those who take wholes have been asked before (h1.py)."""
+        call = self.call
+        if call is None or not call.content_expected or call.receiver.takes_wholes:
             return False
         found = read_plain_head(data)
         if found is None:
@@ -112,9 +113,9 @@ class AnswerReader:
             return False
         self.head_seen = True
         call.receiver.on_head(call, head)
-        if length and self._call is not None:
+        if length and self.call is not None:
             call.receiver.on_data(call, data[end:])
-        if self._call is not None:
+        if self.call is not None:
             self.whole = True
             self.keep_alive = keep_alive
         return True
@@ -131,7 +132,7 @@ class AnswerReader:
     def on_headers_complete(self) -> None:
         headers = self._headers
         self._headers = []
-        call = self._call
+        call = self.call
         if call is None:
             return
         if len(headers) > MAX_FIELDS or (self.overhead > MAX_OVERHEAD and _size(headers) > MAX_OVERHEAD):
@@ -155,18 +156,18 @@ class AnswerReader:
         self.head_seen = True
         call.receiver.on_head(call, ResponseHead(status, headers))
         if not call.content_expected:
-            self.whole = self._call is not None
+            self.whole = self.call is not None
             raise _HeadOnlyError
 
     def on_body(self, data: bytes) -> None:
-        call = self._call
+        call = self.call
         if call is not None:
             self.overhead = 0
             call.receiver.on_data(call, data)
 
     def on_message_complete(self) -> None:
         self._headers.clear()  # trailers: dropped, and never the first fields of the next answer
-        if self.head_seen and self._call is not None and not self.upgraded:
+        if self.head_seen and self.call is not None and not self.upgraded:
             self.whole = True
             self.keep_alive = self._parser.should_keep_alive()
 

@@ -23,7 +23,7 @@ from ..errors import GatewayError, ProtocolError, ResetError
 from .call import Endpoint
 from .dial import Dialer
 from .h1 import H1Call, H1Connection
-from .h1_request import encode_head
+from .h1_request import HeadEncoder, ready_lines
 from .names import Name
 from .negotiate import Connector, Destination
 from .pool import DEFAULT_LIMITS, IdleQuota, Pool, PoolLimits
@@ -54,7 +54,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 class HttpEndpoint(Endpoint):
     """See the top. `base_url` may have a path, which precedes every target; `credential` goes with every request."""
 
-    __slots__ = ("_base", "_clock", "_fixed", "_make_upgrades", "_pool", "_upgrades", "stats")
+    __slots__ = ("_clock", "_encoder", "_make_upgrades", "_pool", "_upgrades", "stats")
 
     def __init__(
         self,
@@ -82,12 +82,13 @@ class HttpEndpoint(Endpoint):
         self.name = f"{url.scheme}://{host}:{port}"
         self.stats = UpstreamStats()
         self._clock = clock
-        self._base = url.path.rstrip("/").encode("ascii")
+        base = url.path.rstrip("/").encode("ascii")
         authority = host if port == DEFAULT_PORTS[url.scheme] else f"{host}:{port}"
         own = [(b"host", authority.encode("ascii")), *credential]
-        self._fixed = b"\r\n".join([b" HTTP/1.1", *map(b": ".join, own)])
-        if self._fixed.count(b"\r") != len(own) or self._fixed.count(b"\n") != len(own) or b"\0" in self._fixed:
+        fixed = b" HTTP/1.1" + ready_lines(own)
+        if b"\r" not in fixed:
             raise ValueError("the credential must not hold a line break or NUL")
+        self._encoder = HeadEncoder(base, fixed)
         pool = partial(
             Pool,
             clock=clock,
@@ -95,7 +96,7 @@ class HttpEndpoint(Endpoint):
             stats=self.stats,
             quota=quota or IdleQuota(),
         )
-        to = Destination(url.scheme.encode(), authority.encode(), self._base, tuple(credential))
+        to = Destination(url.scheme.encode(), authority.encode(), base, tuple(credential))
         name = url.hostname
         where = literal(name, port) or Name(name, port, resolver, clock, deadlines)
         self._pool = pool(Connector(Dialer(name, port, tls, where), clock, to, http2), limits)
@@ -132,7 +133,7 @@ class HttpEndpoint(Endpoint):
         call = HttpCall(self, pool, request, receiver)
         try:
             if pool.speaks_h1:
-                call.head = encode_head(request, self._base, self._fixed)
+                call.head = self._encoder.encode(request)
             connection = pool.take()
             if connection is None:
                 pool.wait(call)
@@ -144,7 +145,11 @@ class HttpEndpoint(Endpoint):
 
     def encode_h1(self, request: UpstreamRequest) -> bytes:
         """The head of `request` in HTTP/1.1. Raises GatewayError."""
-        return encode_head(request, self._base, self._fixed)
+        return self._encoder.encode(request)
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self._clock.monotonic()
 
     async def aclose(self) -> None:
         await self._pool.aclose()
@@ -155,7 +160,7 @@ class HttpEndpoint(Endpoint):
 class HttpCall(H1Call):
     """One request, waiting for a connection or on one; `deadline` is that of the wait."""
 
-    __slots__ = ("_carrier", "_clock", "_endpoint", "_over", "_paused", "_pool", "_refusals", "_resent", "deadline")
+    __slots__ = ("_carrier", "_endpoint", "_over", "_paused", "_pool", "_refusals", "_resent", "deadline")
 
     def __init__(self, endpoint: HttpEndpoint, pool: Pool, request: UpstreamRequest, receiver: CallReceiver) -> None:
         self.head = b""
@@ -169,7 +174,6 @@ class HttpCall(H1Call):
         self.deadline = NEVER
         self._endpoint = endpoint
         self._pool = pool
-        self._clock = endpoint._clock
         self._carrier: Carrier | None = None
         self._over = False
         self._paused = False
@@ -271,7 +275,7 @@ class HttpCall(H1Call):
             self.on_refused(error)
 
     def _lost_a_race(self, carrier: Carrier) -> bool:
-        return carrier.reused and not self._resent and self._clock.monotonic() - carrier.sent_at < RACE_SECONDS
+        return carrier.reused and not self._resent and self._endpoint.now() - carrier.sent_at < RACE_SECONDS
 
     def _part(self) -> None:
         self._carrier = None

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.dialects.mock import CREATED, MAX_CHOICES, MAX_ECHO, MockEndpoint, answer
-from headgate.proxy.upstream.call import UpstreamRequest
+from headgate.proxy.upstream.call import CallReceiver, UpstreamRequest
 from tests_support.traffic import data_of, events, has_done
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def test_which_tool_is_called(fields: dict[str, Any], called: str | None) -> Non
 # -- the endpoint
 
 
-class Heard:
+class Heard(CallReceiver):
     """A receiver that notes what it hears, and may act on it."""
 
     def __init__(self, *, cancel_at: str = "", pause_at: str = "") -> None:

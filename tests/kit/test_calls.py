@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headgate.proxy.errors import BrokenAnswerError, GatewayError, ProtocolError, ResetError
-from headgate.proxy.upstream.call import Call, ResponseHead, UpstreamRequest
+from headgate.proxy.upstream.call import Call, CallReceiver, ResponseHead, UpstreamRequest
 from tests_support.answers import chat_chunks, json_response, sse
 from tests_support.calls import FakeCall, FakeEndpoint
 
@@ -13,7 +13,7 @@ REQUEST = UpstreamRequest(b"POST", b"/chat/completions", [], b"{}")
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
 
 
-class Receiver:
+class Receiver(CallReceiver):
     """Remembers what it was told."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
 from headgate.proxy.clock import Deadlines, LoopClock
-from headgate.proxy.upstream.call import UpstreamRequest
+from headgate.proxy.upstream.call import CallReceiver, UpstreamRequest
 from headgate.proxy.upstream.http_endpoint import HttpEndpoint
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ WITHIN = 5.0
 _RANK = {"sent": 0, "head": 1, "data": 2, "end": 3, "error": 3}
 
 
-class Recorder:
+class Recorder(CallReceiver):
     """A `CallReceiver` that writes down what it hears, and that it hears it in the order of the seam.
 
     `on` runs code of the test from inside a callback: `Recorder({"data": lambda call: call.cancel()})`.

@@ -17,6 +17,7 @@ import httptools
 
 from headgate.proxy.errors import BrokenAnswerError, ProtocolError, ResetError
 from headgate.proxy.upstream.call import Call, Endpoint, ResponseHead
+from headgate.proxy.upstream.plain_head import read_plain_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ class FakeCall(Call):
         "_has_length",
         "_parser",
         "_saw_bytes",
+        "announced",
         "cancelled",
         "ended",
         "headed",
@@ -50,6 +52,7 @@ class FakeCall(Call):
         self.request = request
         self.receiver = receiver
         self.paused = False
+        self.announced = False
         self.cancelled = False
         self.headed = False
         self.ended = False
@@ -86,12 +89,20 @@ class FakeCall(Call):
     def sent(self) -> None:
         """The request is on its way."""
         if not self.over:
+            self.announced = True
             self.receiver.on_sent(self)
 
     def feed(self, data: bytes) -> None:
-        """Bytes of the answer, cut anywhere."""
+        """Bytes of the answer, cut anywhere. A plain one that comes at once, after `sent`, is told at once."""
         if self.over or not data:
             return
+        if self.announced and not self._saw_bytes and self.receiver.takes_wholes and self.request.method != b"HEAD":
+            plain = read_plain_head(data)
+            if plain is not None and plain[1] + plain[2] == len(data):
+                self.headed = self.ended = True
+                self._let_go()
+                self.receiver.on_whole(self, plain[0], data[plain[1] :])
+                return
         self._saw_bytes = True
         broken = None
         rest = b""

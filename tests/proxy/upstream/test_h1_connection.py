@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise, product
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +17,7 @@ from tests_support.clock import FakeClock
 
 if TYPE_CHECKING:
     from headgate.proxy.errors import GatewayError
+    from headgate.proxy.upstream.call import Call, ResponseHead
     from headgate.proxy.upstream.h1 import Carrier
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -71,6 +72,23 @@ class Owner:
         self.dropped += 1
 
 
+class TakesWholes(Recorder):
+    """Remembers which answers were told at once."""
+
+    takes_wholes = True
+
+    def __init__(self, on: Any = None) -> None:
+        super().__init__(on)
+        self.wholes: list[bytes] = []
+
+    def on_whole(self, call: Call, head: ResponseHead, body: bytes) -> None:
+        self.wholes.append(body)
+        super().on_whole(call, head, body)
+
+
+R = TypeVar("R", bound=Recorder)
+
+
 class OneCall(H1Call):
     """A call that goes straight to its receiver."""
 
@@ -111,6 +129,12 @@ class Bench:
         self.connection = H1Connection(self.owner, self.clock)
         self.connection.connection_made(self.wire)
 
+    @overload
+    def send(self, receiver: R, body: bytes = b"") -> R: ...
+
+    @overload
+    def send(self, receiver: None = None, body: bytes = b"") -> Recorder: ...
+
     def send(self, receiver: Recorder | None = None, body: bytes = b"") -> Recorder:
         receiver = receiver or Recorder()
         call = OneCall(receiver, self.connection, body)
@@ -149,9 +173,10 @@ ANSWERS = [
 async def test_an_answer_cut_anywhere_has_the_same_outcome(answer: bytes, cuts: list[int], eof: bool) -> None:
     places = sorted({cut for cut in cuts if cut < len(answer)} | {0, len(answer)})
     outcomes = []
-    for pieces in ([answer], [answer[a:b] for a, b in pairwise(places)]):
+    apart = [answer[a:b] for a, b in pairwise(places)]
+    for pieces, receiver in product(([answer], apart), (Recorder, TakesWholes)):
         bench = Bench()
-        heard = bench.send()
+        heard = bench.send(receiver())
         for piece in pieces:
             bench.feed(piece)
         if eof and not bench.wire.aborted:
@@ -160,7 +185,32 @@ async def test_an_answer_cut_anywhere_has_the_same_outcome(answer: bytes, cuts: 
         outcome = bench.outcome(heard)
         # Bytes behind the end close a connection either before it is given back or as soon as they come.
         outcomes.append(outcome[:3] if given_back_then_closed or bench.wire.aborted else outcome)
-    assert outcomes[0] == outcomes[1]
+    assert outcomes == outcomes[:1] * 4
+
+
+async def test_a_plain_answer_that_came_at_once_is_told_at_once_when_the_connection_is_free() -> None:
+    bench = Bench()
+    second = TakesWholes({"end": lambda _: None})
+    first = TakesWholes({"head": lambda _: bench.send(second)})  # `head` is the first of what `on_whole` says here
+    bench.send(first)
+    bench.feed(LENGTH + b"hello")
+    assert (first.wholes, first.events) == ([b"hello"], ["sent", "head", "data", "end"])
+    assert (bench.owner.given_back, second.events) == (1, ["sent"])
+    bench.feed(LENGTH + b"HELLO")
+    assert second.wholes == [b"HELLO"]
+    third = bench.send(TakesWholes())
+    bench.feed(CHUNKED + chunk(b"hello") + LAST_CHUNK)
+    assert (third.wholes, third.body) == ([], b"hello")
+
+
+async def test_an_answer_that_outruns_its_request_is_not_told_as_a_whole() -> None:
+    bench = Bench()
+    heard = bench.send(TakesWholes(), body=b"x" * 1_000_000)
+    bench.connection.pause_writing()
+    await asyncio.sleep(0)
+    bench.feed(LENGTH + b"hello")
+    assert (heard.wholes, heard.events) == ([], ["head", "data", "end"])
+    assert (bench.wire.aborted, bench.owner.given_back) == (True, 0)
 
 
 async def test_many_answers_pass_through_one_connection() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from headgate.proxy.errors import GatewayError
 from headgate.proxy.upstream.call import UpstreamRequest
-from headgate.proxy.upstream.h1_request import encode_head
+from headgate.proxy.upstream.h1_request import HeadEncoder, encode_head, ready_lines
 
 if TYPE_CHECKING:
     from headgate.proxy.edge.downstream import Headers
@@ -72,3 +72,53 @@ def test_each_of_the_three_bytes_is_refused_at_every_place_and_every_other_byte_
             assert refused
         else:
             assert not refused
+
+
+KEY = [(b"authorization", b"Bearer sk-1")]
+
+
+def ready(target: bytes = b"/t", method: bytes = b"POST", body: bytes = b"{}") -> UpstreamRequest:
+    """A request whose lines are ready, its key's included."""
+    request = UpstreamRequest(method, target, [(b"a", b"1"), (b"b", b"2")], body, lines=b"a: 1\r\nb: 2")
+    request.headers += KEY
+    request.lines += ready_lines(KEY)
+    request.lined += len(KEY)
+    return request
+
+
+def test_ready_lines_leave_as_they_are_and_come_to_the_same_head() -> None:
+    encoder = HeadEncoder(b"/v1", FIXED)
+    for _ in range(2):  # the second one finds the first line
+        for request in (ready(), ready(b"/u"), ready(method=b"PUT"), ready(body=b"x" * 70_000), ready(body=b"")):
+            assert encoder.encode(request) == encode_head(request, b"/v1", FIXED)
+    assert encoder.encode(ready()) == (
+        b"POST /v1/t HTTP/1.1\r\nhost: h\r\nauthorization: Bearer k\r\n"
+        b"a: 1\r\nb: 2\r\nauthorization: Bearer sk-1\r\ncontent-length: 2\r\n\r\n"
+    )
+
+
+def test_a_field_behind_the_ready_lines_is_looked_at() -> None:
+    encoder = HeadEncoder(b"/v1", FIXED)
+    request = ready()
+    request.headers.append((b"c", b"3"))
+    assert encoder.encode(request).endswith(b"Bearer sk-1\r\nc: 3\r\ncontent-length: 2\r\n\r\n")
+    request.headers.append((b"c", b"3\r\nd: 4"))
+    with pytest.raises(GatewayError):
+        encoder.encode(request)
+
+
+def test_a_target_that_is_refused_is_refused_again_and_only_so_many_are_remembered() -> None:
+    encoder = HeadEncoder(b"/v1", FIXED)
+    for _ in range(2):
+        with pytest.raises(GatewayError):
+            encoder.encode(ready(b"/a b"))
+    for number in range(1000):
+        encoder.encode(ready(b"/%d" % number))
+    encoder.encode(ready(b"/" + b"x" * 300))
+    assert len(encoder._starts) <= 256
+    assert all(len(target) <= 200 for _, target in encoder._starts)
+
+
+def test_a_key_that_would_break_the_line_has_no_ready_lines() -> None:
+    for field in ((b"a", b"b\r\nc: d"), (b"a\n", b"b"), (b"a", b"\0")):
+        assert ready_lines([*KEY, field]) == b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from headgate.proxy.upstream.call import UpstreamRequest
 from tests_support.answers import json_response, response
 from tests_support.caller import Caller
 from tests_support.upstream import FakeUpstream, Pause
@@ -47,7 +48,8 @@ async def test_the_host_field_names_the_port_only_where_it_is_not_the_usual_one(
     ):
         async with Caller(url, credential=[(b"authorization", b"secret")]) as caller:
             assert caller.endpoint.name == name
-            assert caller.endpoint._fixed == b" HTTP/1.1\r\nhost: " + host + b"\r\nauthorization: secret"
+            head = caller.endpoint.encode_h1(UpstreamRequest(b"GET", b"/t", [], b""))
+            assert head.partition(b"/t ")[2] == b"HTTP/1.1\r\nhost: " + host + b"\r\nauthorization: secret\r\n\r\n"
             assert repr(caller.endpoint) == f"<HttpEndpoint {name}>"
 
 

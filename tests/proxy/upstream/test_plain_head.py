@@ -41,6 +41,8 @@ ODD_FIELDS = [
 class Heard:
     """A receiver that writes down what it hears."""
 
+    takes_wholes = False
+
     def __init__(self) -> None:
         self.heard: list[object] = []
 
