@@ -50,9 +50,9 @@ class Headers(Filter):
         if self._up is not None:
             head = ex.head
             fields, known = head.headers, head.known
-            rewritten = known.rewrite(fields, self._up) if known is not None else None
-            if rewritten is not None:
-                head.headers, head.known = rewritten
+            if known is not None and fields == head.came:
+                head.headers, head.known = known.rewrite(fields, self._up)
+                head.came = head.headers.copy()
             else:
                 fields = _without_hop(fields) if head.names_fields else fields
                 head.headers = self._up.apply(fields)

@@ -113,7 +113,7 @@ class Upward(NamedTuple):
 def lines_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes]) -> tuple[Headers, bytes]:
     """As `to_upstream`, and the same as the lines of a head; empty where each request of the client is another."""
     known = head.known
-    if known is None or not known.is_still(head.headers):
+    if known is None or head.headers != head.came:
         return to_upstream(head, request_id, own), b""
     made = known.upward
     if not isinstance(made, Upward) or made.own is not own:

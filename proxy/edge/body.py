@@ -79,35 +79,46 @@ class HeldBytes:
     def release(self) -> None:
         """Nobody holds these bytes any more; harmless when they were released."""
         self._kept = b""
-        self._budget.release(self.size)
+        self._budget.used -= self.size
         self.size = 0
 
 
 class RequestBody(HeldBytes):
-    """One body, taken off the front of what arrives: `collect` keeps it, `skip` throws it away."""
+    """One body after the other, taken off the front of what arrives: `collect` keeps it, `skip` throws it away."""
 
     __slots__ = ("_chunks", "complete", "received", "rest")
 
     def __init__(self, length: int, budget: BodyBudget) -> None:
-        self._budget = budget
-        self._kept = b""
-        self.size = 0
+        super().__init__(budget)
+        self.begin(length)
+
+    def begin(self, length: int) -> None:
+        """The next one. The one before was released."""
         self._chunks = Chunks() if length == CHUNKED else None
         self.rest = length
         """Bytes still to come, or CHUNKED for nobody knows."""
         self.complete = length == 0
         self.received = 0
 
+    def is_all_of(self, data: bytes, limit: int) -> bool:
+        """Whether all of it has come at once, and nothing else. Then it is charged, and `data` are its bytes; else
+        nothing has happened. Raises OverloadError."""
+        size = self.rest
+        if size != len(data) or self.received or size > limit:
+            return False
+        budget = self._budget
+        used = budget.used + size
+        if used > budget.limit:
+            budget.take(size)  # which refuses
+        budget.used = used
+        self.size = self.received = size
+        self.rest = 0
+        self.complete = True
+        return True
+
     def collect(self, data: bytes, limit: int) -> bytes:
         """Keep what belongs to the body and return what lies behind it. Raises what the client is told."""
         rest = self.rest
-        if rest == len(data) and not self.received and rest <= limit:
-            self._budget.take(rest)
-            self._kept = data
-            self.size = self.received = rest
-            self.rest = 0
-            self.complete = True
-            return b""
         if self.received + rest > limit:
             raise BodyTooLargeError(f"The body is larger than {limit} bytes.")
         piece, behind = self._split(data)

@@ -110,6 +110,8 @@ class EdgeContext:
         self.clock = clock
         self.deadlines = deadlines
         self.guard = guard
+        """Replaced by each version of the config, with `cors` and `proxies`: what one has let in to an acceptor, it
+        lets in again unasked."""
         self.limits = limits or EdgeLimits(connections=connection_bound())
         self.budget = budget or BodyBudget(512 * 1024 * 1024)
         self.new_id = new_id or _random_id

@@ -10,7 +10,7 @@ really waits is 3.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,18 +22,21 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class RepeatedHead(Protocol):
-    """What heads of one connection have in common: all but the values of a few fields, which are `changing`."""
+    """What heads of one connection have in common: all but the values of a few fields, which are `changing`; and what
+    was found out of the rest of them once for all, for whoever did."""
 
     changing: frozenset[bytes]
+    guard: object
+    """Who has let them in, to the acceptor; another one is asked again (http_protocol.py)."""
+    graph: object
+    face: Any
+    """Under this graph they are for this face, and ask nothing of the gateway itself (proxy/run.py)."""
     upward: object
-    """What was made of the others for a provider, for whoever made it (proxy/headers.py)."""
+    """What was made of the others for a provider (proxy/headers.py)."""
 
-    def is_still(self, headers: Headers) -> bool:
-        """Whether nobody has changed these since they came, but for values of those that change anyway."""
-
-    def rewrite(self, headers: Headers, rules: RewritingRules) -> tuple[Headers, RepeatedHead] | None:
-        """What `rules` make of these, and what that has in common with the next ones; None where somebody has changed
-        them. The rules are asked once, and of values that change anyway they are not told."""
+    def rewrite(self, headers: Headers, rules: RewritingRules) -> tuple[Headers, RepeatedHead]:
+        """What `rules` make of these, which nobody has changed since they came, and what that has in common with the
+        next ones. The rules are asked once, and of values that change anyway they are not told."""
 
 
 class RewritingRules(Protocol):
@@ -46,8 +49,10 @@ class RewritingRules(Protocol):
 class RequestHead:
     """What is known of a request before its body. `path` is percent-decoded, `target` the raw path without query."""
 
-    __slots__ = ("client", "headers", "http_version", "known", "method", "path", "query", "scheme", "target")
+    __slots__ = ("came", "client", "headers", "http_version", "known", "method", "path", "query", "scheme", "target")
 
+    came: Headers
+    """`headers` as they came, where they are known: filters may change the others."""
     websocket: bool = False
     """It asks for a WebSocket."""
     names_fields: bool = True

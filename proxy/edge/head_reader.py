@@ -11,23 +11,22 @@ it had guessed another's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from .request_head import CONTENT_LENGTH, LENGTH_DIGITS, NOT_REMEMBERED, read_head
+from .request_head import CONTENT_LENGTH, LENGTH_DIGITS, NOT_REMEMBERED, HttpRequestHead, read_head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .context import EdgeLimits
     from .downstream import Headers, RewritingRules
-    from .request_head import HttpRequestHead
 
 _TRIES: Final = 3
 """How many heads of a connection are taken for a model of the next ones before it is given up."""
 _LARGEST: Final = 4096
 _TEXT: Final = bytes(byte if 0x20 <= byte < 0x7F else byte ^ 0xFF for byte in range(256))
 """Leaves text alone, and nothing else."""
-_SPACE: Final = 0x20
+_DIGITS: Final = bytes(byte if 0x30 <= byte < 0x3A else byte ^ 0xFF for byte in range(256))
 
 
 class HeadReader:
@@ -41,13 +40,12 @@ class HeadReader:
         self._tries = _TRIES
 
     def read(self, data: bytes, limits: EdgeLimits, client: str) -> tuple[HttpRequestHead, int] | None:
-        """See `read_head`."""
+        """See `read_head`. `client` is the connection's, and so the same each time."""
         known = self._known
         if known is not None:
-            end = data.find(b"\r\n\r\n", 0, limits.head_bytes) + 4
-            head = known.read(data, end, client)
-            if head is not None:
-                return head, end
+            again = known.read(data, limits.head_bytes)
+            if again is not None:
+                return again
         found = read_head(data, limits, client)
         if found is not None:
             if self._first:
@@ -58,10 +56,22 @@ class HeadReader:
         return found
 
 
+class RepeatedHttpHead(HttpRequestHead):
+    """A head like the one before it. What is true of each of them is said of the class, once."""
+
+    __slots__ = ()
+
+    http_version = "1.1"
+    scheme = "http"
+    keep_alive = True
+    expects_continue = websocket = names_fields = False
+    is_plain = True
+
+
 class Repeated:
     """Fields that come again and again: `fields`, but for the values at `places`. A `RepeatedHead`."""
 
-    __slots__ = ("_fields", "_places", "_rewritten", "changing", "upward")
+    __slots__ = ("_fields", "_places", "_rewritten", "changing", "face", "graph", "guard", "upward")
 
     def __init__(self, fields: Headers, places: Sequence[int]) -> None:
         self._fields = fields
@@ -70,24 +80,13 @@ class Repeated:
         self._rewritten: tuple[RewritingRules, Repeated, list[tuple[int, int]]] | None = None
         """By whom, to what, and which place went where."""
         self.changing = frozenset(fields[place][0] for place in places)
+        self.guard: object = None
+        self.graph: object = None
+        self.face: Any = None
         self.upward: object = None
 
-    def is_still(self, headers: Headers) -> bool:
+    def rewrite(self, headers: Headers, rules: RewritingRules) -> tuple[Headers, Repeated]:
         """See `RepeatedHead`."""
-        known = self._fields
-        if len(headers) != len(known):
-            return False
-        headers = headers.copy()
-        for place in self._places:
-            if headers[place][0] != known[place][0]:
-                return False
-            headers[place] = known[place]
-        return headers == known
-
-    def rewrite(self, headers: Headers, rules: RewritingRules) -> tuple[Headers, Repeated] | None:
-        """See `RepeatedHead`."""
-        if not self.is_still(headers):
-            return None
         made = self._rewritten
         if made is None or made[0] is not rules:
             made = self._rewritten = self._rewrite(rules)
@@ -114,42 +113,57 @@ class KnownHead(Repeated):
     """A head as `before`, and then each value that may be another, with the bytes that follow it: field line after
     field line up to the next value or the end of the head."""
 
-    __slots__ = ("_before", "_head", "_start", "_values")
+    __slots__ = ("_before", "_by_name", "_client", "_method", "_path", "_query", "_start", "_target", "_values")
 
-    def __init__(self, head: HttpRequestHead, before: bytes, values: list[tuple[int, bytes, bytes, int]]) -> None:
-        super().__init__(head.headers, [place for place, *_ in values])
-        self._head = head
+    def __init__(
+        self, head: HttpRequestHead, headers: Headers, before: bytes, values: list[tuple[int, bytes, bytes, bytes, int]]
+    ) -> None:
+        super().__init__(headers, [place for place, *_ in values])
+        self._method = head.method
+        self._target = head.target
+        self._path = head.path
+        self._query = head.query
+        self._client = head.client
+        self._by_name = dict(headers)
         self._before = before
         self._start = len(before)
         self._values = values
-        """Place in the head's fields, name, what follows, and how long that is."""
+        """Place in the head's fields, name, what leaves such a value as it is, what follows, and how long that is."""
 
-    def read(self, data: bytes, end: int, client: str) -> HttpRequestHead | None:
-        """The head that ends at `end`; None where it is another."""
+    def read(self, data: bytes, limit: int) -> tuple[RepeatedHttpHead, int] | None:
+        """The head at the start of `data` and where it ends; None where it is another, or longer than `limit`. Only
+        its end can be one: there is none in what was there before, and a value holds no line end."""
         if not data.startswith(self._before):
             return None
-        known = self._head
-        headers, fields, length = known.headers.copy(), known.fields.copy(), b""
+        headers, fields = self._fields.copy(), self._by_name.copy()
         at = self._start
-        for place, name, following, size in self._values:
+        for place, name, table, following, size in self._values:
             stop = data.find(b"\r\n", at)
             value = data[at:stop]
-            if not data.startswith(following, stop) or not value:
-                return None
-            if name is CONTENT_LENGTH:
-                if not value.isdigit():
-                    return None
-                length = value
-            elif value.translate(_TEXT) != value or value[0] == _SPACE or value[-1] == _SPACE:
+            if not data.startswith(following, stop) or not value or value.translate(table).strip() != value:
                 return None
             headers[place] = (name, value)
             fields[name] = value
             at = stop + size
-        if at != end or len(length) > LENGTH_DIGITS:
+        length = fields[CONTENT_LENGTH]
+        if at > limit or len(length) > LENGTH_DIGITS:
             return None
-        again = known.again(headers, fields, int(length), client)
-        again.known = self
-        return again
+        head = _new(RepeatedHttpHead)
+        head.method = self._method
+        head.target = self._target
+        head.path = self._path
+        head.query = self._query
+        head.client = self._client
+        head.headers = headers
+        head.came = headers.copy()
+        head.fields = fields
+        head.header = fields.get
+        head.length = int(length)
+        head.known = self
+        return head, at
+
+
+_new = object.__new__
 
 
 def known_head(head: HttpRequestHead, raw: bytes) -> KnownHead | None:
@@ -157,7 +171,8 @@ def known_head(head: HttpRequestHead, raw: bytes) -> KnownHead | None:
     upgrade, a target that is more than a path."""
     fields = head.fields
     changing = [CONTENT_LENGTH, *(name for name in fields if name in NOT_REMEMBERED)]
-    simple = head.length >= 0 and not (head.expects_continue or head.names_fields or head.websocket)
+    asks_nothing = not (head.expects_continue or head.names_fields or head.websocket or head.method == "HEAD")
+    simple = head.length >= 0 and head.keep_alive and head.http_version == "1.1" and asks_nothing
     if not (simple and CONTENT_LENGTH in fields and raw.startswith(head.method.encode() + b" " + head.target)):
         return None
     if len(changing) > 2 or len(fields) != len(head.headers) or len(raw) > _LARGEST:
@@ -173,11 +188,10 @@ def known_head(head: HttpRequestHead, raw: bytes) -> KnownHead | None:
     offsets.sort()
     ends = [start for start, _, _ in offsets[1:]] + [len(raw)]
     values = [
-        (places[name], name, raw[stop:until], until - stop)
+        (places[name], name, _DIGITS if name is CONTENT_LENGTH else _TEXT, raw[stop:until], until - stop)
         for (_, stop, name), until in zip(offsets, ends, strict=True)
     ]
-    headers, fields = head.headers.copy(), fields.copy()  # those of `head` go to filters, who may change them
-    for place, name, _, _ in values:
+    headers = head.headers.copy()  # those of `head` go to filters, who may change them
+    for place, name, *_ in values:
         headers[place] = (name, b"")
-        fields[name] = b""
-    return KnownHead(head.again(headers, fields, 0, ""), raw[: offsets[0][0]], values)
+    return KnownHead(head, headers, raw[: offsets[0][0]], values)

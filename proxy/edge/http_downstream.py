@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BodyTimeoutError, GatewayError
 from .downstream import Downstream
-from .response_head import BODILESS, response_head
+from .response_head import BODILESS, response_head, whole_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,15 +26,16 @@ _KEEP_ALIVE = b"connection: keep-alive\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _JOINED_MAX = 64 * 1024
-_NOT_ASKED = -1
+_NOT_ASKED, _COLLECTED, _FAILED, _SWITCHED = -1, -2, -3, -4
+"""What stands where the limit of a body does that is asked for."""
 
 
 class HttpDownstream(Downstream):
     """See `Downstream`. Between request and answer it decides whether the connection can be kept."""
 
     __slots__ = (
-        "_announced", "_behind", "_body", "_body_failed", "_chunked", "_connection", "_limit", "_mark", "_mute",
-        "_streams", "_switched", "_unsent", "body_paused", "framed", "keep_alive", "started",
+        "_announced", "_behind", "_body", "_chunked", "_connection", "_limit", "_mark", "_mute", "_streams", "_unsent",
+        "body_paused", "framed", "keep_alive", "started",
     )  # fmt: skip
 
     head: HttpRequestHead
@@ -45,16 +46,15 @@ class HttpDownstream(Downstream):
         self._body = body
         self._limit = _NOT_ASKED
         self._mark = 0
-        self._body_failed = False
         self._streams: BodyListener | None = None
-        self.body_paused = False
-        """The acceptor wants nothing more for now."""
-        self._unsent: bytes | None = None
-        self._announced: int | None = None
-        self._chunked = self._mute = self._behind = self._switched = False
-        self.started = False
-        self.framed = True
-        self.keep_alive = False
+        self.body_paused = self._behind = self.started = False
+        # Of an answer that has begun (`started`) and is not whole yet:
+        self._unsent: bytes | None
+        self._announced: int | None
+        self._chunked: bool
+        self._mute: bool
+        self.framed: bool
+        self.keep_alive: bool
 
     # What the acceptor calls
 
@@ -66,7 +66,8 @@ class HttpDownstream(Downstream):
         head = self.head
         if head.expects_continue and not connection.unread and head.length <= limit:
             connection.send(_CONTINUE)
-        connection.wake()
+        if not connection.advancing:
+            connection.wake()
 
     def stream_body(self, limit: int, to: BodyListener) -> None:
         self._streams = to
@@ -75,7 +76,7 @@ class HttpDownstream(Downstream):
     def pause_body(self) -> None:
         connection = self._connection
         if connection is not None and not self.body_paused:
-            if self._switched:
+            if self._limit == _SWITCHED:
                 self.body_paused = True
             elif self._limit >= 0:
                 self.body_paused = True
@@ -85,7 +86,7 @@ class HttpDownstream(Downstream):
         connection = self._connection
         if connection is not None and self.body_paused:
             self.body_paused = False
-            if not self._switched:
+            if self._limit != _SWITCHED:
                 connection.body_moves()
             connection.wake()
 
@@ -97,6 +98,7 @@ class HttpDownstream(Downstream):
         connection = self._connection
         if connection is None:
             return
+        failed = self._limit == _FAILED
         if not self._body.complete or self._limit >= 0:
             self._limit = _NOT_ASKED
             connection.body_is_over()
@@ -110,7 +112,7 @@ class HttpDownstream(Downstream):
         modern = head.http_version == "1.1"
         self._chunked = length is None and modern and not without_body
         self.framed = modern or length is not None or self._mute
-        keep = head.keep_alive and self.framed and not self._body_failed and not connection.context.draining
+        keep = head.keep_alive and self.framed and not failed and not connection.context.draining
         self.keep_alive = keep and (self._body.complete or self._can_skip_body(connection))
         field = (b"" if modern else _KEEP_ALIVE) if self.keep_alive else _CLOSE
         cors = connection.context.cors
@@ -126,8 +128,10 @@ class HttpDownstream(Downstream):
         if connection is None:
             return
         self._streams = to
-        self._switched = self.started = True
-        self.framed = self.keep_alive = False
+        self._limit = _SWITCHED
+        self.started = True
+        self.framed = self.keep_alive = self._chunked = self._mute = False
+        self._unsent = self._announced = None
         connection.answer_begins()
         connection.send(response_head(101, headers, None, chunked=False, connection=_UPGRADE))
         connection.wake()
@@ -163,7 +167,7 @@ class HttpDownstream(Downstream):
         connection = self._connection
         if connection is None:
             return
-        if self._announced or not self.started:
+        if not self.started or self._announced:
             self.abort()
             return
         tail = _LAST_CHUNK if self._chunked and not self._mute else b""
@@ -175,17 +179,26 @@ class HttpDownstream(Downstream):
         connection.finished(self, self._body)
 
     def reply(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
-        self.start(status, headers, len(body))
-        connection, head = self._connection, self._unsent
-        if connection is None or head is None or self._mute or not body or len(body) > _JOINED_MAX:
+        connection = self._connection
+        if (
+            connection is None
+            or not (self._limit == _COLLECTED and self.head.is_plain)
+            or (context := connection.context).draining
+            or context.cors is not None
+            or len(body) > _JOINED_MAX
+            or status in BODILESS
+        ):
+            self.start(status, headers, len(body))
             self.write(body)
             self.end()
             return
-        # `write` and `end` of a body that is as long as it says.
-        connection.answer_begins()
-        connection.send(head + body)
-        self._let_go()
-        connection.finished(self, self._body)
+        # The same, where nothing is left to be decided.
+        data = whole_answer(status, headers, body)
+        connection.progress.written += len(data)
+        connection.transport.write(data)
+        self._connection = None
+        self._body.release()
+        connection.rests()
 
     def abort(self) -> None:
         connection = self._connection
@@ -197,23 +210,36 @@ class HttpDownstream(Downstream):
 
     def advance(self, connection: HttpProtocol) -> bool:
         """Take what has arrived of a body that was asked for. Whether there may be more to do at once."""
-        limit = self._limit
-        body = self._body
+        limit, streams = self._limit, self._streams
         if limit < 0:
-            if self._switched and self._streams is not None:
-                self._pass_frames(connection, self._streams)
-            elif self.started and not body.complete:
+            if limit == _SWITCHED and streams is not None:
+                self._pass_frames(connection, streams)
+            elif self.started and not self._body.complete:
                 self._skip_body(connection)
             return False
-        if self._streams is not None:
-            return self._pass_on(connection, limit, self._streams)
+        if streams is not None:
+            return self._pass_on(connection, limit, streams)
+        data = connection.unread
         try:
-            connection.unread = body.collect(connection.unread, limit)
+            if not (whole := self._body.is_all_of(data, limit)):
+                connection.unread = self._body.collect(data, limit)
         except GatewayError as error:
             self._fail_body(connection, error)
             return True
+        if not whole:
+            return self._has_collected(connection)
+        self._limit = _COLLECTED
+        connection.unread = b""
+        if self._mark:
+            connection.body_is_over()
+        self.listener.on_body(data)
+        return False  # nothing is left to be read
+
+    def _has_collected(self, connection: HttpProtocol) -> bool:
+        """Some of a body that comes in pieces, or with something behind it."""
+        body = self._body
         if body.complete:
-            self._limit = _NOT_ASKED
+            self._limit = _COLLECTED
             connection.body_is_over()
             self.listener.on_body(body.content())
             return True
@@ -278,8 +304,7 @@ class HttpDownstream(Downstream):
         self._let_go()
 
     def _fail_body(self, connection: HttpProtocol, error: GatewayError) -> None:
-        self._limit = _NOT_ASKED
-        self._body_failed = True
+        self._limit = _FAILED
         self.body_paused = False
         self._body.release()
         connection.body_is_over()

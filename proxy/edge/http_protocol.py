@@ -38,6 +38,7 @@ from .write_progress import WriteProgress
 
 if TYPE_CHECKING:
     from .context import EdgeContext
+    from .downstream import Acceptor
     from .request_head import HttpRequestHead
 
 _CLOSE = b"connection: close\r\n"
@@ -68,8 +69,9 @@ class HttpProtocol(asyncio.Protocol):
     """One connection. It serves one request at a time; the next ones wait, unread."""
 
     __slots__ = (
-        "_advancing", "_client", "context", "_exchange", "_heads", "_idle_since", "_leftover", "_linger_until", "_loop",
-        "_now", "_phase", "_reading_paused", "deadline", "limits", "progress", "transport", "unread", "write_paused",
+        "_body", "_client", "_exchange", "_heads", "_idle_since", "_leftover", "_linger_until", "_loop", "_now",
+        "_phase", "_reading_paused", "advancing", "context", "deadline", "limits", "progress", "transport", "unread",
+        "write_paused",
     )  # fmt: skip
 
     def __init__(
@@ -88,9 +90,11 @@ class HttpProtocol(asyncio.Protocol):
         self._client = ""
         self._exchange: HttpDownstream | None = None
         self._heads = HeadReader()
+        self._body = RequestBody(0, context.budget)
+        """Of the request that is served, or skipped."""
         self._leftover: RequestBody | None = None
         self._phase = HEAD
-        self._advancing = self._reading_paused = False
+        self.advancing = self._reading_paused = False
         self._idle_since = self._linger_until = 0.0
         self.progress = WriteProgress(context.limits)
         self.limits = context.limits
@@ -220,7 +224,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def wake(self) -> None:
         """Somebody wants what has arrived: now if we are at it, else on the next turn."""
-        if not self._advancing:
+        if not self.advancing:
             self._loop.call_soon(self._advance)
 
     def send(self, data: bytes, more: bytes = b"") -> None:
@@ -252,16 +256,24 @@ class HttpProtocol(asyncio.Protocol):
 
     def finished(self, exchange: HttpDownstream, body: RequestBody) -> None:
         """The answer is whole: on to the next request, or close."""
+        if exchange.keep_alive and body.complete:
+            self.rests()
+            return
         self._exchange = None
         if not exchange.keep_alive:
             self._close(linger=not body.complete or exchange.head.websocket)
-        elif body.complete:
-            self._phase = IDLE
-            self.deadline = _SOON
         else:
             self._leftover = body
             self._phase = SKIP
             self.deadline = self._now() + self.limits.body_idle
+        if self.unread or self._reading_paused:
+            self.wake()
+
+    def rests(self) -> None:
+        """The answer is whole, and the request was: on to the next one."""
+        self._exchange = None
+        self._phase = IDLE
+        self.deadline = _SOON
         if self.unread or self._reading_paused:
             self.wake()
 
@@ -277,11 +289,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Go through what has arrived as far as it is wanted, then open or close the tap."""
-        self._advancing = True
+        self.advancing = True
         try:
             while self._phase is not LINGER:
-                if self._exchange is not None:
-                    if not self._exchange.advance(self):
+                exchange = self._exchange
+                if exchange is not None:
+                    if not exchange.advance(self):
                         break
                 elif self._leftover is not None:
                     self.unread = self._leftover.skip(self.unread)
@@ -293,7 +306,12 @@ class HttpProtocol(asyncio.Protocol):
                 elif not self.unread or self.write_paused or not self._begin():
                     break
         finally:
-            self._advancing = False
+            self.advancing = False
+        if self.unread or self._reading_paused:
+            self._turn_tap()
+
+    def _turn_tap(self) -> None:
+        """Read more from the socket, or for now no more."""
         full = len(self.unread) > self.limits.unread and self._phase is not LINGER
         if self.unread and self._exchange is not None and self._exchange.body_paused:
             full = True
@@ -305,7 +323,7 @@ class HttpProtocol(asyncio.Protocol):
                 self.transport.resume_reading()
 
     def _begin(self) -> bool:
-        """Read a head and hand the request over. Whether that was possible."""
+        """Read a head and hand the request over. Whether there may be more to do at once."""
         context = self.context
         try:
             found = self._heads.read(self.unread, self.limits, self._client)
@@ -319,22 +337,16 @@ class HttpProtocol(asyncio.Protocol):
             return False
         head, end = found
         self.unread = self.unread[end:]
-        objection = context.guard.check(head.fields.get(b"host"), head.fields.get(b"origin"))
-        if objection is not None:
-            self._refuse(objection, without_body=head.method == "HEAD")
-            return False
-        if context.proxies is not None:
-            head.client = context.proxies.client(self._client, head.fields.get(b"x-forwarded-for"))
-        if context.cors is not None and self._is_preflight(head):
+        known = head.known
+        acceptor = context.acceptor if known is not None and known.guard is context.guard else self._admit(head)
+        if acceptor is None:
             return True
-        acceptor = context.acceptor if context.acceptor.accepts(head.path) else context.app
-        if head.websocket and (objection := _objection_to_websocket(head, acceptor is context.app)) is not None:
-            self._refuse(objection, without_body=head.method == "HEAD")
-            return False
         context.stats.requests += 1
         self._phase = ANSWER
         self.deadline = NEVER
-        exchange = self._exchange = HttpDownstream(self, head, RequestBody(head.length, context.budget))
+        body = self._body
+        body.begin(head.length)
+        exchange = self._exchange = HttpDownstream(self, head, body)
         try:
             acceptor.accept(exchange)
         except Exception:
@@ -348,6 +360,28 @@ class HttpProtocol(asyncio.Protocol):
                 self._refuse(internal_error(), request_id=request_id)
         return True
 
+    def _admit(self, head: HttpRequestHead) -> Acceptor | None:
+        """Who takes the request; None: it is refused, or answered. A head that comes again and has no part of itself
+        to be looked at each time is not asked again before the rules change."""
+        context, known = self.context, head.known
+        guard, method = context.guard, head.method
+        objection = guard.check(head.fields.get(b"host"), head.fields.get(b"origin"))
+        if objection is not None:
+            self._refuse(objection, without_body=method == "HEAD")
+            return None
+        if context.proxies is not None:
+            head.client = context.proxies.client(self._client, head.fields.get(b"x-forwarded-for"))
+            known = None
+        if context.cors is not None and self._is_preflight(head):
+            return None
+        acceptor = context.acceptor if context.acceptor.accepts(head.path) else context.app
+        if head.websocket and (objection := _objection_to_websocket(head, acceptor is context.app)) is not None:
+            self._refuse(objection, without_body=method == "HEAD")
+            return None
+        if known is not None and acceptor is context.acceptor and method != "OPTIONS":
+            known.guard = guard
+        return acceptor
+
     def _is_preflight(self, head: HttpRequestHead) -> bool:
         """Whether it was one, and is answered."""
         cors = self.context.cors
@@ -355,7 +389,8 @@ class HttpProtocol(asyncio.Protocol):
         if headers is None:
             return False
         self._phase = ANSWER
-        exchange = self._exchange = HttpDownstream(self, head, RequestBody(head.length, self.context.budget))
+        self._body.begin(head.length)
+        exchange = self._exchange = HttpDownstream(self, head, self._body)
         exchange.reply(204, headers, b"")
         return True
 

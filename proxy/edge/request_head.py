@@ -121,6 +121,8 @@ class HttpRequestHead(RequestHead):
     __slots__ = ("expects_continue", "fields", "header", "keep_alive", "length", "names_fields", "websocket")
 
     header: Callable[[bytes], bytes | None]  # type: ignore[assignment]  # asked often: the look-up itself, no method
+    is_plain: bool = False
+    """Known to be of HTTP/1.1, no HEAD, and of a connection that is to be kept."""
 
     def __init__(
         self, line: _RequestLine, path: str, headers: Headers, fields: dict[bytes, bytes], client: str
@@ -141,24 +143,6 @@ class HttpRequestHead(RequestHead):
         self.websocket = False
         self.names_fields = False
         self.known = None
-
-    def again(self, headers: Headers, fields: dict[bytes, bytes], length: int, client: str) -> HttpRequestHead:
-        """A head that differs from this one in the values of some fields. For one that asks for nothing special."""
-        head = HttpRequestHead.__new__(HttpRequestHead)
-        head.method = self.method
-        head.target = self.target
-        head.path = self.path
-        head.query = self.query
-        head.http_version = self.http_version
-        head.headers = headers
-        head.fields = fields
-        head.header = fields.get
-        head.client = client
-        head.scheme = self.scheme
-        head.length = length
-        head.keep_alive = self.keep_alive
-        head.expects_continue = head.websocket = head.names_fields = False
-        return head
 
 
 def read_head(data: bytes, limits: EdgeLimits, client: str) -> tuple[HttpRequestHead, int] | None:

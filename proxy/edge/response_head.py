@@ -1,4 +1,8 @@
-"""The head of an answer, as bytes: one join, a status line made ahead, and no way to smuggle a line in."""
+"""The head of an answer, as bytes: one join, a status line made ahead, and no way to smuggle a line in.
+
+Most answers are whole when they begin, on a connection that is kept: `whole_answer` is for them, and does no more than
+that takes.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,14 @@ def _status_line(status: int) -> bytes:
 
 _STATUS_LINES = {status: _status_line(status) for status in (101, *range(200, 1000))}
 _field = b": ".join
+
+
+def whole_answer(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """An answer of known length, on a connection that is kept. Raises as `response_head` does."""
+    head = b"\r\n".join((*map(_field, headers), b"content-length: %d" % len(body)))
+    if len(head) - len(head.translate(None, b"\r\n\0")) != 2 * len(headers):
+        raise ValueError("a header of an answer holds CR, LF or NUL")
+    return b"%b%b\r\n\r\n%b" % (_STATUS_LINES[status], head, body)
 
 
 def response_head(

@@ -95,10 +95,11 @@ class EchoAcceptor:
         self.echo = echo
         self.seen: list[Recorder] = []
         self.given = 0
+        self.taken = CHAT
         self.arrived = asyncio.Event()
 
     def accepts(self, path: str) -> bool:
-        return path == CHAT
+        return path == self.taken
 
     def accept(self, downstream: Downstream) -> None:
         recorder = Recorder(downstream, echo=self.echo)

@@ -419,6 +419,21 @@ async def test_an_engine_that_takes_its_time_is_waited_for() -> None:
     bench.end()
 
 
+@pytest.mark.parametrize("cut", [None, -5, -2])
+async def test_no_body_is_waited_for_once_it_is_here(cut: int | None) -> None:
+    bench = Bench(EchoAcceptor(echo=False))
+    sent = post(b"hello")
+    for piece in (sent[:-5], sent[-5:cut], sent[cut:]) if cut is not None else (sent,):
+        if piece:
+            bench.feed(piece)
+    recorder = bench.acceptor.seen[0]
+    bench.clock.advance(3600)
+    assert recorder.errors == []
+    recorder.downstream.reply(200, [JSON], recorder.bodies[0])
+    assert bench.transport.written.endswith(b"\r\n\r\nhello")
+    bench.end()
+
+
 async def test_a_stream_with_long_pauses_is_no_stall() -> None:
     bench = Bench(EchoAcceptor(nothing))
     bench.feed(post())
@@ -631,6 +646,34 @@ async def test_pages_from_elsewhere_are_refused_on_every_path(
         answer = await edge.ask(request("HEAD", path, None, headers, host=host))
         assert (answer.status, answer.body) == (403, b"")
     assert acceptor.seen == []
+
+
+@pytest.mark.parametrize("code", ["origin_not_allowed", "host_not_allowed"])
+async def test_what_comes_again_is_held_to_the_rules_of_the_moment(code: str) -> None:
+    """A reload replaces the guard; what the one before has let in is nothing to it."""
+    acceptor = EchoAcceptor()
+    page = [("origin", "https://a.example")] if code == "origin_not_allowed" else []
+    ask = request("POST", CHAT, b"{}", page, host="localhost" if page else "gateway.example")
+    guard = Guard(open_to_all=False, origins=["https://a.example"])
+    async with running_edge(acceptor, guard=guard) as edge, RawClient(edge.port) as client:
+        for _ in range(4):
+            await client.send(ask)
+            assert (await client.answer()).status == 200
+        edge.context.guard = Guard(open_to_all=True)
+        await client.send(ask)
+        answer = await client.answer()
+        assert (answer.status, answer.error["code"]) == (403, code)
+    assert len(acceptor.seen) == 4
+
+
+async def test_what_comes_again_goes_where_its_path_leads_at_the_moment() -> None:
+    acceptor = EchoAcceptor()
+    async with running_edge(acceptor) as edge, RawClient(edge.port) as client:
+        for taken in (True, True, True, True, False):
+            acceptor.taken = CHAT if taken else ""
+            edge.context.guard = Guard(open_to_all=True)
+            await client.send(post(b"x"))
+            assert (await client.answer()).body == (b"x" if taken else b"%b x" % CHAT.encode())
 
 
 async def test_draining_ends_connections_as_they_fall_idle() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.proxy.edge.response_head import response_head
+from headgate.proxy.edge.response_head import response_head, whole_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAMES = st.text("abcdefgh-", min_size=1, max_size=10).map(str.encode)
 VALUES = st.binary(max_size=20)
@@ -37,6 +42,18 @@ def test_a_status_without_a_phrase() -> None:
 def test_what_is_no_final_status_is_refused(status: int) -> None:
     with pytest.raises(KeyError):
         response_head(status, [], 0, chunked=False)
+
+
+@given(st.sampled_from([200, 404, 529, 100]), st.lists(st.tuples(NAMES, VALUES), max_size=6), st.binary(max_size=9))
+def test_a_whole_answer_is_its_head_and_its_body(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    def outcome(make: Callable[[], bytes]) -> bytes | type[Exception]:
+        try:
+            return make()
+        except (ValueError, KeyError) as error:
+            return type(error)
+
+    expected = outcome(lambda: response_head(status, headers, len(body), chunked=False) + body)
+    assert outcome(lambda: whole_answer(status, headers, body)) == expected
 
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=6))
