@@ -16,7 +16,8 @@ one).
 Every amount goes to the spool before a provider hears of it, so a process that dies is charged what it had set aside,
 and one that starts knows what was spent before (control/events/spending.py).
 
-Not here: how attempts share (purse.py), where it is counted (stores/), who a caller is (callers.py).
+Not here: which targets may be asked (payees.py), how attempts share (purse.py), where it is counted (stores/), who a
+caller is (callers.py).
 
 Status: stable. Trusts: upstream for the usage it reports.
 """
@@ -32,8 +33,8 @@ from ..proxy.accounting.record import Reserved, Spent
 from ..proxy.errors import BudgetExceededError, ModelNotFoundError, PriceUnknownError, UnknownIssuerError
 from ..proxy.filter import Filter, SkipTarget
 from ..proxy.plan import BUDGET, PRICE_UNKNOWN
+from .payees import asked, is_objected, may_be_hedged
 from .purse import Purse
-from .retry import Retry
 from .stores.rules import Kind, Refused, Rule
 from .whose import Whose
 
@@ -93,7 +94,7 @@ class Budgeting(Filter):
         self._wall = wall
         self._foresee = foresee
         self._write = write
-        self._whose = Whose([rule.kind for rule in self._rules], config.time_zone)
+        self._shares = Whose([rule.kind for rule in self._rules], config.time_zone).shares
         self._output = config.output_tokens
         self._strict = config.strict
         self._refuses_unknown = config.unknown_price == "refuse"
@@ -102,7 +103,7 @@ class Budgeting(Filter):
     def on_attempt(self, ex: Exchange, attempt: Attempt) -> None:
         """Whether what is set aside pays for it, too."""
         purse: Purse | None = ex.state.get(self)
-        if purse is None or (purse.ample and not ex.attempts and attempt.target in purse.costs):
+        if purse is None or (attempt.target in purse.paid and not ex.attempts):
             return
         target = attempt.target
         if target not in purse.costs:  # it was no candidate when there was money to be set aside
@@ -142,7 +143,7 @@ class Budgeting(Filter):
         else:
             self._end(ex, purse, 0)  # it was for the model before
             purse.model = ex.model
-            purse.ample = False
+            purse.paid = ()
         if self._strict and ex.facts is not None:
             ex.facts.limit_output(self._output)
         costs = self._costs(ex)
@@ -153,8 +154,8 @@ class Budgeting(Filter):
         if not known:
             self.admitted += 1
             return None
-        purse.shares, purse.keys = self._whose.shares(ex, ex.wall)
-        if self._may_be_hedged(ex):
+        purse.shares, purse.keys = self._shares(ex, ex.wall)
+        if may_be_hedged(ex):
             known |= {2 * cost for cost in known}
         return purse, sorted(known, reverse=True)
 
@@ -182,9 +183,9 @@ class Budgeting(Filter):
 
     def _known(self, ex: Exchange, purse: Purse, costs: Mapping[Target, int | None]) -> set[int]:
         """The costs of those that may be asked. Raises PriceUnknownError where none of them is known."""
-        asked = _asked(ex, costs)
-        known = {cost for cost in asked if cost is not None}
-        if len(known) == len(asked) or not self._refuses_unknown or None not in asked:
+        likely = asked(ex, costs)
+        known = {cost for cost in likely if cost is not None}
+        if len(known) == len(likely) or not self._refuses_unknown or None not in likely:
             return known
         if not known:
             self.refused += 1
@@ -196,7 +197,7 @@ class Budgeting(Filter):
         if not purse.wary:
             purse.wary = True
             ex.veto(purse.objection)
-        self.vetoed += asked.count(None)
+        self.vetoed += likely.count(None)
         return known
 
     def _may_fit(self, amount: int, refused: Refused | None) -> bool:
@@ -229,16 +230,6 @@ class Budgeting(Filter):
     @abstractmethod
     def _settle(self, granted: Granted[Any], amount: int) -> None:
         """Tell the store."""
-
-    def _may_be_hedged(self, ex: Exchange) -> bool:
-        if ex.facts is None or not ex.facts.stream:
-            return False
-        if ex.retry is not None and ex.retry.hedge is not None:
-            return True
-        for link in ex.route.chain.filters if ex.route is not None else ():
-            if isinstance(link, Retry) and link.policy.hedge is not None:
-                return True
-        return False
 
     def _refusal(self, ex: Exchange, purse: Purse, amount: int, refused: Refused | None) -> BudgetExceededError:
         """For a call that may cost `amount` at least."""
@@ -298,21 +289,22 @@ class Budget(Budgeting):
 
         Straight for a call whose targets all have a price and may be asked, one at a time; `_set_aside` says all that
         may be otherwise."""
-        face, facts = ex.face, ex.facts
+        facts = ex.facts
         if (
-            facts is None
-            or face.handler is not None
-            or face.passes
-            or ex.vetoes
+            facts is None  # there is no body to name a model
+            or ex.face.passes
             or self in ex.state
             or self._strict
-            or (facts.stream and self._may_be_hedged(ex))
+            or (facts.stream and may_be_hedged(ex))
         ):
             self._set_aside(ex)
             return
         try:
             candidates = ex.candidates
         except (ModelNotFoundError, UnknownIssuerError):
+            self._set_aside(ex)
+            return
+        if ex.vetoes and is_objected(ex, candidates):
             self._set_aside(ex)
             return
         costs: dict[Target, int | None] = {}
@@ -326,18 +318,18 @@ class Budget(Budgeting):
             costs[target] = amount = nanos(cost)
             if amount > dearest:
                 dearest = amount
-        if not 0 < dearest <= self._least:
+        if not dearest or dearest > self._least:
             self._set_aside(ex)
             return
+        shares, keys = self._shares(ex, ex.wall)
         limits = self._limits
-        shares, keys = self._whose.shares(ex, ex.wall)
-        granted = limits.take(keys, dearest, self._now())
+        granted = limits.take(keys, dearest, int(ex.started * 1e6))
         if isinstance(granted, Refused):
             self._set_aside(ex, granted)
             return
         self.crowded = limits.crowded
         self.admitted += 1
-        ex.state[self] = Purse(ex.model, costs, shares, keys, dearest, granted, True)
+        ex.state[self] = Purse(ex.model, costs, shares, keys, dearest, granted, costs)
         self._write(Reserved(ex.id, ex.wall, self._place, dearest, shares))
 
     def on_done(self, ex: Exchange) -> None:
@@ -346,13 +338,13 @@ class Budget(Budgeting):
         if purse is None:
             return
         cost, granted = ex.cost_usd, purse.granted
-        if cost is None or granted is None or purse.more:
+        if cost is None or granted is None:
             super().on_done(ex)
             return
         amount = nanos(cost)
         if amount > purse.amount:
             self.overrun += 1
-        self._limits.settle(granted, amount, self._now())
+        self._limits.settle(granted, amount, int(self._monotonic() * 1e6))
         self._write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
 
     def _set_aside(self, ex: Exchange, refused: Refused | None = None) -> None:
@@ -393,18 +385,6 @@ class Budget(Budgeting):
 
     def _now(self) -> int:
         return int(self._monotonic() * 1e6)
-
-
-def _asked(ex: Exchange, costs: Mapping[Target, int | None]) -> list[int | None]:
-    """The costs of those that may be asked: nothing speaks against them for good. What else does may be over when it is
-    their turn."""
-    real = any(not (target.cluster.stand_in or target.cluster.unconfigured) for target in costs)
-    return [
-        cost
-        for target, cost in costs.items()
-        if not (target.cluster.unconfigured or (real and target.cluster.stand_in))
-        and not (ex.vetoes and any(not veto.soft and veto.check(target) is not None for veto in ex.vetoes))
-    ]
 
 
 def rules_of(config: BudgetConfig) -> list[Rule]:

@@ -8,7 +8,7 @@ Pure, in whole nano-dollars. Not here: where the money comes from (budget.py, st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,11 +36,11 @@ class Purse(msgspec.Struct, eq=False, weakref=True):
     amount: int = 0
     """What is set aside, all pieces together."""
     granted: Granted[Any] | None = None
-    """The first piece; None: nothing is counted for it."""
-    ample: bool = False
-    """What is set aside pays for any of `costs`, one at a time."""
-    more: tuple[tuple[Granted[Any], int], ...] = ()
-    """The other pieces, each with its amount."""
+    """What was granted for it, where that was done at once."""
+    paid: Collection[Target] = ()
+    """For each of these, one at a time, what is set aside is enough."""
+    pieces: tuple[tuple[Granted[Any], int], ...] = ()
+    """What was granted one after the other, each with its amount."""
     over: bool = False
     """The exchange has ended."""
     wary: bool = False
@@ -54,25 +54,23 @@ class Purse(msgspec.Struct, eq=False, weakref=True):
 
     def add(self, granted: Granted[Any], amount: int) -> None:
         """One more piece."""
-        if self.granted is None:
-            self.granted = granted
-        else:
-            self.more += ((granted, amount),)
+        self.pieces = (*self._all(), (granted, amount))
+        self.granted = None
         self.amount += amount
 
     def empty(self, spent: int) -> list[tuple[Granted[Any], int]]:
         """Take out every piece, each with what was spent of it; the last one bears what was spent beyond."""
-        if self.granted is None:
-            return []
-        first = self.amount - sum([amount for _, amount in self.more])
-        grants = ((self.granted, first), *self.more)
+        grants = self._all()
         pieces: list[tuple[Granted[Any], int]] = []
         for at, (granted, amount) in enumerate(grants, 1):
             part = spent if at == len(grants) else min(amount, spent)
             pieces.append((granted, part))
             spent -= part
-        self.granted, self.more, self.amount = None, (), 0
+        self.granted, self.pieces, self.amount = None, (), 0
         return pieces
+
+    def _all(self) -> tuple[tuple[Granted[Any], int], ...]:
+        return self.pieces if self.granted is None else ((self.granted, self.amount),)
 
     def objection(self, target: Target) -> str | None:
         """To a target whose cost nobody knows."""

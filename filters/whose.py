@@ -39,12 +39,12 @@ class Whose:
         self._known: dict[object, tuple[tuple[Share, ...], list[str]]] = {}
         """By the names of the caller; where these follow from it, also by its principal, or the address of a
         stranger."""
-        self._from = self._until = 0
-        """What is known holds between these."""
+        self._times = range(0)
+        """Unix seconds in which what is known holds."""
 
     def shares(self, ex: Exchange, wall: float) -> tuple[tuple[Share, ...], list[str]]:
         """For each kind the share and the key, at the Unix time `wall`."""
-        if self._from <= wall < self._until:
+        if int(wall) in self._times:
             principal = ex.principal
             known = self._known.get(ex.head.client if principal is ANONYMOUS else principal)
             if known is not None:
@@ -53,7 +53,7 @@ class Whose:
 
     def _by_name(self, ex: Exchange, wall: float) -> tuple[tuple[Share, ...], list[str]]:
         callers = tuple([scope(ex) for scopes in self._scopes for scope in scopes])
-        if not self._from <= wall < self._until:
+        if int(wall) not in self._times:
             self._known.clear()
         known = self._known.get(callers)
         if len(self._known) > MOST_KNOWN - 2:
@@ -70,8 +70,7 @@ class Whose:
     def _find(self, ex: Exchange, wall: float) -> tuple[tuple[Share, ...], list[str]]:
         callers = [" & ".join([spelled(scope(ex)) for scope in scopes]) for scopes in self._scopes]
         periods = [self._calendar.at(unit, wall) for _, unit in self._limits]
-        self._from = max(period.start for period in periods)
-        self._until = min(period.until for period in periods)
+        self._times = range(max(period.start for period in periods), min(period.until for period in periods))
         shares = tuple(
             Share(per, unit, callers[at], period.name, period.until)
             for (per, unit), at, period in zip(self._limits, self._scope_of, periods, strict=True)
