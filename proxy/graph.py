@@ -140,10 +140,7 @@ class Graph:
 
     def price(self, target: Target) -> Price | None:
         """What the target costs now; None when nobody knows."""
-        cluster = target.cluster
-        if target.price is not None or cluster.price is not None or self.prices is None:
-            return target.price or cluster.price
-        return self.prices.lookup(cluster.host, target.model, dialect=cluster.dialect.name, price_as=cluster.price_as)
+        return target.price or target.cluster.price or self.list_price(target)
 
     def list_price(self, target: Target) -> Price | None:
         """What the price lists say of the target's model; None when they do not know it there."""

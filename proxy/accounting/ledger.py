@@ -82,10 +82,13 @@ class Ledger:
         attempt = ex.attempt
         if ex.usage is not None or attempt is None:
             return
-        usage = self._usage(ex, attempt.target.model, said)
-        price = ex.graph.price(attempt.target)
-        if usage is NO_USAGE and price is not None and ex.facts is not None and ex.facts.characters:
-            usage = _spoken(ex.facts.characters, price)
+        target, usage = attempt.target, said.usage
+        price = ex.graph.price(target)
+        if usage is not None and said.usage_is_final:
+            if ex.rough_prompt is not None and usage.prompt_tokens:
+                self.estimator.observe(target.model, ex.rough_prompt, usage.prompt_tokens)
+        else:
+            usage = self._usage(ex, target.model, said, price)
         ex.usage = usage
         if price is not None:
             cost = price.cost(usage)
@@ -126,18 +129,18 @@ class Ledger:
         ex.usage = ex.cost_usd = None
         ex.cost_source = ""
 
-    def _usage(self, ex: Exchange, model: str, said: AnswerFacts) -> Usage:
+    def _usage(self, ex: Exchange, model: str, said: AnswerFacts, price: Price | None) -> Usage:
+        """Where no report is the last word: what was delivered, or spoken."""
         facts, usage = ex.facts, said.usage
+        delivered = delivered_tokens(said.text_bytes, said.text_events)
         if usage is not None:
             if ex.rough_prompt is not None and usage.prompt_tokens:
                 self.estimator.observe(model, ex.rough_prompt, usage.prompt_tokens)
-            if said.usage_is_final:
-                return usage
-        delivered = delivered_tokens(said.text_bytes, said.text_events)
-        if usage is not None:
             return replace(usage, completion_tokens=max(delivered, usage.completion_tokens), source="estimated")
-        if facts is None or not delivered:
+        if facts is None:
             return NO_USAGE
+        if not delivered:
+            return _spoken(facts.characters, price) if facts.characters and price is not None else NO_USAGE
         prompt = ex.rough_prompt or self.estimator.estimate_prompt(model, facts.body)
         return Usage(prompt.tokens, delivered, source="estimated")
 
@@ -189,77 +192,93 @@ class Ledger:
         price, facts = ex.graph.price(target), ex.facts
         if price is None or facts is None:
             return None
-        rates = price.rates
-        prompt = self.prompt_tokens(ex) if rates.input is not None else 0
-        completion = 0
-        if output is not None and rates.output is not None:
+        flat, completion = price.flat, 0
+        if output is not None:
             completion = (facts.max_tokens or output) * facts.n
+        if flat is not None:
+            of_input, of_output = flat
+            return (of_input * self.prompt_tokens(ex) + of_output * completion) / 1_000_000
+        rates = price.rates
         seconds = 0.0
         if rates.audio_hour is not None:
             seconds = min(_body_bytes(ex) / BYTES_PER_SECOND, MOST_SECONDS)
-        characters = facts.characters if rates.million_characters is not None else 0
-        return rates.cost(Usage(prompt, completion, source="estimated", audio_seconds=seconds, characters=characters))
+        return rates.cost(
+            Usage(
+                self.prompt_tokens(ex) if rates.input is not None else 0,
+                completion if rates.output is not None else 0,
+                source="estimated",
+                audio_seconds=seconds,
+                characters=facts.characters if rates.million_characters is not None else 0,
+            )
+        )
 
     def close(self, ex: Exchange, now: float) -> None:
         """Write the `done` record; once for each admitted exchange."""
         self.rows += 1
-        if self.spool is None:
+        spool = self.spool
+        if spool is None:
             return
         principal = ex.principal
-        usage = ex.usage or NO_USAGE
         attempt = ex.attempt
+        usage = ex.usage or NO_USAGE
         duration = now - ex.started
-        upstream_ms = overhead_ms = None
-        if attempt is not None:
+        if attempt is None:
+            provider = model = request_id = ""
+            upstream_ms = overhead_ms = None
+        else:
+            target = attempt.target
+            provider = target.cluster.name
+            model = target.model
+            request_id = attempt.request_id
             upstream = ex.upstream_seconds(now)
-            upstream_ms = int(upstream * 1e6 + 0.5) / 1000
+            upstream_ms = _ms(upstream)
             overhead_ms = _ms(duration - upstream) if duration > upstream else 0.0
-        # By position, in the order of the fields: by name, each is looked for among all, at 2 us a record.
-        self.spool.append(
-            encode(
-                Done(
-                    ex.id,
-                    ex.wall,
-                    ex.status,
-                    ex.outcome,
-                    ex.error.code if ex.error is not None else "",
-                    principal.name,
-                    principal.team or "",
-                    principal.owner or "",
-                    ex.face.name,
-                    ex.route.name if ex.route is not None else "",
-                    ex.model,
-                    attempt.target.cluster.name if attempt is not None else "",
-                    attempt.target.model if attempt is not None else "",
-                    attempt.request_id if attempt is not None else "",
-                    ex.client_request_id.decode("ascii") if ex.client_request_id else "",
-                    ex.facts is not None and ex.facts.stream,
-                    len(ex.attempts),
-                    usage.prompt_tokens,
-                    usage.completion_tokens,
-                    usage.cached_tokens,
-                    usage.cache_write_tokens,
-                    usage.reasoning_tokens,
-                    usage.audio_input_tokens,
-                    usage.audio_output_tokens,
-                    usage.source,
-                    usage.service_tier or "",
-                    ex.cost_usd,
-                    ex.cost_source,
-                    _ms(duration),
-                    _ms(ex.first_token_at - ex.started) if ex.first_token_at is not None else None,
-                    upstream_ms,
-                    overhead_ms,
-                    ex.bytes_in,
-                    ex.bytes_out,
-                    ex.graph.version,
-                    self._worker,
-                    usage.audio_seconds,
-                    usage.characters,
-                    ex.cache.verdict if ex.cache is not None else "",
-                )
-            )
+        # By position, in the order of the fields: by name, each is looked for among all, at four times the cost. The
+        # last ten apart: arguments of a call that has more than 30 are put into a list one by one.
+        done = Done(
+            ex.id,
+            ex.wall,
+            ex.status,
+            ex.outcome,
+            ex.error.code if ex.error is not None else "",
+            principal.name,
+            principal.team or "",
+            principal.owner or "",
+            ex.face.name,
+            ex.route.name if ex.route is not None else "",
+            ex.model,
+            provider,
+            model,
+            request_id,
+            ex.client_request_id.decode("ascii") if ex.client_request_id else "",
+            ex.facts is not None and ex.facts.stream,
+            len(ex.attempts),
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+            usage.cache_write_tokens,
+            usage.reasoning_tokens,
+            usage.audio_input_tokens,
+            usage.audio_output_tokens,
+            usage.source,
+            usage.service_tier or "",
+            ex.cost_usd,
+            ex.cost_source,
+            _ms(duration),
+            *(
+                _ms(ex.first_token_at - ex.started) if ex.first_token_at is not None else None,
+                upstream_ms,
+                overhead_ms,
+                ex.bytes_in,
+                ex.bytes_out,
+                ex.graph.version,
+                self._worker,
+                usage.audio_seconds,
+                usage.characters,
+                ex.cache.verdict if ex.cache is not None else "",
+            ),
         )
+        spool.append(encode(done))
 
 
 def _spoken(characters: int, price: Price) -> Usage:

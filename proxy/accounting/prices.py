@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .usage import Usage
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from .usage import Usage
 
 # Ascending (prompt tokens above which it holds, USD per million tokens); the first one starts at 0.
 Steps = tuple[tuple[int, float], ...]
@@ -110,6 +110,9 @@ class Price(msgspec.Struct, frozen=True, gc=False):
     `source` is the step of the price order that found it: `target`, `file`, `price_as`, `host` or `vendor`; `model`
     is the entry's name there. `tiers` are the tariffs of service tiers, chosen by the tier that the *answer* names:
     `priority` may have fallen back to `default`.
+
+    Most prices have one rate for the prompt and one for the answer, whatever else they have, and most usage is a
+    prompt and an answer, and nothing of it is special. Such a cost is two products; it is the same to the last bit.
     """
 
     rates: Rates
@@ -117,9 +120,24 @@ class Price(msgspec.Struct, frozen=True, gc=False):
     model: str
     tiers: dict[str, Rates] = {}
     context_window: int | None = None
+    flat: tuple[float, float] | None = None
+    """Those two, in USD per million tokens; None where there is more to a plain prompt and its answer. It goes by the
+    rates and is not given."""
+
+    def __post_init__(self) -> None:
+        """Find `flat`."""
+        rates, flat = self.rates, None
+        if rates.input and rates.output and len(rates.input) == len(rates.output) == 1:
+            special = rates.request or rates.audio_hour is not None or rates.million_characters is not None
+            flat = None if special else (rates.input[0][1], rates.output[0][1])
+        msgspec.structs.force_setattr(self, "flat", flat)
 
     def cost(self, usage: Usage) -> float | None:
         """USD of an answer, unrounded; None when it cannot be known."""
+        flat, prompt, completion = self.flat, usage.prompt_tokens, usage.completion_tokens
+        if flat is not None and usage == Usage(prompt, completion):
+            of_input, of_output = flat
+            return (of_input * prompt + of_output * completion) / 1_000_000
         if usage.source == "none":
             return None
         if usage.service_tier is not None and self.tiers:

@@ -13,7 +13,7 @@ Not here: what nobody reported (estimate.py), money (prices.py).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -72,12 +72,15 @@ class _PlainDetails(msgspec.Struct, gc=False):
 _NO_DETAILS = _PlainDetails()
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
+
+
 class _PlainWire(msgspec.Struct, gc=False):
     """OpenAI's own spelling, complete; any other is for `_Wire`."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count
     prompt_tokens_details: _PlainDetails | None = None
     completion_tokens_details: _PlainDetails | None = None
     service_tier: msgspec.UnsetType = msgspec.UNSET
@@ -105,11 +108,19 @@ def _read_plain(raw: bytes | msgspec.Raw) -> Usage | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     prompt, completion = wire.prompt_tokens, wire.completion_tokens
-    ins, outs = wire.prompt_tokens_details or _NO_DETAILS, wire.completion_tokens_details or _NO_DETAILS
+    if wire.total_tokens != prompt + completion:
+        return None
+    ins, outs = wire.prompt_tokens_details, wire.completion_tokens_details
+    if (ins is None or ins == _NO_DETAILS) and (outs is None or outs == _NO_DETAILS):
+        return Usage(prompt, completion)
+    return _with_details(prompt, completion, ins or _NO_DETAILS, outs or _NO_DETAILS)
+
+
+def _with_details(prompt: int, completion: int, ins: _PlainDetails, outs: _PlainDetails) -> Usage | None:
+    """None where a part does not fit its total."""
     cached, written, reasoning = ins.cached_tokens, ins.cache_write_tokens, outs.reasoning_tokens
     if (
-        wire.total_tokens == prompt + completion <= MOST_TOKENS
-        and 0 <= cached <= cached + written <= prompt
+        0 <= cached <= cached + written <= prompt
         and 0 <= reasoning <= completion
         and 0 <= ins.audio_tokens <= prompt
         and 0 <= outs.audio_tokens <= completion

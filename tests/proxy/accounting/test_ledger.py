@@ -210,6 +210,27 @@ def test_output_is_reserved_as_allowed_for_each_choice(max_tokens: int | None, n
 
 
 @given(
+    rates=st.dictionaries(st.sampled_from(("input", "output", "cached_input", "reasoning")), st.floats(0, 100)).filter(
+        lambda rates: bool(rates.keys() & {"input", "output"})
+    ),
+    max_tokens=st.none() | st.integers(1, 10**6),
+    output=st.none() | st.integers(1, 10**6),
+)
+def test_what_is_foreseen_is_what_the_estimate_would_cost(
+    rates: dict[str, float], max_tokens: int | None, output: int | None
+) -> None:
+    price = own_price(rates)
+    book, ex = ledger(), exchange(price)
+    assert ex.attempt is not None
+    ex.facts = RequestFacts(BODY, "m", stream=False, wants_usage=False, max_tokens=max_tokens, n=2)
+    completion = (max_tokens or output) * 2 if output is not None else 0
+    usage = Usage(
+        book.prompt_tokens(ex) if "input" in rates else 0, completion if "output" in rates else 0, source="estimated"
+    )
+    assert book.foresee(ex, ex.attempt.target, output) == price.rates.cost(usage)
+
+
+@given(
     text=st.integers(0, 10_000),
     events=st.integers(0, 10_000),
     report=st.none() | st.integers(0, 5000),

@@ -169,3 +169,23 @@ def test_a_cost_is_never_negative(rates: Rates, usage: Usage) -> None:
     cost = rates.cost(usage)
     assert cost is not None
     assert cost >= 0
+
+
+@given(
+    rates_of_any_kind, usages | st.builds(Usage, counts, counts) | st.builds(Usage, counts, source=st.just("estimated"))
+)
+def test_the_short_way_to_a_cost_comes_to_the_same_last_bit(rates: Rates, usage: Usage) -> None:
+    for one in (rates, Rates(rates.input, rates.output), Rates(rates.input, rates.output, rates.cached_input)):
+        price = Price(one, "host", "m")
+        cost, thorough = price.cost(usage), one.cost(usage)
+        assert cost is not None
+        assert thorough is not None
+        assert cost.hex() == thorough.hex()
+
+
+def test_a_price_is_flat_where_a_prompt_and_an_answer_have_one_rate_each() -> None:
+    assert Price(FULL, "host", "m").flat == (2, 8)
+    assert own_price({"input": 0, "output": 3}).flat == (0, 3)
+    for rates in (TIERED, Rates(input=flat(1)), Rates(output=flat(1)), Rates(flat(1), flat(1), request=0.1),
+                  Rates(flat(1), flat(1), audio_hour=0.0), Rates(flat(1), flat(1), million_characters=1)):  # fmt: skip
+        assert Price(rates, "host", "m").flat is None
