@@ -17,7 +17,7 @@ from ..proxy.errors import ModelNotFoundError
 from ..proxy.exchange import ANONYMOUS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..proxy.exchange import Exchange
 
@@ -73,6 +73,12 @@ SCOPES: Mapping[str, Callable[[Exchange], str]] = {
     "model": _model,
     "address": _address,
 }
+
+
+def caller_of(per: Sequence[str]) -> Callable[[Exchange], str]:
+    """Whose call it is, by all these together."""
+    scopes = [SCOPES[name] for name in per]
+    return scopes[0] if len(scopes) == 1 else lambda ex: "\0".join([scope(ex) for scope in scopes])
 
 
 def spelled(caller: str) -> str:

@@ -17,24 +17,36 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..proxy.errors import OverLimitError, RateLimitError
 from ..proxy.filter import Filter
-from .callers import SCOPES
-from .rate_limit_fields import PREFIX, limit_fields
-from .stores.rules import Kind, Refused, Rule, tightest
+from .callers import caller_of
+from .rate_limit_fields import (
+    LIMIT,
+    REMAINING,
+    RESET,
+    duration,
+    is_kept,
+    limit_fields,
+)
+from .stores.rules import Kind, Refused, Report, Rule, tightest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from ..config import RateLimitConfig
     from ..proxy.edge.downstream import Headers
     from ..proxy.exchange import Exchange
     from ..proxy.upstream.call import ResponseHead
-    from .stores.rules import Granted, Limits, Report, Store, What
+    from .stores.rules import Counted, Granted, Limits, Store, What
+
+Standing = tuple[Report | None, Report | None]
+"""How it stands with requests and with tokens."""
 
 
 class RateLimiting(Filter):
     """What does not depend on where it is counted: whose call it is, and what the answer says of it.
 
-    `monotonic` gives seconds, `estimate` the tokens that a call may use.
+    `monotonic` gives seconds, `estimate` the tokens that a call may use. In the state of an exchange stands under the
+    filter what it was granted, and under this class what the answer says by now: what the filter said that stands
+    there, or the least of several.
     """
 
     after = ("auth",)
@@ -47,56 +59,61 @@ class RateLimiting(Filter):
         self.refused = 0
         self._rules = rules = rules_of(config)
         self._monotonic = monotonic
-        self._estimate = estimate
         self._token_rules = [rule for rule in rules if rule.kind.what == "tokens"]
+        self._estimate = estimate if self._token_rules else _nothing
         self._most_tokens = min((rule.limit for rule in self._token_rules), default=0)
         scopes = list(dict.fromkeys(rule.kind.per for rule in rules))
-        self._scopes = [tuple(SCOPES[name] for name in per) for per in scopes]
+        self._callers = [caller_of(per) for per in scopes]
         self._scope_of_rule = [scopes.index(rule.kind.per) for rule in rules]
         self.reads_body = bool(self._token_rules) or any("model" in per for per in scopes)
 
-    def _asked(self, ex: Exchange) -> tuple[list[str], int]:
-        """The caller for each rule, and the tokens to set aside. Raises OverLimitError."""
-        tokens = 0
-        if self._token_rules:
-            tokens = self._estimate(ex)
-            if tokens > self._most_tokens:
-                self.refused += 1
-                raise self._too_large(tokens)
-        callers = ["\0".join([scope(ex) for scope in scopes]) for scopes in self._scopes]
-        return [callers[at] for at in self._scope_of_rule], tokens
+    def _tokens(self, ex: Exchange) -> int:
+        """To set aside. Raises OverLimitError."""
+        tokens = self._estimate(ex)
+        if tokens > self._most_tokens:
+            raise self._too_large(tokens)
+        return tokens
+
+    def _callers_of(self, ex: Exchange) -> list[str]:
+        """The caller for each rule."""
+        callers = [caller(ex) for caller in self._callers]
+        return [callers[at] for at in self._scope_of_rule]
 
     def _decide(self, ex: Exchange, result: Granted[Any] | Refused, now: int) -> None:
         """Let it pass, or raise RateLimitError."""
         if isinstance(result, Refused):
             self.refused += 1
+            ex.state[RateLimiting] = None, None
             raise _refusal(result, now)
         self.admitted += 1
-        ex.state.setdefault(RateLimiting, {})[self.name] = result
+        ex.state[self] = result
 
     def _to_settle(self, ex: Exchange) -> Granted[Any] | None:
         """What a call that is over still holds."""
-        taken: Mapping[str, Granted[Any]] | None = ex.state.get(RateLimiting)
-        granted = taken.get(self.name) if taken is not None else None
+        granted: Granted[Any] | None = ex.state.get(self)
         return granted if granted is not None and granted.holds else None
 
     def on_response(self, ex: Exchange, head: ResponseHead) -> None:
         """Say how it stands, instead of what the provider says of our account there. With several such filters, the
         least that is left in any."""
-        taken: Mapping[str, Granted[Any]] | None = ex.state.get(RateLimiting)
-        if taken is None or (isinstance(ex.error, RateLimitError) and ex.error.fields):
+        if isinstance(ex.error, RateLimitError) and ex.error.fields:
             return
-        requests: Report | None = None
-        tokens: Report | None = None
-        for granted in taken.values():
-            requests = tightest(requests, granted.requests)
-            tokens = tightest(tokens, granted.tokens)
+        requests, tokens = self._standing(ex)
+        told: RateLimiting | Standing | None = ex.state.get(RateLimiting)
+        if told is not None:
+            below = told if isinstance(told, tuple) else told._standing(ex)
+            requests, tokens = tightest(below[0], requests), tightest(below[1], tokens)
+        ex.state[RateLimiting] = requests, tokens
         fields = _fields(requests, tokens, int(self._monotonic() * 1e6))
         if fields:
-            head.headers[:] = [field for field in head.headers if not field[0].startswith(PREFIX)]
-            head.headers += fields
+            head.headers = [field for field in head.headers if is_kept[field[0]]] + fields
+
+    def _standing(self, ex: Exchange) -> Standing:
+        granted: Granted[Any] | None = ex.state.get(self)
+        return (granted.requests, granted.tokens) if granted is not None else (None, None)
 
     def _too_large(self, tokens: int) -> OverLimitError:
+        self.refused += 1
         rule = min(self._token_rules, key=lambda rule: rule.limit)
         return OverLimitError(
             f"This request may use {tokens} tokens, and the limit is {rule}. Shorten it, or set a lower max_tokens."
@@ -105,7 +122,12 @@ class RateLimiting(Filter):
 
 class RateLimit(RateLimiting):
     """Admits what its limits have room for, and answers 429 to what is more. `store` keeps the counts under `place`,
-    this filter's name, in this process or beside it."""
+    this filter's name, in this process or beside it.
+
+    Nearly every call is counted by `Limits.count`, is the only one of its exchange, and is told in three fields each.
+    For these each step is one straight function, that leaves for the general one at the first thing that is unlike.
+    What such a call was granted stands in the state of its exchange under its limits, any other under the filter.
+    """
 
     def __init__(
         self,
@@ -119,20 +141,76 @@ class RateLimit(RateLimiting):
         super().__init__(config, monotonic=monotonic, estimate=estimate)
         self.crowded = 0  # calls that were counted together with those of strangers, for want of room
         self._limits: Limits = store.open(place, self._rules)
+        self._caller = self._callers[0] if len(self._callers) == 1 else None
+        numbers = {rule.kind.what: rule.limit for rule in self._rules}
+        self._numbers = numbers.get("requests"), numbers.get("tokens")
+        self._told = [
+            ((LIMIT % what, b"%d" % number), REMAINING % what, RESET % what, at)
+            for what, number, at in zip((b"requests", b"tokens"), self._numbers, (0, 2), strict=True)
+            if number is not None
+        ]
+        """What stands in an answer, and from where on in `Counted` the numbers are."""
 
     def on_request(self, ex: Exchange) -> None:
         """Count it under every limit, or under none and raise RateLimitError."""
-        callers, tokens = self._asked(ex)
+        tokens = self._estimate(ex)
+        if tokens > self._most_tokens:
+            raise self._too_large(tokens)
         now = int(self._monotonic() * 1e6)
-        result = self._limits.take(callers, tokens, now)
-        self.crowded = self._limits.crowded
+        limits, caller = self._limits, self._caller
+        if caller is not None:
+            counted = limits.count(caller(ex), tokens, now)
+            if counted is not None:
+                self.admitted += 1
+                ex.state[limits] = counted
+                return
+        result = limits.take(self._callers_of(ex), tokens, now)
+        self.crowded = limits.crowded
         self._decide(ex, result, now)
+
+    def on_response(self, ex: Exchange, head: ResponseHead) -> None:
+        """As `RateLimiting`."""
+        state = ex.state
+        counted: Counted | None = state.get(self._limits)
+        if counted is None or RateLimiting in state:
+            super().on_response(ex, head)
+            return
+        state[RateLimiting] = self
+        now = int(self._monotonic() * 1e6)
+        fields: Headers = []
+        for limit, remaining, reset, at in self._told:
+            fields += (limit, (remaining, b"%d" % counted[at]), (reset, duration(counted[at + 1] - now)))
+        if fields:
+            head.headers = [field for field in head.headers if is_kept[field[0]]] + fields
 
     def on_done(self, ex: Exchange) -> None:
         """Give slots back, and correct the tokens."""
-        granted = self._to_settle(ex)
-        if granted is not None:
-            self._limits.settle(granted, used(ex), int(self._monotonic() * 1e6))
+        limits = self._limits
+        counted: Counted | None = ex.state.get(limits)
+        if counted is None:
+            granted = self._to_settle(ex)
+            if granted is not None:
+                limits.settle(granted, used(ex), int(self._monotonic() * 1e6))
+            return
+        usage = ex.usage
+        if usage is None or usage.source == "none":
+            limits.recount(counted, used(ex))
+        else:
+            limits.recount(counted, usage.prompt_tokens + usage.completion_tokens)
+
+    def _standing(self, ex: Exchange) -> Standing:
+        counted: Counted | None = ex.state.get(self._limits)
+        if counted is None:
+            return super()._standing(ex)
+        requests, tokens = self._numbers
+        return (
+            Report(requests, counted[0], counted[1]) if requests is not None else None,
+            Report(tokens, counted[2], counted[3]) if tokens is not None else None,
+        )
+
+
+def _nothing(ex: Exchange) -> int:
+    return 0
 
 
 def rules_of(config: RateLimitConfig) -> list[Rule]:

@@ -50,9 +50,9 @@ class RemoteRateLimit(RateLimiting):
     async def on_request(self, ex: Exchange) -> None:
         """Count it under every limit, or under none and raise RateLimitError; OverloadError where nobody may count it.
         Cancelled, it holds nothing."""
-        callers, tokens = self._asked(ex)
+        tokens = self._tokens(ex)
         try:
-            result, verdict = await self._limits.take(callers, tokens)
+            result, verdict = await self._limits.take(self._callers_of(ex), tokens)
         except OverloadError:
             self.closed += 1
             ex.note(self.name, "Redis is away: this limit is closed")

@@ -19,16 +19,20 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from .rules import AMOUNTS, Granted, Refused, report_of, tightest
+from .meters import Slots, Window
+from .rules import AMOUNTS, Granted, Refused, report_of, tightest, usual
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .meters import Meter
-    from .rules import Kind, Rule
+    from .rules import Counted, Kind, Rule
 
 MOST_METERS: Final = 65_536
 """Of one rule; 10 MB when all are in use."""
+MOST_KNOWN: Final = 8_192
+"""Callers whose meters a filter remembers; 2 MB."""
+_MUCH: Final = 1 << 62
 
 
 class Table:
@@ -73,6 +77,22 @@ class Table:
         if meter is not self._others and meter.idle(0, 0):
             self._meters.pop(key, None)
 
+    def find(self, key: str) -> Meter | None:
+        """Its own meter, where it has one."""
+        return self._meters.get(key)
+
+    def enter(self, key: str, limit: int) -> Slots | None:
+        """A slot, taken; None where it must be looked at more closely."""
+        meter = self._meters.get(key)
+        if meter is None:
+            if len(self._meters) >= self._most or not self._others.idle(0, 0):
+                return None
+            meter = self._meters[key] = Slots()
+        if not isinstance(meter, Slots) or meter.used >= limit:
+            return None
+        meter.used += 1
+        return meter
+
     def _has_room(self, limit: int, now: int) -> bool:
         # As long as `others` counts, who is new may be counted there: a meter of its own would be the limit anew.
         meters = self._meters
@@ -93,13 +113,78 @@ class Hold(NamedTuple):
 
 
 class MemoryLimits:
-    """The rules of one filter and their tables."""
+    """The rules of one filter and their tables.
 
-    __slots__ = ("_places", "crowded")
+    `count` keeps at hand the windows of callers it has met, for as long as they are open: until then no table gives
+    them up."""
+
+    __slots__ = (
+        "_at_once", "_known", "_most_at_once", "_most_requests", "_most_tokens", "_places", "_usual", "crowded",
+    )  # fmt: skip
 
     def __init__(self, places: Sequence[tuple[Rule, Table]]) -> None:
         self._places = tuple(places)
+        self._usual = usual([rule for rule, _ in places])
+        requests, amounts, slots = self._usual or (None, None, None)
+        self._most_requests = places[requests][0].limit if requests is not None else _MUCH
+        self._most_tokens = places[amounts][0].limit if amounts is not None else _MUCH
+        self._at_once = places[slots][1] if slots is not None else None
+        self._most_at_once = places[slots][0].limit if slots is not None else 0
+        self._known: dict[str, tuple[Window, Window, int, int, int]] = {}
+        """Of a caller, the windows of requests and of tokens or money, when they close, and which is first."""
         self.crowded = 0
+
+    def count(self, caller: str, tokens: int, now: int) -> Counted | None:
+        """See `Limits`."""
+        known = self._known.get(caller)
+        if known is None and (known := self._find(caller)) is None:
+            return None
+        requests, amounts, requests_until, tokens_until, until = known
+        if now >= until:
+            self._known.pop(caller, None)
+            return None
+        requests_used = requests.used + 1
+        tokens_used = amounts.used + tokens
+        requests_left = self._most_requests - requests_used
+        tokens_left = self._most_tokens - tokens_used
+        if requests_left < 0 or tokens_left < 0:
+            return None
+        slots = None
+        if self._at_once is not None:
+            slots = self._at_once.enter(caller, self._most_at_once)
+            if slots is None:
+                return None
+        requests.used = requests_used
+        amounts.used = tokens_used
+        return requests_left, requests_until, tokens_left, tokens_until, tokens, amounts, slots, caller
+
+    def recount(self, counted: Counted, tokens: int) -> None:
+        """See `Limits`."""
+        _, _, _, closes, taken, amounts, slots, caller = counted
+        if amounts.closes == closes:
+            amounts.used += tokens - taken
+        if slots is not None and self._at_once is not None:
+            slots.used -= 1
+            self._at_once.let_go(caller, slots)
+
+    def _find(self, caller: str) -> tuple[Window, Window, int, int, int] | None:
+        if self._usual is None:
+            return None
+        requests, amounts = self._window(self._usual.requests, caller), self._window(self._usual.amounts, caller)
+        if requests is None or amounts is None:
+            return None
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        closes = requests.closes, amounts.closes
+        known = self._known[caller] = requests, amounts, *closes, min(closes)
+        return known
+
+    def _window(self, at: int | None, caller: str) -> Window | None:
+        """One that is always open and has room for all, where there is no such rule."""
+        if at is None:
+            return Window(0, _MUCH)
+        meter = self._places[at][1].find(caller)
+        return meter if isinstance(meter, Window) else None
 
     def take(self, keys: Sequence[str], tokens: int, now: int) -> Granted[Hold] | Refused:
         """Count a call of `tokens` under every rule, each for the caller at its place in `keys`; or under none, and say

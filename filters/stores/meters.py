@@ -45,44 +45,43 @@ class Meter(Protocol):
 
 
 class Window:
-    """Admits `limit` in each window of `length` microseconds."""
+    """Admits `limit` in each window of `length` microseconds. `closes`: the time; no two of its windows have one."""
 
-    __slots__ = ("length", "opened", "used")
+    __slots__ = ("closes", "length", "used")
 
-    def __init__(self, length: int, opened: int | None = None, used: int = 0) -> None:
+    def __init__(self, length: int, closes: int = 0) -> None:
         self.length = length
-        self.opened = -length if opened is None else opened
-        self.used = used
+        self.closes = closes
+        self.used = 0
 
     def idle(self, now: int, limit: int) -> bool:
         """It is closed."""
-        return now - self.opened >= self.length
+        return now >= self.closes
 
     def wait(self, limit: int, amount: int, now: int) -> int:
         """Until the window closes, if there is not enough left in it."""
-        closes = self.opened + self.length
-        return 0 if now >= closes or self.used + amount <= limit else closes - now
+        return 0 if now >= self.closes or self.used + amount <= limit else self.closes - now
 
     def take(self, limit: int, amount: int, now: int) -> int:
         """The stamp is the window's."""
-        if now - self.opened >= self.length:
-            self.opened = now
+        if now >= self.closes:
+            self.closes = now + self.length
             self.used = 0
         self.used += amount
-        return self.opened
+        return self.closes
 
     def settle(self, limit: int, stamp: int, taken: int, used: int, now: int) -> None:
         """Only in the window of the stamp."""
-        if stamp == self.opened:
+        if stamp == self.closes:
             self.used += used - taken
 
     def left(self, limit: int, now: int) -> int:
         """All of it, once the window is closed."""
-        return limit if now - self.opened >= self.length else max(0, limit - self.used)
+        return limit if now >= self.closes else max(0, limit - self.used)
 
     def resets(self, limit: int, now: int) -> int:
         """Until it closes."""
-        return max(0, self.opened + self.length - now)
+        return max(0, self.closes - now)
 
 
 class Debt:

@@ -17,6 +17,7 @@ AMOUNTS: Final = frozenset(("tokens", "money"))
 """Of these a call takes as many as it may use, and what it has used is corrected at its end. Of the others it takes
 one."""
 OnStoreFailure = Literal["open", "closed", "local_share"]
+_USUAL: Final = ("requests", "amounts", "concurrent")
 SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 PERIODS: Final = {"day": 2 * 86_400, "week": 8 * 86_400, "month": 32 * 86_400}
 """Seconds that money of a period is remembered, from the first call in it on. The period is part of the caller's key,
@@ -93,11 +94,47 @@ class Granted(Generic[H]):
         self.tokens: Report | None = None
 
 
+Counted = tuple[int, int, int, int, int, Any, Any, Any]
+"""A call that was admitted the short way: how many requests are left and when they are whole again, both of tokens, how
+many of these it has taken, and three things of the store's own. What there is no rule for means nothing. A plain tuple,
+for one is made for each call."""
+
+
+class Usual(NamedTuple):
+    """Which of some rules is that of requests, of tokens or money, of slots; None where there is none."""
+
+    requests: int | None
+    amounts: int | None
+    slots: int | None
+
+
+def usual(rules: Sequence[Rule]) -> Usual | None:
+    """Of rules such as most filters have: for one caller, in windows, and at most one of each. Under these a call can
+    be counted in one go, instead of asking each rule and then taking from each."""
+    kinds = ["amounts" if rule.kind.what in AMOUNTS else rule.kind.what for rule in rules]
+    if len(set(kinds)) < len(kinds) or len({rule.kind.per for rule in rules}) != 1:
+        return None
+    if any(rule.kind.continuous for rule in rules):
+        return None
+    requests, amounts, slots = (kinds.index(kind) if kind in kinds else None for kind in _USUAL)
+    return Usual(requests, amounts, slots)
+
+
 class Limits(Protocol):
-    """The rules of one filter, and what is counted under them."""
+    """The rules of one filter, and what is counted under them.
+
+    There are two ways to count a call. `take` and `settle` are for all rules and say all there is to say; `count` and
+    `recount` do the same in a fraction of the time for what nearly every call is: one that `usual` rules admit, in
+    windows that are open. What one way has counted, the other knows of."""
 
     crowded: int
     """Calls that were counted on a meter that strangers share, for want of room."""
+
+    def count(self, caller: str, tokens: int, now: int) -> Counted | None:
+        """As `take`, for the same caller under every rule. None: nothing was counted, `take` must be asked."""
+
+    def recount(self, counted: Counted, tokens: int) -> None:
+        """As `settle`. Once for each that was counted."""
 
     def take(self, keys: Sequence[str], tokens: int, now: int) -> Granted[Any] | Refused:
         """Count a call of `tokens` under every rule, each for the caller at its place in `keys`; or under none, and say

@@ -34,7 +34,8 @@ MOST_KNOWN: Final = 8_192
 """Rows that each rule remembers, so that a caller who comes again costs no digest and no search; 2 MB."""
 MOST: Final = 1 << 60
 """Of one call and of one limit: sums of them then fit into a word."""
-_FOLD: Final = 1 << 61
+FOLD: Final = 1 << 61
+"""Of what is taken in a window: then what calls have used less is taken off."""
 _WORD: Final = 8
 
 Hold = tuple["Count", int, int, int]
@@ -91,6 +92,10 @@ class Count(ABC):
     @abstractmethod
     def settle(self, where: int, mark: int, taken: int, used: int, now: int) -> None:
         """Correct a hold by what was `used`. Without the lock, but where the count needs it."""
+
+    def known(self, caller: str) -> tuple[int, int, int] | None:
+        """As `_find`, of a caller who was here before."""
+        return self._known.get(caller)
 
     def _find(self, caller: str, now: int) -> tuple[int, int, int]:
         """The row of the caller, its generation, and the byte to read at."""
@@ -185,7 +190,7 @@ class Amounts(Count):
         else:
             used, until, tag = self._used + amount, self._until, self._tag
             taken = self._taken + amount
-            if taken > _FOLD:
+            if taken > FOLD:
                 taken += self._fold(cell, tag)
             words[row + USED] = taken
         if words[cell] != tag:

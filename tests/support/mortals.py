@@ -97,17 +97,24 @@ def work(file: int, berth: int, processes: int, notes: memoryview[int], begun: i
         holding = [n * PART + HOLDING for n in range(processes)]
         try:
             now = time.monotonic_ns() // 1000
-            call = limits.take([caller] * len(RULES), ESTIMATE, now)
-            if isinstance(call, Granted):
+            counted = limits.count(caller, ESTIMATE, now)
+            call = limits.take([caller] * len(RULES), ESTIMATE, now) if counted is None else None
+            if counted is not None or isinstance(call, Granted):
                 notes[part + ADMITTED] += 1
                 notes[part + HOLDING] = 1
                 if sum(notes[at] for at in holding) > SLOTS * CALLERS:
                     notes[part + BEYOND] += 1
                 notes[part + HOLDING] = 0
-                limits.settle(call, USED, now)
+                if counted is not None:
+                    limits.recount(counted, USED)
+                elif isinstance(call, Granted):
+                    limits.settle(call, USED, now)
                 notes[part + SETTLED] += 1
-            answer = windows.take(["all"], 0, now)
-            if isinstance(answer, Granted) and answer.requests is not None:
+            counted = windows.count("all", 0, now)
+            answer = windows.take(["all"], 0, now) if counted is None else None
+            if counted is not None:
+                notes[part + WINDOWS + counted[1] // 1_000_000 - begun] += 1
+            elif isinstance(answer, Granted) and answer.requests is not None:
                 notes[part + WINDOWS + answer.requests.resets_at // 1_000_000 - begun] += 1
         except OverloadError:
             continue

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +23,7 @@ from headgate.filters.stores.shared import SharedStore
 from headgate.filters.stores.shared_memory import SharedMemory
 from headgate.proxy.clock import LoopClock
 from tests_support.clock import FakeClock
+from tests_support.limits import ShortWay
 from tests_support.redis import RedisServer, redis_settings
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ TOKENS = Kind("tokens", ("user",), "minute")
 TOKENS_EVENLY = Kind("tokens", ("user",), "day", continuous=True)
 AT_ONCE = Kind("concurrent", ("user",), "")
 MONEY = Kind("money", ("user",), "month")
-STORES = ("memory", "shared", "redis")
+STORES = ("memory", "memory, the short way", "shared", "shared, the short way", "redis")
 
 
 @dataclass
@@ -105,6 +106,12 @@ def counting(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator
 
 def started(kind: str, request: pytest.FixtureRequest, runner: asyncio.Runner, stack: ExitStack) -> Counting:
     clock = FakeClock()
+    long, _, short = kind.partition(", ")
+    if short:
+        counting = started(long, request, runner, stack)
+        opened = counting.opened
+        counting.opened = lambda name, rules: ShortWay(cast("Limits", opened(name, rules)), rules)
+        return counting
     if kind == "memory":
         return Counting(kind, clock, MemoryStore().open, lambda now: None, runner)
     if kind == "shared":
@@ -276,7 +283,7 @@ def test_money_is_counted_for_longer_than_its_period(counting: Counting) -> None
     granted(counting.take(limits, ["ann\02026-12"], 1))
 
 
-@pytest.mark.parametrize("kind", ["shared", "redis"])
+@pytest.mark.parametrize("kind", STORES[1:])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     calls=st.lists(
@@ -284,6 +291,7 @@ def test_money_is_counted_for_longer_than_its_period(counting: Counting) -> None
         max_size=40,
     ),
     numbers=st.tuples(st.integers(1, 4), st.integers(40, 200), st.integers(40, 10**12), st.integers(1, 3)),
+    kinds=st.sets(st.sampled_from((PER_SECOND, TOKENS, TOKENS_EVENLY, AT_ONCE)), min_size=1),
 )
 def test_it_decides_as_memory_does(
     kind: str,
@@ -291,8 +299,10 @@ def test_it_decides_as_memory_does(
     runner: asyncio.Runner,
     calls: list[tuple[str, int, int, int, bool]],
     numbers: tuple[int, int, int, int],
+    kinds: set[Kind],
 ) -> None:
-    rules = tuple(zip((PER_SECOND, TOKENS, TOKENS_EVENLY, AT_ONCE), numbers, strict=True))
+    every = zip((PER_SECOND, TOKENS, TOKENS_EVENLY, AT_ONCE), numbers, strict=True)
+    rules = tuple((kind, number) for kind, number in every if kind in kinds)
     with ExitStack() as stack:
         both = [started(one, request, runner, stack) for one in ("memory", kind)]
         opened = [one.open(*rules) for one in both]
@@ -301,7 +311,7 @@ def test_it_decides_as_memory_does(
             results = []
             for counting, limits in zip(both, opened, strict=True):
                 counting.advance(pause)
-                results.append(counting.take(limits, [name] * 4, guess))
+                results.append(counting.take(limits, [name] * len(rules), guess))
             if isinstance(results[0], Refused):
                 told = [refused(one) for one in results]
                 assert told[0].rule == told[1].rule

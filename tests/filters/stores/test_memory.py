@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headgate.filters.stores import memory
 from headgate.filters.stores.memory import MemoryLimits, MemoryStore, Table
 from headgate.filters.stores.rules import Granted, Kind, Refused, Rule, tightest
+from tests_support.limits import ShortWay
 
 S = 1_000_000
 PER_SECOND = Kind("requests", ("user",), "second")
@@ -152,7 +155,8 @@ def test_no_caller_ever_gets_more_than_the_limit_however_many_there_are(
     most: int, limit: int, calls: list[tuple[int, str]], evenly: bool
 ) -> None:
     table = Table(EVENLY if evenly else PER_SECOND, most)
-    made = MemoryLimits([(Rule(table._kind, limit), table)])
+    rules = [Rule(table._kind, limit)]
+    made = ShortWay(MemoryLimits([(rules[0], table)]), rules)
     now = 0
     admitted: dict[str, list[int]] = {}
     for pause, name in calls:
@@ -164,6 +168,91 @@ def test_no_caller_ever_gets_more_than_the_limit_however_many_there_are(
         for first, since in enumerate(times):
             within = [at for at in times[first:] if at - since < S]
             assert len(within) <= 2 * limit
+
+
+def test_the_short_way_counts_where_windows_are_open_and_have_room_and_else_nothing() -> None:
+    made = limits((PER_SECOND, 3), (TOKENS, 100), (AT_ONCE, 2))
+    names = ["ann"] * 3
+    assert made.count("ann", 10, 0) is None
+    first = granted(made.take(names, 10, 0))
+    counted = made.count("ann", 20, 5)
+    assert counted is not None
+    assert counted[:5] == (1, S, 70, 60 * S, 20)
+    assert made.count("ann", 20, 5) is None
+    assert refused(made.take(names, 20, 5)).rule.kind is AT_ONCE
+    made.settle(first, 10, 6)
+    made.recount(counted, 50)
+    assert made.count("ann", 41, 6) is None
+    third = made.count("ann", 40, 6)
+    assert third is not None
+    assert third[:4] == (0, S, 0, 60 * S)
+    assert made.count("ann", 0, 7) is None
+    assert refused(made.take(names, 0, 7)).rule.kind is PER_SECOND
+    assert made.count("ann", 0, S) is None
+    made.recount(third, 10)
+    assert granted(made.take(names, 0, S)).tokens == (100, 30, 60 * S)
+
+
+def test_a_correction_that_comes_the_short_way_counts_in_its_own_window_only() -> None:
+    made = limits((TOKENS, 100))
+    granted(made.take(["ann"], 10, 0))
+    late = made.count("ann", 10, 1)
+    assert late is not None
+    granted(made.take(["ann"], 10, 60 * S))
+    made.recount(late, 90)
+    assert granted(made.take(["ann"], 10, 60 * S)).tokens == (100, 80, 120 * S)
+
+
+def test_whoever_has_lost_its_meter_is_not_counted_on_it() -> None:
+    made = limits((PER_SECOND, 2), most=1)
+    granted(made.take(["ann"], 0, 0))
+    assert made.count("ann", 0, 0) is not None
+    granted(made.take(["bob"], 0, S))
+    assert made.count("ann", 0, S) is None
+    granted(made.take(["ann"], 0, S))
+    assert made.crowded == 1
+    assert made.count("ann", 0, S) is None
+    granted(made.take(["ann"], 0, S))
+    assert isinstance(made.take(["ann"], 0, S), Refused)
+
+
+def test_the_short_way_gives_no_slot_where_there_is_no_room_for_a_meter() -> None:
+    table = Table(AT_ONCE, 1)
+    made = MemoryLimits([(Rule(AT_ONCE, 2), table)])
+    first = made.count("ann", 0, 0)
+    assert first is not None
+    assert made.count("bob", 0, 0) is None
+    stranger = granted(made.take(["bob"], 0, 0))
+    made.recount(first, 0)
+    assert (len(table), made.count("bob", 0, 0)) == (0, None)
+    made.settle(stranger, 0, 0)
+    assert made.count("bob", 0, 0) is not None
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [(PER_SECOND, 2), (PER_MINUTE, 2)],
+        [(EVENLY, 2)],
+        [(PER_SECOND, 2), (Kind("requests", ("user",), "day"), 2)],
+        [(MONEY, 2), (Kind("money", ("team",), "day"), 2)],
+    ],
+)
+def test_there_is_no_short_way_for_several_callers_several_of_a_kind_or_an_even_refill(
+    rules: list[tuple[Kind, int]],
+) -> None:
+    made = limits(*rules)
+    granted(made.take(["ann"] * len(rules), 1, 0))
+    assert made.count("ann", 1, 0) is None
+
+
+def test_the_callers_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MOST_KNOWN", 2)
+    made = limits((PER_MINUTE, 9))
+    for name in "abcab":
+        granted(made.take([name], 0, 0))
+        assert made.count(name, 0, 0) is not None
+        assert len(made._known) <= 2
 
 
 def test_money_is_taken_as_it_may_cost_and_corrected_to_what_it_did() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from headgate.filters.stores import shared_counts
 from headgate.filters.stores.memory import MemoryStore
 from headgate.filters.stores.rules import Granted, Kind, Limits, Refused, Rule
-from headgate.filters.stores.shared import SharedStore
+from headgate.filters.stores.shared import SharedLimits, SharedStore
 from headgate.filters.stores.shared_memory import Berths, SharedMemory
+from headgate.filters.stores.shared_table import Table
 from headgate.proxy.errors import OverloadError
 
 if TYPE_CHECKING:
@@ -177,6 +178,75 @@ def test_however_much_is_set_aside_and_not_used_it_is_counted(memory: SharedMemo
         limits.settle(call, 1, 0)
     limits.settle(granted(limits.take(["ann"], 1, 0)), 3 * most, 0)
     assert isinstance(limits.take(["ann"], 1, 0), Refused)
+
+
+def test_the_short_way_counts_with_others_and_needs_the_lock(memory: SharedMemory) -> None:
+    memory.expect(1)
+    rules = [Rule(PER_SECOND, 5), Rule(TOKENS, 100), Rule(AT_ONCE, 3)]
+    names = ["ann"] * 3
+    with another(memory) as other:
+        one, two = SharedStore(memory, 0).open("it", rules), SharedStore(other, 1).open("it", rules)
+        assert one.count("ann", 10, 0) is None
+        first = granted(one.take(names, 10, 0))
+        assert two.count("ann", 10, 0) is None  # its cells have no tag yet
+        granted(two.take(names, 10, 0))
+        counted = two.count("ann", 30, 0)
+        assert counted is not None
+        assert counted[:5] == (2, S, 50, 60 * S, 30)
+        assert one.count("ann", 1, 0) is None
+        one.settle(first, 20, 0)
+        assert two.count("ann", 41, 0) is None
+        two.recount(counted, 0)
+        assert memory.lock.take()
+        assert two.count("ann", 1, 0) is None
+        memory.lock.release()
+        last = one.count("ann", 70, 0)
+        assert last is not None
+        assert last[:4] == (1, S, 0, 60 * S)
+        assert one.count("ann", 0, S) is None
+
+
+def test_the_short_way_sees_who_came_later(memory: SharedMemory) -> None:
+    rules = [Rule(TOKENS, 100)]
+    alone = SharedStore(memory, 0).open("it", rules)
+    granted(alone.take(["ann"], 10, 0))
+    assert alone.count("ann", 10, 0) is not None
+    memory.expect(1)
+    with another(memory) as other:
+        two = SharedStore(other, 1).open("it", rules)
+        two.settle(granted(two.take(["ann"], 10, 0)), 70, 0)
+        assert alone.count("ann", 11, 0) is None
+        assert alone.count("ann", 10, 0) is not None
+
+
+@pytest.mark.parametrize("kind", [PER_SECOND, AT_ONCE])
+def test_the_short_way_does_not_count_in_a_row_that_is_anothers_by_now(memory: SharedMemory, kind: Kind) -> None:
+    table = Table(memory, 0, 2, 1)
+    first, second = (SharedLimits(memory, table, 0, name, [Rule(kind, 2)]) for name in ("one", "two"))
+    call = granted(first.take(["ann"], 0, 0))
+    counted = first.count("ann", 0, 0)
+    assert counted is not None
+    first.settle(call, 0, 0)
+    first.recount(counted, 0)
+    granted(second.take(["ann"], 0, S))
+    assert first.count("ann", 0, S) is None
+    assert second.count("ann", 0, S) is not None
+    assert second.count("ann", 0, S) is None
+
+
+def test_what_the_short_way_sets_aside_and_is_not_used_is_counted(memory: SharedMemory) -> None:
+    most = shared_counts.MOST
+    limits = SharedStore(memory).open("it", [Rule(TOKENS, most)])
+    granted(limits.take(["ann"], 1, 0))
+    for n in range(1, 20):
+        counted = limits.count("ann", most - n, 0)
+        if counted is None:
+            call = granted(limits.take(["ann"], most - n, 0))
+            assert call.tokens == (most, 0, 60 * S)
+            limits.settle(call, 1, 0)
+        else:
+            assert counted[2] == 0
+            limits.recount(counted, 1)
 
 
 @given(

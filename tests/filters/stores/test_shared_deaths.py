@@ -23,9 +23,12 @@ from headgate.filters.stores.rules import Granted, Kind, Rule
 from headgate.filters.stores.shared import SharedLimits
 from headgate.filters.stores.shared_memory import Berths, SharedMemory
 from headgate.filters.stores.shared_table import Table
+from tests_support.limits import ShortWay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from headgate.filters.stores.rules import Limits
 
 S = 1_000_000
 REQUESTS = Rule(Kind("requests", ("user",), "minute"), 3)
@@ -88,12 +91,13 @@ class Call:
 class Worker:
     """A process: an opening of its own, and the calls it has open."""
 
-    def __init__(self, memory: SharedMemory, berths: Berths, rules: Sequence[Rule], rows: int) -> None:
+    def __init__(self, memory: SharedMemory, berths: Berths, rules: Sequence[Rule], rows: int, *, short: bool) -> None:
         self.berth = berths.take()
         self.memory = SharedMemory.attach(memory.file)
         self.words = MortalWords(self.memory.words)
         self.memory.words = cast("memoryview[int]", self.words)
-        self.limits = SharedLimits(self.memory, Table(self.memory, 0, rows + 1, 1), self.berth, "it", rules)
+        limits = SharedLimits(self.memory, Table(self.memory, 0, rows + 1, 1), self.berth, "it", rules)
+        self.limits: Limits = ShortWay(limits, rules) if short else limits
         self.open: list[Call] = []
         self.is_dead = False
 
@@ -107,6 +111,7 @@ class Host:
         self.berths = Berths(self.memory)
         self.rows = len(CALLERS) * len(rules)
         """As many as the callers need, so that rows of one are given to another."""
+        self.begun = 0
         self.workers = [self._worker() for _ in range(WORKERS)]
         self.now = 0
         self.deaths = 0
@@ -139,7 +144,7 @@ class Host:
                     worker.limits.settle(call.granted, call.guess, self.now)
             worker.memory.close()
             self.berths.leave(worker.berth)
-        newcomer = Worker(self.memory, self.berths, [AT_ONCE], self.rows)
+        newcomer = Worker(self.memory, self.berths, [AT_ONCE], self.rows, short=False)
         for caller in CALLERS:
             answers = [newcomer.limits.take([caller], 0, self.now) for _ in range(AT_ONCE.limit + 1)]
             assert [isinstance(answer, Granted) for answer in answers] == [True] * AT_ONCE.limit + [False]
@@ -148,7 +153,9 @@ class Host:
         self.memory.close()
 
     def _worker(self) -> Worker:
-        return Worker(self.memory, self.berths, self.rules, self.rows)
+        """Two of three go the short way, where there is one."""
+        self.begun += 1
+        return Worker(self.memory, self.berths, self.rules, self.rows, short=self.begun % 3 > 0)
 
     def _die(self, worker: Worker) -> None:
         self.deaths += 1
@@ -267,7 +274,7 @@ def test_every_write_of_a_history_is_the_last_of_its_process_once(rules: list[Ru
         )
         for _ in range(16)
     ]
-    writes = 0
+    writes = short = 0
     for at, step in enumerate(steps):
         for dies in count():
             host = Host(rules)
@@ -275,10 +282,12 @@ def test_every_write_of_a_history_is_the_last_of_its_process_once(rules: list[Ru
             died = host.run([replace(step, dies=dies)])
             host.run(steps[at + 1 :])
             host.close()
+            short += sum(worker.limits.short for worker in host.workers if isinstance(worker.limits, ShortWay))
             if not died:
                 break
             writes += 1
     assert writes > 60
+    assert (short > 0) == (EVENLY not in rules)
 
 
 @pytest.mark.parametrize("dies", range(4))
