@@ -16,7 +16,7 @@ import pytest
 from headgate.config import BudgetConfig, HedgeConfig, RetryConfig, parse_config
 from headgate.control.events.schema import migrate
 from headgate.control.events.spending import Spending, read_spent
-from headgate.filters.budget import Budget
+from headgate.filters.budget import Budget, Budgeting
 from headgate.filters.stores.memory import MemoryStore
 from headgate.proxy.accounting.money import nanos
 from headgate.proxy.accounting.prices import own_price
@@ -71,11 +71,11 @@ def settings(text: str) -> BudgetConfig:
 class World:
     """One gateway, day after day. `honest`: providers use no more than they were asked for and than was estimated."""
 
-    def __init__(self, *, honest: bool, strict: bool = False) -> None:
+    def __init__(self, *, honest: bool, strict: bool = False, kind: type[Budget] = Budget) -> None:
         self.honest = honest
         relay: Relay
         strictly = ", strict: true" if strict else ""
-        self.budget = Budget(
+        self.budget = kind(
             settings(f"per: address, usd_per_day: {LIMIT}, output_tokens: {OUTPUT}{strictly}"),
             place="budget",
             store=MemoryStore(),
@@ -186,6 +186,17 @@ class World:
         elif what == "unknown":
             call.feed(json_response(chat_completion(text=None, usage=None)))
 
+    @property
+    def books(self) -> list[tuple[type, float, int, object]]:
+        """What the last day has set aside and charged, call by call."""
+        records = [decode(line) for line in self.relay.lines.written]
+        return [(type(one), one.at, one.nanos, one.shares) for one in records if isinstance(one, Reserved | Spent)]
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        it = self.budget
+        return it.admitted, it.refused, it.vetoed, it.skipped, it.unpriced, it.overrun
+
     def _check(self, before_last: set[str]) -> None:
         records = [decode(line) for line in self.relay.lines.written]
         ledger = sum(nanos(one.cost_usd) for one in records if isinstance(one, Done) and one.cost_usd is not None)
@@ -236,3 +247,23 @@ def test_the_ledger_never_comes_to_more_than_the_budget_and_its_bound(honest: bo
     assert world.budget.refused > days / 10
     assert world.hedged
     assert honest == (world.budget.overrun == 0)
+
+
+class AlwaysGeneral(Budget):
+    """Takes no short cut."""
+
+    def on_request(self, ex: Any) -> None:
+        self._set_aside(ex)
+
+    def on_done(self, ex: Any) -> None:
+        Budgeting.on_done(self, ex)
+
+
+def test_who_goes_straight_sets_aside_and_charges_what_who_goes_the_general_way_does() -> None:
+    straight, general = World(honest=False), World(honest=False, kind=AlwaysGeneral)
+    for seed in range(150):
+        straight.day(Random(seed))
+        general.day(Random(seed))
+        assert straight.books == general.books
+    assert straight.counted == general.counted
+    assert straight.budget.refused > 15
