@@ -17,6 +17,7 @@ from headgate.filters.stores.memory import MemoryStore
 from headgate.proxy.accounting.money import nanos
 from headgate.proxy.accounting.prices import own_price
 from headgate.proxy.accounting.record import Reserved, Spent, decode
+from headgate.proxy.decisions import _facts
 from headgate.proxy.errors import BudgetExceededError
 from headgate.proxy.exchange import Principal
 from headgate.proxy.filter import Filter, SkipTarget
@@ -246,8 +247,7 @@ def test_the_dearest_target_is_paid_for_and_where_that_is_too_much_a_cheaper_one
 
 
 def _skipped(it: Shop) -> list[Any]:
-    found = it.relay.engine.decisions._latest[-1]
-    return list(found[19])
+    return list(_facts(it.relay.engine.decisions._latest[-1]).skipped)
 
 
 def test_a_retry_uses_what_the_failed_attempt_did_not() -> None:
