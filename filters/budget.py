@@ -35,7 +35,7 @@ from ..proxy.filter import Filter, SkipTarget
 from ..proxy.plan import BUDGET, PRICE_UNKNOWN
 from .payees import asked, is_objected, may_be_hedged
 from .purse import Purse
-from .stores.rules import Kind, Refused, Rule
+from .stores.rules import Granted, Kind, Refused, Rule
 from .whose import Whose
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ..proxy.attempt import Attempt
     from ..proxy.exchange import Exchange
     from ..proxy.plan import Target
-    from .stores.rules import Granted, Limits, Store
+    from .stores.rules import Limits, Store
 
 FREE: Final = frozenset(("files", "uploads", "conversations", "stored_responses", "stored_chats"))
 """Endpoints that name no model and cost nothing to use. What others of them start (a batch, a training) nobody here can
@@ -213,8 +213,8 @@ class Budgeting(Filter):
         """Of what is set aside so much was spent."""
         pieces = purse.empty(amount)
         if pieces:
-            for granted, part in pieces:
-                self._settle(granted, part)
+            for piece, part in pieces:
+                self._settle(piece, part)
             self._write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
 
     def _lacks(self, ex: Exchange) -> tuple[Purse, int] | None:
@@ -228,7 +228,7 @@ class Budgeting(Filter):
         return (purse, more) if next_ and more > 0 else None
 
     @abstractmethod
-    def _settle(self, granted: Granted[Any], amount: int) -> None:
+    def _settle(self, piece: Any, amount: int) -> None:
         """Tell the store."""
 
     def _refusal(self, ex: Exchange, purse: Purse, amount: int, refused: Refused | None) -> BudgetExceededError:
@@ -322,29 +322,33 @@ class Budget(Budgeting):
             self._set_aside(ex)
             return
         shares, keys = self._shares(ex, ex.wall)
-        limits = self._limits
-        granted = limits.take(keys, dearest, int(ex.started * 1e6))
-        if isinstance(granted, Refused):
-            self._set_aside(ex, granted)
-            return
-        self.crowded = limits.crowded
+        limits, now = self._limits, int(ex.started * 1e6)
+        counted = limits.count(keys[0], dearest, now)
+        purse = Purse(ex.model, costs, shares, keys, dearest, counted, costs)
+        if counted is None:
+            granted = limits.take(keys, dearest, now)
+            if isinstance(granted, Refused):
+                self._set_aside(ex, granted)
+                return
+            self.crowded = limits.crowded
+            purse.pieces = ((granted, dearest),)
         self.admitted += 1
-        ex.state[self] = Purse(ex.model, costs, shares, keys, dearest, granted, costs)
+        ex.state[self] = purse
         self._write(Reserved(ex.id, ex.wall, self._place, dearest, shares))
 
     def on_done(self, ex: Exchange) -> None:
-        """As `Budgeting`; straight for a call whose cost is known, and which was granted in one piece."""
+        """As `Budgeting`; straight for a call whose cost is known, and which was counted in one go."""
         purse: Purse | None = ex.state.get(self)
         if purse is None:
             return
-        cost, granted = ex.cost_usd, purse.granted
-        if cost is None or granted is None:
+        cost, counted = ex.cost_usd, purse.counted
+        if cost is None or counted is None:
             super().on_done(ex)
             return
         amount = nanos(cost)
         if amount > purse.amount:
             self.overrun += 1
-        self._limits.settle(granted, amount, int(self._monotonic() * 1e6))
+        self._limits.recount(counted, amount)
         self._write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
 
     def _set_aside(self, ex: Exchange, refused: Refused | None = None) -> None:
@@ -380,8 +384,11 @@ class Budget(Budgeting):
                 raise self._refusal(ex, purse, more, result)
             self._fill(ex, purse, more, result)
 
-    def _settle(self, granted: Granted[Any], amount: int) -> None:
-        self._limits.settle(granted, amount, self._now())
+    def _settle(self, piece: Any, amount: int) -> None:
+        if isinstance(piece, Granted):
+            self._limits.settle(piece, amount, self._now())
+        else:
+            self._limits.recount(piece, amount)
 
     def _now(self) -> int:
         return int(self._monotonic() * 1e6)

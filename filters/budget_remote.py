@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..proxy.errors import GatewayError
     from ..proxy.exchange import Exchange
     from .purse import Purse
-    from .stores.rules import Granted, RemoteLimits, RemoteStore
+    from .stores.rules import RemoteLimits, RemoteStore
 
 
 class RemoteBudget(Budgeting):
@@ -97,5 +97,5 @@ class RemoteBudget(Budgeting):
         finally:
             del self._asking[purse]
 
-    def _settle(self, granted: Granted[Any], amount: int) -> None:
-        self._limits.settle(granted, amount)
+    def _settle(self, piece: Any, amount: int) -> None:
+        self._limits.settle(piece, amount)

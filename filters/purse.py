@@ -15,12 +15,16 @@ import msgspec
 
 from ..proxy.accounting.record import Share
 from ..proxy.plan import PRICE_UNKNOWN, Target
-from .stores.rules import Granted
+from .stores.rules import Counted, Granted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..proxy.attempt import Attempt
+
+
+Piece = tuple[Granted[Any] | Counted, int]
+"""What a store has granted, and how much."""
 
 
 class Purse(msgspec.Struct, eq=False, weakref=True):
@@ -35,12 +39,12 @@ class Purse(msgspec.Struct, eq=False, weakref=True):
     """Of each limit, whose money it is."""
     amount: int = 0
     """What is set aside, all pieces together."""
-    granted: Granted[Any] | None = None
-    """What was granted for it, where that was done at once."""
+    counted: Counted | None = None
+    """What the store says of it, where it was counted in one go."""
     paid: Collection[Target] = ()
     """For each of these, one at a time, what is set aside is enough."""
-    pieces: tuple[tuple[Granted[Any], int], ...] = ()
-    """What was granted one after the other, each with its amount."""
+    pieces: tuple[Piece, ...] = ()
+    """Where it was not, or there is more than that: all of it."""
     over: bool = False
     """The exchange has ended."""
     wary: bool = False
@@ -55,22 +59,21 @@ class Purse(msgspec.Struct, eq=False, weakref=True):
     def add(self, granted: Granted[Any], amount: int) -> None:
         """One more piece."""
         self.pieces = (*self._all(), (granted, amount))
-        self.granted = None
+        self.counted = None
         self.amount += amount
 
-    def empty(self, spent: int) -> list[tuple[Granted[Any], int]]:
+    def empty(self, spent: int) -> list[Piece]:
         """Take out every piece, each with what was spent of it; the last one bears what was spent beyond."""
-        grants = self._all()
-        pieces: list[tuple[Granted[Any], int]] = []
-        for at, (granted, amount) in enumerate(grants, 1):
-            part = spent if at == len(grants) else min(amount, spent)
-            pieces.append((granted, part))
+        before, after = self._all(), list[Piece]()
+        for at, (piece, amount) in enumerate(before, 1):
+            part = spent if at == len(before) else min(amount, spent)
+            after.append((piece, part))
             spent -= part
-        self.granted, self.pieces, self.amount = None, (), 0
-        return pieces
+        self.counted, self.pieces, self.amount = None, (), 0
+        return after
 
-    def _all(self) -> tuple[tuple[Granted[Any], int], ...]:
-        return self.pieces if self.granted is None else ((self.granted, self.amount),)
+    def _all(self) -> tuple[Piece, ...]:
+        return self.pieces if self.counted is None else ((self.counted, self.amount),)
 
     def objection(self, target: Target) -> str | None:
         """To a target whose cost nobody knows."""

@@ -271,7 +271,7 @@ async def test_a_redis_that_loses_its_data_under_a_gateway_is_told_again(
         assert [(await gateway.post(BODY)).status for _ in range(3)] == [200] * 3
         await gateway.rows(3)
         server.kill()
-        await gateway.until(lambda: '"redis_away"' in gateway.log, "Redis to be missed")
+        await gateway.until(lambda: gateway.log.count('"redis_away"') == workers + 1, "all to miss Redis")
         await server.start()
         await until(lambda: any(key.endswith(b":mark") for key in server.all_keys()), 10)
         await gateway.until(lambda: gateway.log.count('"redis_back"') == workers + 1, "Redis to be found")

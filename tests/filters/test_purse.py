@@ -61,10 +61,12 @@ def test_what_is_held_is_never_more_than_what_is_set_aside(amount: int, steps: l
         assert sum(held.values()) + lost <= amount
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=5), st.integers(0, 300))
-def test_all_that_was_spent_is_shared_out_over_the_pieces(amounts: list[int], spent: int) -> None:
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=5), st.integers(0, 300), st.booleans())
+def test_all_that_was_spent_is_shared_out_over_the_pieces(amounts: list[int], spent: int, in_one_go: bool) -> None:
     made, granted = Purse("m"), [Granted[object]() for _ in amounts]
-    for one, amount in zip(granted, amounts, strict=True):
+    if in_one_go:
+        made.counted, made.amount = cast("Any", granted[0]), amounts[0]
+    for one, amount in list(zip(granted, amounts, strict=True))[in_one_go:]:
         made.add(one, amount)
     assert made.amount == sum(amounts)
     pieces = made.empty(spent)
