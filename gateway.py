@@ -156,14 +156,16 @@ def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tup
 
 class Means(NamedTuple):
     """What filters work with besides the time: what a call may use in tokens, where limits are counted (`remote`, where
-    there is one), the time of the calendar, what a call may cost at a target, the spool, connections to a service of
-    the operator's, and answers in Redis, where they are kept there."""
+    there is one), the time of the calendar, what a call may cost at a target, the spool (`hold` is for what goes out
+    with the record of an exchange), connections to a service of the operator's, and answers in Redis, where they are
+    kept there."""
 
     estimate: Callable[[Exchange], int] = lambda ex: 0
     store: Store = MemoryStore()
     wall: Callable[[], float] = wall_time
     foresee: Callable[[Exchange, Target, int | None], float | None] = lambda ex, target, output: None
     write: Callable[[Reserved | Spent], object] = lambda record: None
+    hold: Callable[[Spent], object] = lambda record: None
     open_service: OpenService | None = None
     remote: RemoteStore | None = None
     open_answers: Callable[[CacheConfig], RedisAnswers | None] = lambda settings: None
@@ -201,7 +203,13 @@ def make_filter(
             return RateLimit(settings, place=place, store=means.store, monotonic=now, estimate=estimate)
         case BudgetConfig():
             means = means or Means()
-            needs = {"monotonic": now, "wall": means.wall, "foresee": means.foresee, "write": means.write}
+            needs = {
+                "monotonic": now,
+                "wall": means.wall,
+                "foresee": means.foresee,
+                "write": means.write,
+                "hold": means.hold,
+            }
             if means.remote is not None:
                 return RemoteBudget(settings, place=place, store=means.remote, **needs)
             return Budget(settings, place=place, store=means.store, **needs)
@@ -307,6 +315,7 @@ class Gateway:
             self.clock.wall,
             self._ledger.foresee,
             self._ledger.write,
+            self._ledger.hold,
             partial(open_service, self.clock, self.deadlines),
             self._redis,
             self._open_answers,

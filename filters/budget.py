@@ -60,7 +60,8 @@ class Budgeting(Filter):
     """What does not depend on where it is counted: what a call may cost, and what it is charged.
 
     `place` is this filter's name in the ledger; `monotonic` and `wall` give seconds; `foresee` what a call may cost at
-    a target (`Ledger.foresee`); `write` takes records to the spool.
+    a target (`Ledger.foresee`); `write` takes records to the spool, and `hold` the last one of an exchange, which goes
+    there with the record of its end.
     """
 
     after = ("auth",)
@@ -75,6 +76,7 @@ class Budgeting(Filter):
         wall: Callable[[], float],
         foresee: Callable[[Exchange, Target, int | None], float | None],
         write: Callable[[Reserved | Spent], object],
+        hold: Callable[[Spent], object] | None = None,
     ) -> None:
         self.name = "budget"
         self.admitted = 0
@@ -94,6 +96,7 @@ class Budgeting(Filter):
         self._wall = wall
         self._foresee = foresee
         self._write = write
+        self._hold = hold or write
         self._shares = Whose([rule.kind for rule in self._rules], config.time_zone).shares
         self._output = config.output_tokens
         self._strict = config.strict
@@ -125,7 +128,7 @@ class Budgeting(Filter):
         amount = nanos(ex.cost_usd) if ex.cost_usd is not None else self._charge(ex, purse)
         if amount > purse.amount:
             self.overrun += 1
-        self._end(ex, purse, amount)
+        self._end(ex, purse, amount, self._hold)
 
     # -- before
 
@@ -141,7 +144,7 @@ class Budgeting(Filter):
         elif purse.model == ex.model:
             return None
         else:
-            self._end(ex, purse, 0)  # it was for the model before
+            self._end(ex, purse, 0, self._write)  # it was for the model before
             purse.model = ex.model
             purse.paid = ()
         if self._strict and ex.facts is not None:
@@ -209,13 +212,13 @@ class Budgeting(Filter):
         purse.add(granted, amount)
         self._write(Reserved(ex.id, ex.wall, self._place, purse.amount, purse.shares))
 
-    def _end(self, ex: Exchange, purse: Purse, amount: int) -> None:
+    def _end(self, ex: Exchange, purse: Purse, amount: int, write: Callable[[Spent], object]) -> None:
         """Of what is set aside so much was spent."""
         pieces = purse.empty(amount)
         if pieces:
             for piece, part in pieces:
                 self._settle(piece, part)
-            self._write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
+            write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
 
     def _lacks(self, ex: Exchange) -> tuple[Purse, int] | None:
         """For a session of which one more answer is over: what the next one may cost beyond what is set aside; None
@@ -349,7 +352,7 @@ class Budget(Budgeting):
         if amount > purse.amount:
             self.overrun += 1
         self._limits.recount(counted, amount)
-        self._write(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
+        self._hold(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
 
     def _set_aside(self, ex: Exchange, refused: Refused | None = None) -> None:
         """The general way. `refused`: what the store has said to the dearest of all its targets."""

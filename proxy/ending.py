@@ -164,6 +164,7 @@ class Ending:
     def bug(self, error: BaseException, **where: str) -> None:
         """The traceback of what should not have happened goes to the log, and nowhere else."""
         self.engine.stats.internal_errors += 1
+        self.engine.ledger.flush()  # perhaps no record follows what was held for it
         self.engine.log.error("internal_error", id=self.ex.id, exc_info=error, **where)
 
     def finish(self, outcome: Outcome, status: int) -> None:
@@ -211,6 +212,8 @@ class Ending:
             engine.stats.count(ex, now)
             if ex.admitted or self._admit():
                 engine.ledger.close(ex, now)
+                return
+        engine.ledger.flush()
 
     def _admit(self) -> bool:
         """One that was refused before it was admitted; False where the ledger is full and its policy is to refuse: the

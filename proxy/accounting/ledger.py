@@ -37,10 +37,11 @@ SHORT_BODY: Final = 8192
 class Ledger:
     """Writes the records of one worker. `spool` None keeps none (tests, tools)."""
 
-    __slots__ = ("_worker", "estimator", "rows", "spool")
+    __slots__ = ("_held", "_worker", "estimator", "rows", "spool")
 
     def __init__(self, spool: Spool | None, estimator: Estimator, worker: str = "0") -> None:
         self.spool = spool
+        self._held = b""
         self._worker = worker
         self.estimator = estimator
         self.rows = 0
@@ -76,6 +77,18 @@ class Ledger:
         """What became of an object at a provider, or of somebody's money."""
         if self.spool is not None:
             self.spool.append(encode(record))
+
+    def hold(self, record: Spent) -> None:
+        """As `write`, for what a filter has to say when an exchange is over: it goes out with the `done` that follows
+        at once, or with `flush`."""
+        if self.spool is not None:
+            self._held += encode(record)
+
+    def flush(self) -> None:
+        """Write what is held: no `done` follows."""
+        if self._held and self.spool is not None:
+            held, self._held = self._held, b""
+            self.spool.append(held)
 
     def settle(self, ex: Exchange, said: AnswerFacts) -> None:
         """Set `ex.usage` and `ex.cost_usd` from the provider's report, or from what was delivered; once."""
@@ -213,7 +226,7 @@ class Ledger:
         )
 
     def close(self, ex: Exchange, now: float) -> None:
-        """Write the `done` record; once for each admitted exchange."""
+        """Write the `done` record, and what is held; once for each admitted exchange."""
         self.rows += 1
         spool = self.spool
         if spool is None:
@@ -278,7 +291,11 @@ class Ledger:
                 ex.cache.verdict if ex.cache is not None else "",
             ),
         )
-        spool.append(encode(done))
+        line = encode(done)
+        if self._held:
+            line = self._held + line
+            self._held = b""
+        spool.append(line)
 
 
 def _spoken(characters: int, price: Price) -> Usage:

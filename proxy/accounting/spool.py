@@ -1,7 +1,8 @@
 """The spool: each worker's own append-only files, from which the ledger is filled.
 
-One record is one `write` to a file opened with O_APPEND, so it is in the kernel when `append` returns and survives
-kill -9 without fsync. A spool is named by its worker and its incarnation and lives in three kinds of files:
+Each append is one `write` to a file opened with O_APPEND, so its record, or the few that belong together, are in the
+kernel when it returns and survive kill -9 without fsync. A spool is named by its worker and its incarnation and lives
+in three kinds of files:
 
     w0-18c2a5f0e1b2.lock          flocked as long as the worker lives; the kernel lets go, however it dies
     w0-18c2a5f0e1b2.00000001.seg  sealed: a segment with a higher number exists, nobody writes to it again
@@ -35,6 +36,7 @@ SEGMENT_SUFFIX: Final = ".seg"
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
 # A full spool looks at the directory again after this time: the ledger may have caught up.
 LOOK_AGAIN_SECONDS: Final = 0.25
+_LINE_END: Final = 0x0A
 
 
 class SpoolFullError(Exception):
@@ -50,7 +52,9 @@ class Spool:
 
     __slots__ = (
         "_active",
+        "_clear",
         "_directory",
+        "_granted",
         "_limit",
         "_lock",
         "_look_at",
@@ -95,6 +99,7 @@ class Spool:
         self._monotonic = monotonic
         self._look_at = 0.0
         self._torn = False
+        self._clear = self._granted = 0  # bytes that fit whatever they are, left and once they were counted
         self._segment = 0
         self._active = -1
         self._lock = _locked(self._directory, self.name)
@@ -104,30 +109,21 @@ class Spool:
             self._give_up()
             raise
 
-    def append(self, line: bytes) -> bool:
-        """Write one encoded record, its line end included; False when it was lost, which is counted.
+    def append(self, lines: bytes) -> bool:
+        """Write encoded records, their line ends included, in one piece; False when some were lost, which are counted.
 
-        Raises SpoolFullError for an `opened` record only, and only under `refuse`.
+        Raises SpoolFullError where the first is `opened`, and only under `refuse`.
         """
-        opened = line.startswith(OPENED_PREFIX)
-        if self._used + len(line) > (self._open_limit if opened else self._limit) and not self._has_room(line, opened):
-            return False
-        if self._segment_bytes >= self._segment_size:
-            self._rotate()
-        data = b"\n" + line if self._torn else line
+        size = len(lines)
+        if size > self._clear:
+            return self._append_with_care(lines)
         try:
-            written = self._write(self._active, data)
+            written = self._write(self._active, lines)
         except OSError:
-            self.errors += 1
+            self.errors += lines.count(b"\n")
             return False
-        self._used += written
-        self._segment_bytes += written
-        # A short write leaves half a line; the next record ends it, so that only this one is lost.
-        self._torn = written < len(data) and (written > 0 or self._torn)
-        if written < len(data):
-            self.errors += 1
-            return False
-        return True
+        self._clear -= written
+        return written == size or self._is_cut(lines, lines, written)
 
     def close(self) -> None:
         """Let go of the spool. Exchanges still open in it become `lost`, so close after the last `done`."""
@@ -136,13 +132,52 @@ class Spool:
                 os.close(fd)
         self._active = self._lock = -1
 
-    def _has_room(self, line: bytes, opened: bool) -> bool:
-        """Decide about a record that does not fit the last known size of the directory."""
+    def _append_with_care(self, lines: bytes) -> bool:
+        """Where a bound may be near, or the last write was cut."""
+        self._take_stock()
+        opened = lines.startswith(OPENED_PREFIX)
+        limit = self._open_limit if opened else self._limit
+        if self._used + len(lines) > limit and not self._has_room(lines, opened):
+            return False
+        if self._segment_bytes >= self._segment_size:
+            self._rotate()
+        data = b"\n" + lines if self._torn else lines  # which ends half a line, so that only that one is lost
+        try:
+            written = self._write(self._active, data)
+        except OSError:
+            self.errors += lines.count(b"\n")
+            return False
+        self._used += written
+        self._segment_bytes += written
+        if written < len(data):
+            return self._is_cut(lines, data, written)
+        self._torn = False
+        room = min(self._open_limit - self._used, self._segment_size - self._segment_bytes)
+        self._clear = self._granted = max(0, room)
+        return True
+
+    def _take_stock(self) -> None:
+        """Count what was written without a look at the bounds."""
+        size = self._granted - self._clear
+        self._used += size
+        self._segment_bytes += size
+        self._clear = self._granted = 0
+
+    def _is_cut(self, lines: bytes, data: bytes, written: int) -> bool:
+        """A short write of `data`: of `lines`, which it ends with, what is not there whole is lost. Returns False."""
+        self._take_stock()
+        if written:
+            self._torn = data[written - 1] != _LINE_END
+        self.errors += min(lines.count(b"\n"), data.count(b"\n", written))
+        return False
+
+    def _has_room(self, lines: bytes, opened: bool) -> bool:
+        """Decide about what does not fit the last known size of the directory."""
         now = self._monotonic()
         if not self.full or now >= self._look_at:
             self._look_at = now + LOOK_AGAIN_SECONDS
             self._used = self._measure()
-        if self._used + len(line) <= (self._open_limit if opened else self._limit):
+        if self._used + len(lines) <= (self._open_limit if opened else self._limit):
             self.full = False
             return True
         self.full = True
@@ -150,7 +185,7 @@ class Spool:
             if opened:
                 raise SpoolFullError
             return True
-        self.dropped += 1
+        self.dropped += lines.count(b"\n")
         return False
 
     def _measure(self) -> int:

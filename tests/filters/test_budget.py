@@ -16,13 +16,14 @@ from headgate.filters.budget import Budget
 from headgate.filters.stores.memory import MemoryStore
 from headgate.proxy.accounting.money import nanos
 from headgate.proxy.accounting.prices import own_price
-from headgate.proxy.accounting.record import Reserved, Spent, decode
+from headgate.proxy.accounting.record import Done, Reserved, Spent, decode
 from headgate.proxy.decisions import _facts
 from headgate.proxy.errors import BudgetExceededError
 from headgate.proxy.exchange import Principal
 from headgate.proxy.filter import Filter, SkipTarget
 from headgate.proxy.models import ModelTable, ModelTarget
 from headgate.proxy.plan import Target
+from headgate.proxy.stats import Stats
 from headgate.proxy.websocket.frames import CLOSE
 from tests_support.answers import (
     DONE,
@@ -140,6 +141,7 @@ def shop(
         wall=lambda: relay.clock.wall(),
         foresee=lambda ex, target, output: relay.engine.ledger.foresee(ex, target, output),
         write=lambda record: relay.engine.ledger.write(record),
+        hold=lambda record: relay.engine.ledger.hold(record),
     )
     relay = Relay(providers=len(prices), retry=retry, before=(caller, budget, *below))
     for cluster, price in zip(relay.clusters, prices, strict=True):
@@ -152,6 +154,32 @@ def test_a_budget_is_spent_to_its_last_cent_and_not_beyond() -> None:
     it = shop()
     assert [it.pays(4), it.pays(6), it.pays(1)] == [True, True, False]
     assert (it.budget.admitted, it.budget.refused, it.budget.overrun) == (2, 1, 0)
+
+
+def test_what_a_call_is_charged_goes_to_the_spool_in_one_piece_with_its_record() -> None:
+    it = shop()
+    asked = it.ask()
+    before = len(it.relay.lines.pieces)
+    assert isinstance(it.records[-1], Reserved)  # before anybody answers
+    it.answer(1)
+    assert asked.downstream.status == 200
+    [last] = it.relay.lines.pieces[before:]
+    assert [type(decode(line)) for line in last.splitlines()] == [Spent, Done]
+
+
+async def test_what_a_call_is_charged_is_in_the_spool_where_no_record_of_it_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    it = shop()
+
+    def breaks(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Stats, "count", breaks)
+    it.ask()
+    it.answer(1)
+    kinds = [type(decode(line)) for line in it.relay.lines.written]
+    assert (kinds.count(Spent), kinds.count(Done)) == (1, 0)
 
 
 def test_a_refusal_names_the_budget_what_is_left_and_until_when() -> None:

@@ -21,7 +21,7 @@ from headgate.dialects.openai import OpenAI
 from headgate.filters.retry import Retry
 from headgate.proxy.accounting.estimate import Estimator
 from headgate.proxy.accounting.ledger import Ledger
-from headgate.proxy.accounting.record import Done, Forgotten, Issued, Opened, decode
+from headgate.proxy.accounting.record import OPENED_PREFIX, Done, Forgotten, Issued, Opened, decode
 from headgate.proxy.accounting.spool import SpoolFullError
 from headgate.proxy.chain import Chain, prefix_length
 from headgate.proxy.clock import Deadlines
@@ -56,10 +56,13 @@ class Lines:
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
+        self.pieces: list[bytes] = []
+        """As they were given, one or more records each."""
 
-    def append(self, line: bytes) -> bool:
-        """Keep one record."""
-        self.written.append(line)
+    def append(self, lines: bytes) -> bool:
+        """Keep records."""
+        self.pieces.append(lines)
+        self.written += lines.splitlines(keepends=True)
         return True
 
     def take(self) -> list[Opened | Done]:
@@ -77,11 +80,11 @@ class Lines:
 class FullSpool(Lines):
     """A spool that is full, and whose policy is to refuse."""
 
-    def append(self, line: bytes) -> bool:
+    def append(self, lines: bytes) -> bool:
         """Refuse what opens an exchange."""
-        if isinstance(decode(line), Opened):
+        if lines.startswith(OPENED_PREFIX):
             raise SpoolFullError
-        return super().append(line)
+        return super().append(lines)
 
 
 class Exchange:

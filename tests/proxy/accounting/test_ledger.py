@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headgate.proxy.accounting.estimate import Estimator
 from headgate.proxy.accounting.ledger import SHORT_BODY, Ledger
 from headgate.proxy.accounting.prices import Price, own_price
-from headgate.proxy.accounting.record import Done, Opened
+from headgate.proxy.accounting.record import Done, Opened, Spent, decode
 from headgate.proxy.accounting.usage import NO_USAGE, Usage
 from headgate.proxy.dialect import AnswerFacts, RequestFacts
 from headgate.proxy.edge.downstream import RequestHead
@@ -76,6 +76,20 @@ def test_one_that_reached_no_provider_says_so() -> None:
     [done] = lines.take()
     assert isinstance(done, Done)
     assert (done.provider, done.upstream_ms, done.overhead_ms, done.attempts, done.stream) == ("", None, None, 0, False)
+
+
+def test_what_is_held_goes_out_with_the_record_or_without_it() -> None:
+    lines = Lines()
+    book, ex = ledger(lines), exchange(asked=False)
+    spent = Spent("hg_1", 1.0, "budget", 5, ())
+    book.hold(spent)
+    assert lines.pieces == []
+    book.close(ex, 101.0)
+    book.flush()
+    book.hold(spent)
+    book.flush()
+    assert [[type(decode(line)) for line in piece.splitlines()] for piece in lines.pieces] == [[Spent, Done], [Spent]]
+    ledger().hold(spent)
 
 
 def test_without_a_spool_nothing_is_written_and_all_is_counted() -> None:

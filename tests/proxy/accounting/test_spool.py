@@ -183,6 +183,43 @@ def test_half_a_line_costs_only_itself(make: Callable[..., Spool], tmp_path: Pat
     assert spool.errors == 2
 
 
+@pytest.mark.parametrize(
+    ("cut", "errors", "kept"),
+    [
+        (len(DONE) + 30, 1, DONE + DONE[:30] + b"\n" + DONE),
+        (len(DONE), 1, DONE + DONE),
+        (30, 2, DONE[:30] + b"\n" + DONE),
+        (0, 2, DONE),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1, 2], ids=["from the first", "from one that was measured", "after half a line"])
+def test_of_two_records_in_one_piece_what_is_whole_is_kept(
+    make: Callable[..., Spool], tmp_path: Path, before: int, cut: int, errors: int, kept: bytes
+) -> None:
+    room = [[cut], [len(DONE), cut], [20, cut + 1 if cut else 0]][before]
+
+    def write(fd: int, data: bytes) -> int:
+        return os.write(fd, data[: room.pop(0)]) if room else os.write(fd, data)
+
+    spool = make(write=write)
+    first = [b"", DONE, DONE[:20] + b"\n"][before]
+    if before:
+        assert spool.append(DONE) is (before == 1)
+    assert not spool.append(DONE + DONE)
+    assert spool.append(DONE)
+    assert written(tmp_path) == first + kept
+    assert spool.errors == errors + (before == 2)
+
+
+def test_of_what_does_not_fit_each_record_is_counted(make: Callable[..., Spool], tmp_path: Path) -> None:
+    spool = make(max_size=8 * len(DONE), on_full="drop")
+    assert [spool.append(DONE + DONE) for _ in range(6)] == [True] * 4 + [False] * 2
+    assert (spool.dropped, written(tmp_path)) == (4, DONE * 8)
+    failed = make("w1", write=failing(errno.EIO))
+    assert not failed.append(DONE + DONE)
+    assert failed.errors == 2
+
+
 def test_when_no_segment_can_be_begun_the_old_one_goes_on(
     make: Callable[..., Spool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
