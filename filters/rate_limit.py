@@ -141,7 +141,8 @@ class RateLimit(RateLimiting):
         super().__init__(config, monotonic=monotonic, estimate=estimate)
         self.crowded = 0  # calls that were counted together with those of strangers, for want of room
         self._limits: Limits = store.open(place, self._rules)
-        self._caller = self._callers[0] if len(self._callers) == 1 else None
+        self._caller = self._callers[0] if len(self._callers) == 1 else _nobody
+        """Of all rules; where these have several, none that `Limits.count` would know."""
         numbers = {rule.kind.what: rule.limit for rule in self._rules}
         self._numbers = numbers.get("requests"), numbers.get("tokens")
         self._told = [
@@ -157,13 +158,12 @@ class RateLimit(RateLimiting):
         if tokens > self._most_tokens:
             raise self._too_large(tokens)
         now = int(self._monotonic() * 1e6)
-        limits, caller = self._limits, self._caller
-        if caller is not None:
-            counted = limits.count(caller(ex), tokens, now)
-            if counted is not None:
-                self.admitted += 1
-                ex.state[limits] = counted
-                return
+        limits = self._limits
+        counted = limits.count(self._caller(ex), tokens, now)
+        if counted is not None:
+            self.admitted += 1
+            ex.state[limits] = counted
+            return
         result = limits.take(self._callers_of(ex), tokens, now)
         self.crowded = limits.crowded
         self._decide(ex, result, now)
@@ -173,7 +173,7 @@ class RateLimit(RateLimiting):
         state = ex.state
         counted: Counted | None = state.get(self._limits)
         if counted is None or RateLimiting in state:
-            super().on_response(ex, head)
+            RateLimiting.on_response(self, ex, head)
             return
         state[RateLimiting] = self
         now = int(self._monotonic() * 1e6)
@@ -193,10 +193,8 @@ class RateLimit(RateLimiting):
                 limits.settle(granted, used(ex), int(self._monotonic() * 1e6))
             return
         usage = ex.usage
-        if usage is None or usage.source == "none":
-            limits.recount(counted, used(ex))
-        else:
-            limits.recount(counted, usage.prompt_tokens + usage.completion_tokens)
+        tokens = usage.prompt_tokens + usage.completion_tokens if usage is not None else 0
+        limits.recount(counted, tokens or used(ex))
 
     def _standing(self, ex: Exchange) -> Standing:
         counted: Counted | None = ex.state.get(self._limits)
@@ -211,6 +209,10 @@ class RateLimit(RateLimiting):
 
 def _nothing(ex: Exchange) -> int:
     return 0
+
+
+def _nobody(ex: Exchange) -> str:
+    return ""
 
 
 def rules_of(config: RateLimitConfig) -> list[Rule]:
