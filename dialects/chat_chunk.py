@@ -49,12 +49,15 @@ _encode = msgspec.json.encode
 
 def usage_of(chunk: Chunk) -> Usage | None:
     """What it reports, wherever its provider puts that."""
-    raw: bytes | msgspec.Raw = chunk.usage
-    if raw == ABSENT and isinstance(chunk.x_groq, dict) and "usage" in chunk.x_groq:
-        raw = _encode(chunk.x_groq["usage"])
-    usage = None if raw == ABSENT else parse_chat_usage(raw)
-    if usage is not None and usage.service_tier is None and isinstance(chunk.service_tier, str):
-        return msgspec.structs.replace(usage, service_tier=chunk.service_tier)
+    raw, tier = chunk.usage, chunk.service_tier
+    if raw != ABSENT:
+        usage = parse_chat_usage(raw)
+    elif isinstance(chunk.x_groq, dict) and "usage" in chunk.x_groq:
+        usage = parse_chat_usage(_encode(chunk.x_groq["usage"]))
+    else:
+        return None
+    if tier is not None and usage is not None and usage.service_tier is None and isinstance(tier, str):
+        return msgspec.structs.replace(usage, service_tier=tier)
     return usage
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_MODEL = 256
 _MODEL = b'"model"'
+_VALUE = len(_MODEL) + 1
 _BACKSLASH = 0x5C
+_REMEMBERED = 1024
 _encode = msgspec.json.encode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -42,23 +44,40 @@ def read_object(body: bytes, decode: Callable[[bytes], T], *, max_depth: int) ->
         raise JsonTooDeepError(f"The body is nested deeper than {max_depth} levels.") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidJsonError(f"The body must be one JSON object: {error}.") from None
-    if deeper_than(body, max_depth):
+    # A body that opens so few brackets needs no closer look.
+    if len(body) - len(body.translate(None, b"{[")) > max_depth and deeper_than(body, max_depth):
         raise JsonTooDeepError(f"The body is nested deeper than {max_depth} levels.")
     return request
 
 
+class _Spellings(dict[str, tuple[bytes, int]]):
+    """model -> how a body names it that is written without a space, and how long that is. Bounded, because names come
+    from outside."""
+
+    def __missing__(self, model: str) -> tuple[bytes, int]:
+        if not model:
+            raise MissingModelError("You must provide a model: a non-empty string.", param="model")
+        if not model.isprintable() or len(model) > MAX_MODEL:
+            raise MissingModelError(f"The model must be at most {MAX_MODEL} printable characters.", param="model")
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        named = _MODEL + b':"%b"' % model.encode()
+        self[model] = found = (named, len(named))
+        return found
+
+
+_spellings = _Spellings()
+
+
 def find_model(body: bytes, model: object) -> tuple[int, int]:
     """Where the value of a body's `model` begins and ends. Raises MissingModelError, DuplicateFieldError."""
-    if not isinstance(model, str) or not model:
+    if type(model) is not str:
         raise MissingModelError("You must provide a model: a non-empty string.", param="model")
-    if not model.isprintable() or len(model) > MAX_MODEL:
-        raise MissingModelError(f"The model must be at most {MAX_MODEL} printable characters.", param="model")
-    start = body.find(_MODEL) + len(_MODEL)
-    if _BACKSLASH not in body and body.find(_MODEL, start) < 0:
-        # So that is the key; and where its value stands as it was read, there is nothing to search.
-        value = b':"%b"' % model.encode()
-        if body.startswith(value, start):
-            return start + 1, start + len(value)
+    named, size = _spellings[model]
+    start = body.find(_MODEL)
+    if _BACKSLASH not in body and body.startswith(named, start) and body.find(_MODEL, start + 1) < 0:
+        # That is the key, and its value stands there as it was read: there is nothing to search.
+        return start + _VALUE, start + size
     places = find_members(body, b"model")
     if len(places) != 1:
         raise DuplicateFieldError("The body names 'model' twice.", param="model")
@@ -145,6 +164,8 @@ class JsonFacts(RequestFacts):
 
     def encode(self, model: str, splices: list[Splice] | None = None) -> bytes:
         """The body for a target: the model's name put in, `splices` made, and no other byte touched."""
+        if model == self.model and not splices and not self._limited:
+            return self.body
         if self._encoded is not None and self._encoded[0] == model:
             return self._encoded[1]
         changes = list(splices or ())

@@ -60,19 +60,21 @@ class ChatFacts(JsonFacts):
     output_fields: ClassVar[tuple[bytes, ...]] = (b"max_completion_tokens", b"max_tokens")
 
     def __init__(self, body: bytes, request: _ChatRequest, model_at: tuple[int, int]) -> None:
-        options = request.stream_options
-        limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-        super().__init__(
-            body,
-            request.model,
-            model_at,
-            stream=request.stream is not None and read_stream(request.stream),
-            wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
-            max_tokens=positive(limit) if limit is not None else None,
-            n=(positive(request.n) or 1) if request.n is not None else 1,
-        )
-        self.stream_options = options
+        # All that the base classes do, without a call: this runs for every request.
+        self.body = body
+        self.model = request.model
+        self.model_at = model_at
+        self.stream_options = options = request.stream_options
+        self.wants_usage = isinstance(options, dict) and options.get("include_usage") is True
+        stream, limit, n = request.stream, request.max_completion_tokens, request.n
+        self.stream = stream is not None and read_stream(stream)
+        if limit is None:
+            limit = request.max_tokens
+        self.max_tokens = positive(limit) if limit is not None else None
+        self.n = 1 if n is None else positive(n) or 1
         self.stores = request.store is True
+        self._encoded = None
+        self._limited = False
 
 
 class CompletionFacts(ChatFacts):
@@ -129,15 +131,16 @@ class Chat(Operation):
         return read_id(body)
 
     def read_answer(self, body: bytes) -> AnswerFacts:
-        """Usage and error of a whole completion."""
+        """Usage and error of a whole completion; its text where it does not say its usage."""
         try:
             answer = decode_chunk(body)
         except UNREADABLE:
             return AnswerFacts(unreadable=True)
-        text = 0
-        for choice in answer.choices or ():
-            text += choice_bytes(choice)
-        return AnswerFacts(usage_of(answer), error=bool(answer.error), text_bytes=text)
+        usage, text = usage_of(answer), 0
+        if usage is None:
+            for choice in answer.choices or ():
+                text += choice_bytes(choice)
+        return AnswerFacts(usage, error=bool(answer.error), text_bytes=text)
 
     def error_event(self, error: GatewayError) -> bytes:
         """`data: {"error": …}`, which openai-python, openai-node and the AI SDK raise."""

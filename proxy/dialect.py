@@ -96,8 +96,8 @@ class BodyReader(ABC):
 
 class AnswerFacts:
     """What an answer has said. `error`: a provider's error in a 200; `text_bytes`: of generated text, and
-    `text_events`: those that carried some, for an estimate; `usage_is_final`: nothing was generated after it;
-    `unreadable`: what should be a JSON object cannot be read as one."""
+    `text_events`: those that carried some, for an estimate where `usage` is none or not final; `usage_is_final`:
+    nothing was generated after it; `unreadable`: what should be a JSON object cannot be read as one."""
 
     __slots__ = ("error", "text_bytes", "text_events", "unreadable", "usage", "usage_is_final")
 

@@ -60,7 +60,7 @@ class Dispatch:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.operation = run.engine.operation(run.ex.face)
+        self.operation = run.engine.operations[run.ex.face.operation]
         self.answer: Answer | None = None
         """The committed answer: from here on nobody else is asked."""
         self._succession = Succession(self)

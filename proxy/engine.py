@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .clock import Clock, Deadlines
     from .dialect import Dialect, Operation
     from .edge.downstream import Downstream
-    from .faces import Face
     from .graph import Graph
     from .upstream.shedding import Shedding
 
@@ -68,9 +67,10 @@ class Engine:
         """Called when an endpoint that is checked has said by itself that it is to be left alone."""
         self.shedding: Shedding | None = None
         """Set while this worker has too much to do: asked before each new exchange."""
-        self._operations: Mapping[str, Operation] = face_dialect.operations
-        self._ids = count(1)
-        self._id_prefix = f"hg_{secrets.token_hex(8)}"
+        self.operations: Mapping[str, Operation] = face_dialect.operations
+        """What a face speaks, by the name that it gives."""
+        self.next_id: Callable[[], str] = map(f"hg_{secrets.token_hex(8)}%08x".__mod__, count(1)).__next__
+        """Unique without asking the system: 64 random bits of this engine, then a count."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accepts(self, path: str) -> bool:
@@ -87,14 +87,6 @@ class Engine:
             return
         downstream.listener = run
         run.start()
-
-    def operation(self, face: Face) -> Operation:
-        """The operation a face speaks."""
-        return self._operations[face.operation]
-
-    def next_id(self) -> str:
-        """Unique without asking the system: 64 random bits of this engine, then a count."""
-        return f"{self._id_prefix}{next(self._ids):08x}"
 
     def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """A task that the engine owns: it is cancelled by its run, or with the engine."""

@@ -102,129 +102,133 @@ class Exchange:
     `state`."""
 
     __slots__ = (
-        "_candidates",
-        "_resolved",
-        "admitted",
-        "asks",
-        "attempt",
-        "attempts",
-        "bytes_in",
-        "bytes_out",
-        "cache",
-        "client_request_id",
-        "cost_source",
-        "cost_usd",
-        "deadline",
-        "error",
-        "face",
-        "facts",
-        "first_token_at",
-        "graph",
-        "head",
-        "id",
-        "inputs",
-        "lost_cost_usd",
-        "model",
-        "is_stranger",
-        "notes",
-        "outcome",
-        "overruled",
-        "pinned",
-        "plan",
-        "principal",
-        "provider",
-        "reached",
-        "region",
-        "reserved_for",
-        "retry",
-        "rough_prompt",
-        "route",
-        "scorer",
-        "skipped",
-        "started",
-        "state",
-        "status",
-        "timings",
-        "usage",
-        "vetoes",
-        "wall",
-    )
+        "_candidates", "_resolved", "admitted", "asks", "attempt", "attempts", "bytes_in", "bytes_out", "cache",
+        "client_request_id", "cost_source", "cost_usd", "deadline", "error", "face", "facts", "first_token_at",
+        "graph", "head", "id", "inputs", "is_stranger", "lost_cost_usd", "model", "notes", "outcome", "overruled",
+        "pinned", "plan", "principal", "provider", "reached", "region", "reserved_for", "retry", "rough_prompt",
+        "route", "scorer", "skipped", "started", "state", "status", "timings", "usage", "vetoes", "wall",
+    )  # fmt: skip
+
+    id: str
+    """`x-headgate-request-id`, and the key of its record."""
+    head: RequestHead
+    face: Face
+    graph: Graph
+    """The config this exchange lives under to its end, reloads notwithstanding."""
+    started: float
+    wall: float
+    client_request_id: bytes | None
+    principal: Principal
+    route: Route | None
+    facts: RequestFacts | None
+    retry: RetryPolicy | None
+    scorer: Scorer | None
+    vetoes: list[Veto]
+    attempts: list[Attempt]
+    attempt: Attempt | None
+    """The one whose answer or failure the client gets: the latest, unless the answer of an earlier one goes
+    down."""
+    plan: Plan | None
+    """The latest one that was made for it."""
+    overruled: tuple[Vetoed, ...]
+    """Soft vetoes that the plan passes over, because nobody was left."""
+    skipped: tuple[Vetoed, ...]
+    """Targets of the plan that an `on_attempt` has skipped, or that had no room when they were asked. Not asked
+    again before the next plan; for want of room, not before the next failure."""
+    inputs: dict[str, Any] | None
+    """What its plan was made from, where that was read."""
+    timings: Timings | None
+    """When each filter began, where the caller asks for an explanation."""
+    notes: dict[str, str] | None
+    """What filters say of their decisions, by name; see `note`."""
+    provider: str | None
+    """The only provider the caller wants (`x-headgate-provider`)."""
+    pinned: str | None
+    """The only provider that has what the request names."""
+    is_stranger: bool
+    """Nobody knows who made what the request names."""
+    region: str
+    """Where the caller wants to be served (`x-headgate-region`), as far as a provider has endpoints there."""
+    state: dict[object, Any]
+    deadline: float
+    """Monotonic time after which the caller no longer waits (`x-headgate-timeout-ms`)."""
+    asks: bool
+    """The request has fields of ours (`x-headgate-…`)."""
+    admitted: bool
+    """It has an `open` record, so it will have a `done` one."""
+    reached: int
+    """How far down the chain: the position of the filter whose `on_request` runs or ended the exchange; the
+    number of filters once all let it pass."""
+    status: int
+    outcome: Outcome
+    error: GatewayError | None
+    usage: Usage | None
+    """What it used, once that is settled; its source is `none` where nothing is known."""
+    rough_prompt: PromptEstimate | None
+    """The prompt as estimated, where something asked for it."""
+    cost_usd: float | None
+    lost_cost_usd: float
+    """Of that: what attempts have cost that a faster one has replaced."""
+    cost_source: str
+    first_token_at: float | None
+    bytes_in: int
+    bytes_out: int
+    model: str
+    """What the exchange asks for: the client's, until a filter sets another. What was reserved for the one before
+    is then reserved anew."""
+    reserved_for: str
+    """The model that the filters have reserved for."""
+    cache: CacheNote | None
+    """What a cache had to do with it."""
+    _candidates: tuple[Target, ...] | None
+    _resolved: str
+    """The model that the candidates belong to."""
 
     def __init__(self, id_: str, head: RequestHead, face: Face, graph: Graph, started: float, wall: float) -> None:
         self.id = id_
-        """`x-headgate-request-id`, and the key of its record."""
         self.head = head
         self.face = face
         self.graph = graph
-        """The config this exchange lives under to its end, reloads notwithstanding."""
         self.started = started
         self.wall = wall
-        self.client_request_id: bytes | None = None
+        self.client_request_id = None
         self.principal = ANONYMOUS
-        self.route: Route | None = None
-        self.facts: RequestFacts | None = None
-        self.retry: RetryPolicy | None = None
-        self.scorer: Scorer | None = None
-        self.vetoes: list[Veto] = []
-        self.attempts: list[Attempt] = []
-        self.attempt: Attempt | None = None
-        """The one whose answer or failure the client gets: the latest, unless the answer of an earlier one goes
-        down."""
-        self.plan: Plan | None = None
-        """The latest one that was made for it."""
-        self.overruled: tuple[Vetoed, ...] = ()
-        """Soft vetoes that the plan passes over, because nobody was left."""
-        self.skipped: tuple[Vetoed, ...] = ()
-        """Targets of the plan that an `on_attempt` has skipped, or that had no room when they were asked. Not asked
-        again before the next plan; for want of room, not before the next failure."""
-        self.inputs: dict[str, Any] | None = None
-        """What its plan was made from, where that was read."""
-        self.timings: Timings | None = None
-        """When each filter began, where the caller asks for an explanation."""
-        self.notes: dict[str, str] | None = None
-        """What filters say of their decisions, by name; see `note`."""
-        self.provider: str | None = None
-        """The only provider the caller wants (`x-headgate-provider`)."""
-        self.pinned: str | None = None
-        """The only provider that has what the request names."""
+        self.route = None
+        self.facts = None
+        self.retry = None
+        self.scorer = None
+        self.vetoes = []
+        self.attempts = []
+        self.attempt = None
+        self.plan = None
+        self.overruled = ()
+        self.skipped = ()
+        self.inputs = None
+        self.timings = None
+        self.notes = None
+        self.provider = None
+        self.pinned = None
         self.is_stranger = False
-        """Nobody knows who made what the request names."""
         self.region = ""
-        """Where the caller wants to be served (`x-headgate-region`), as far as a provider has endpoints there."""
-        self.state: dict[object, Any] = {}
+        self.state = {}
         self.deadline = inf
-        """Monotonic time after which the caller no longer waits (`x-headgate-timeout-ms`)."""
         self.asks = False
-        """The request has fields of ours (`x-headgate-…`)."""
         self.admitted = False
-        """It has an `open` record, so it will have a `done` one."""
         self.reached = -1
-        """How far down the chain: the position of the filter whose `on_request` runs or ended the exchange; the
-        number of filters once all let it pass."""
         self.status = 0
-        self.outcome: Outcome = "failed"
-        self.error: GatewayError | None = None
-        self.usage: Usage | None = None
-        """What it used, once that is settled; its source is `none` where nothing is known."""
-        self.rough_prompt: PromptEstimate | None = None
-        """The prompt as estimated, where something asked for it."""
-        self.cost_usd: float | None = None
+        self.outcome = "failed"
+        self.error = None
+        self.usage = None
+        self.rough_prompt = None
+        self.cost_usd = None
         self.lost_cost_usd = 0.0
-        """Of that: what attempts have cost that a faster one has replaced."""
         self.cost_source = ""
-        self.first_token_at: float | None = None
+        self.first_token_at = None
         self.bytes_in = 0
         self.bytes_out = 0
         self.model = ""
-        """What the exchange asks for: the client's, until a filter sets another. What was reserved for the one before
-        is then reserved anew."""
-        self.reserved_for = ""
-        """The model that the filters have reserved for."""
-        self.cache: CacheNote | None = None
-        """What a cache had to do with it."""
-        self._candidates: tuple[Target, ...] | None = None
-        self._resolved = ""
-        """The model that the candidates belong to."""
+        self.cache = None
+        self._candidates = None
 
     def branch(self) -> Exchange:
         """The same request, for a call that others wait for, too: what it comes to stands apart, and nobody's deadline

@@ -53,6 +53,7 @@ NEVER_UP = _HOP | frozenset(
         b"x-request-id",
     )
 )
+REQUEST_ID = b"x-request-id"
 LEAVE_ME = b"x-envoy-immediate-health-check-fail"
 """On an answer, whatever its value: its endpoint is to be left alone from now on. It is said to us; a proxy before the
 gateway would take it for a word about the gateway."""
@@ -161,7 +162,7 @@ def to_downstream(head: ResponseHead) -> Headers:
 
 def client_request_id(head: RequestHead) -> bytes | None:
     """The client's `x-request-id` where it is one: at most 128 visible ASCII characters."""
-    value = head.header(b"x-request-id")
+    value = head.header(REQUEST_ID)
     return value if value is not None and _REQUEST_ID.fullmatch(value) else None
 
 

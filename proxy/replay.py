@@ -42,7 +42,7 @@ class Replay:
 
     def __init__(self, run: Run, tape: Tape, place: Place, flight: Flight | None = None) -> None:
         self.run = run
-        self.operation = run.engine.operation(run.ex.face)
+        self.operation = run.engine.operations[run.ex.face.operation]
         self.answer: Answer | None = None
         self.flight = flight
         self.deadline = run.ex.deadline

@@ -32,7 +32,7 @@ from .errors import (
     UnsupportedMediaTypeError,
 )
 from .exchange import Exchange
-from .headers import client_request_id
+from .headers import REQUEST_ID, client_request_id
 from .own_fields import EXPLAIN, OURS, read_wishes
 from .replies import Reply
 from .upload import Upload
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from .accounting.record import Issued, Outcome
     from .chain import Chain, RequestStep
     from .dialect import BodyReader
+    from .edge.downstream import RequestHead
     from .filter import Shared
+    from .graph import Graph
     from .stateful import Ref
 
 
@@ -60,26 +62,38 @@ class Run(Ending):
     def start(self) -> None:
         """Find the face, run the prefix. Answers in any case; never raises."""
         engine, head = self.engine, self.downstream.head
-        graph, clock = engine.graph, engine.clock
+        graph, clock, known = engine.graph, engine.clock, head.known
+        if known is not None and known.faces is graph.faces:
+            self.ex = Exchange(engine.next_id(), head, known.face, graph, clock.monotonic(), clock.wall())
+        elif not self._meet(head, graph):
+            return
+        engine.live.add(self)
+        try:
+            self._advance(graph.prefix.requests)
+        except Exception as error:
+            self.fail(error)
+
+    def _meet(self, head: RequestHead, graph: Graph) -> bool:
+        """Read a head of which nothing is known: its face, the client's id, whether it asks anything of the gateway
+        itself. False: it becomes no exchange, and is answered."""
         try:
             face = graph.faces.find(head.method, head.path)
             if head.websocket or face.websocket:
                 check_upgrade(head, served=face.websocket)
         except GatewayError as error:
             self.turn_away(error)
-            return
+            return False
+        engine, clock, known = self.engine, self.engine.clock, head.known
         self.ex = ex = Exchange(engine.next_id(), head, face, graph, clock.monotonic(), clock.wall())
         ex.client_request_id = client_request_id(head)
         for name, _ in head.headers:
             if name[:11] == OURS:
                 ex.asks = True
                 ex.timings = [] if head.header(EXPLAIN) == b"1" else None
-                break
-        engine.live.add(self)
-        try:
-            self._advance(graph.prefix.requests)
-        except Exception as error:
-            self.fail(error)
+                return True
+        if known is not None and head.header(REQUEST_ID) is None:
+            known.faces, known.face = graph.faces, face
+        return True
 
     def _advance(self, steps: tuple[RequestStep, ...]) -> None:
         """Run each `on_request`; go on with what follows once all have let pass."""
@@ -155,7 +169,7 @@ class Run(Ending):
                 _check_media_type(ex)
             self.downstream.read_body(ex.graph.body_limit)
         elif face.websocket:
-            ex.facts = facts = self.engine.operation(face).read_head(ex.head)
+            ex.facts = facts = self.engine.operations[face.operation].read_head(ex.head)
             ex.model = facts.model
             self._choose_route()
         else:
@@ -165,16 +179,18 @@ class Run(Ending):
         ex = self.ex
         model = ex.face.model_in(ex.head.path) if ex.face.names_model else ""
         graph = ex.graph
-        return self.engine.operation(ex.face).open_body(ex.head, model, tracks=graph.tracks, divided=graph.divided)
+        operation = self.engine.operations[ex.face.operation]
+        return operation.open_body(ex.head, model, tracks=graph.tracks, divided=graph.divided)
 
     def on_body(self, body: bytes) -> None:
         """The request is complete: understand it, choose the route, run its filters."""
         ex = self.ex
         try:
             ex.bytes_in = len(body)
-            operation, depth = self.engine.operation(ex.face), ex.graph.json_depth
-            if ex.face.names_model:
-                facts = operation.read_for(ex.face.model_in(ex.head.path), body, max_depth=depth)
+            face, depth = ex.face, ex.graph.json_depth
+            operation = self.engine.operations[face.operation]
+            if face.names_model:
+                facts = operation.read_for(face.model_in(ex.head.path), body, max_depth=depth)
             else:
                 facts = operation.read(body, max_depth=depth)
             ex.facts = facts
@@ -191,7 +207,7 @@ class Run(Ending):
             message = f"No field 'model' in the first {graph.body_limit} bytes: send it before the file."
             raise ModelTooLateError(message, param="model")
         if graph.tracks and ex.face.handler is None:
-            refs = wanted(ex, self.engine.operation(ex.face))
+            refs = wanted(ex, self.engine.operations[ex.face.operation])
             if refs:
                 self.engine.issuers.find([ref.id for ref in refs], partial(self._on_issuers, refs))
                 return

@@ -28,9 +28,9 @@ class RepeatedHead(Protocol):
     changing: frozenset[bytes]
     guard: object
     """Who has let them in, to the acceptor; another one is asked again (http_protocol.py)."""
-    graph: object
+    faces: object
     face: Any
-    """Under this graph they are for this face, and ask nothing of the gateway itself (proxy/run.py)."""
+    """In this table they are for this face, and nothing else in them is for the gateway itself (proxy/run.py)."""
     upward: object
     """What was made of the others for a provider (proxy/headers.py)."""
 

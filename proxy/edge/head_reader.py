@@ -71,7 +71,7 @@ class RepeatedHttpHead(HttpRequestHead):
 class Repeated:
     """Fields that come again and again: `fields`, but for the values at `places`. A `RepeatedHead`."""
 
-    __slots__ = ("_fields", "_places", "_rewritten", "changing", "face", "graph", "guard", "upward")
+    __slots__ = ("_fields", "_places", "_rewritten", "changing", "face", "faces", "guard", "upward")
 
     def __init__(self, fields: Headers, places: Sequence[int]) -> None:
         self._fields = fields
@@ -81,7 +81,7 @@ class Repeated:
         """By whom, to what, and which place went where."""
         self.changing = frozenset(fields[place][0] for place in places)
         self.guard: object = None
-        self.graph: object = None
+        self.faces: object = None
         self.face: Any = None
         self.upward: object = None
 

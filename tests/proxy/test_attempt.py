@@ -645,7 +645,7 @@ class BreaksAtTheHead(Filter):
 async def test_a_bug_wherever_it_shows_ends_the_exchange(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A provider's callback that raised would be a connection that never ends."""
     relay = Relay(filters=[BreaksAtTheHead()] if where in ("held", "deadline") else [])
-    chat = type(relay.engine._operations["chat"])
+    chat = type(relay.engine.operations["chat"])
     exchange, call = ask(relay, BODY if where == "end" else STREAM)
     with capture_logs() as logs:
         match where:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import TYPE_CHECKING
 
+from headgate.proxy.edge.context import EdgeLimits
+from headgate.proxy.edge.head_reader import HeadReader
 from headgate.proxy.filter import Filter
 from tests_support.answers import chat_completion, json_response
-from tests_support.downstream import FakeDownstream
+from tests_support.downstream import CHAT, FakeDownstream
 from tests_support.relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from headgate.proxy.edge.request_head import HttpRequestHead
 
 BODY = b'{"model":"m"}'
 GOOD = json_response(chat_completion())
@@ -86,6 +94,48 @@ async def test_every_exchange_that_is_cut_leaves_its_record() -> None:
     outcomes = [getattr(line, "outcome", "opened") for line in relay.lines.take()]
     assert sorted(outcomes) == ["opened"] * 6 + ["refused"] * 6
     assert relay.at_rest()
+
+
+def heads_on_a_connection(fields: str, values: Sequence[str]) -> Iterator[HttpRequestHead]:
+    """From the third on they are held against the one before. `%s` in `fields` stands for each of `values`."""
+    reader = HeadReader()
+    for value in values:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(BODY)}\r\n{fields}\r\n".replace("%s", value)
+        found = reader.read(head.encode(), EdgeLimits(), "127.0.0.1")
+        assert found is not None
+        yield found[0]
+
+
+def answer_to(relay: Relay, head: HttpRequestHead) -> FakeDownstream:
+    downstream = FakeDownstream(BODY)
+    downstream.head = head
+    relay.ask(BODY, downstream)
+    for call in relay.calls:
+        call.feed(GOOD)
+    return downstream
+
+
+async def test_a_head_that_comes_again_is_for_the_face_that_the_table_of_the_moment_has() -> None:
+    relay, other = Relay(), Relay()
+    table = other.engine.graph.faces
+    table._exact = {"/v1/embeddings": table._exact["/v1/embeddings"]}
+    for n, head in enumerate(heads_on_a_connection("", "abcdef")):
+        assert (head.known is not None) is (n > 1)
+        if n == 4:
+            relay.engine.graph = other.engine.graph
+        assert answer_to(relay, head).status == (200 if n < 4 else 404)
+
+
+async def test_what_a_head_asks_of_the_gateway_is_read_each_time_it_comes() -> None:
+    relay = Relay()
+    for head in heads_on_a_connection("x-headgate-timeout-ms: no\r\n", "abcd"):
+        assert answer_to(relay, head).status == 400
+
+
+async def test_each_head_that_comes_again_has_the_id_that_its_client_gave_it() -> None:
+    relay, ids = Relay(), ["a", "b", "c", "d", "e"]
+    heads = heads_on_a_connection("x-request-id: %s\r\n", ids)
+    assert [answer_to(relay, head).header(b"x-request-id") for head in heads] == [b"a", b"b", b"c", b"d", b"e"]
 
 
 async def test_exchanges_keep_the_graph_they_began_with() -> None:

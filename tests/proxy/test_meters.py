@@ -115,10 +115,14 @@ def test_little_is_held_of_a_large_document() -> None:
 
 @pytest.mark.parametrize("size", [10, 100_000, WHOLE_BYTES])
 def test_an_encoded_document_is_read(size: int) -> None:
-    answer = {"choices": [{"message": {"content": "x" * size}}], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    answer: dict[str, Any] = {"choices": [{"message": {"content": "x" * size}}]}
+    answer["usage"] = {"prompt_tokens": 3, "completion_tokens": 4}
     facts = fed(opened("application/json", "gzip"), gzip.compress(json.dumps(answer).encode()))
     assert facts.usage is not None
     assert facts.usage.completion_tokens == 4
+    del answer["usage"]
+    facts = fed(opened("application/json", "gzip"), gzip.compress(json.dumps(answer).encode()))
+    assert facts.usage is None
     assert facts.text_bytes == (size if size < WHOLE_BYTES else 0)
 
 

@@ -557,7 +557,7 @@ async def test_a_body_that_cannot_be_had_is_refused_once() -> None:
 
 async def test_a_bug_of_the_dialect_is_a_500(monkeypatch: pytest.MonkeyPatch) -> None:
     relay = Relay()
-    monkeypatch.setattr(type(relay.engine._operations["chat"]), "read", raises(ZeroDivisionError()))
+    monkeypatch.setattr(type(relay.engine.operations["chat"]), "read", raises(ZeroDivisionError()))
     with capture_logs():
         assert relay.ask(BODY).downstream.status == 500
 
@@ -631,7 +631,7 @@ async def test_an_exchange_that_breaks_while_it_is_cut_is_a_bug_and_over(monkeyp
     exchange = relay.ask(STREAM)
     for piece in sse(chat_chunks())[:3]:
         relay.providers[0].last.feed(piece)
-    monkeypatch.setattr(type(relay.engine._operations["chat"]), "error_event", raises(ZeroDivisionError()))
+    monkeypatch.setattr(type(relay.engine.operations["chat"]), "error_event", raises(ZeroDivisionError()))
     monkeypatch.setattr(type(relay.engine.ledger), "settle", raises(ZeroDivisionError()))
     with capture_logs() as logs:
         relay.engine.cut()
