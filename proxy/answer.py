@@ -123,8 +123,16 @@ class Answer:
             if ex.facts is not None and ex.facts.stores:
                 self._note(self._dispatch.operation.read_objects(body))
         self._dispatch.end(self._attempt, None)
+        if run.chain.answers:
+            self._judge(body)
+        else:
+            self._send(body)
+
+    def _judge(self, body: bytes) -> None:
+        """Filters look at all of it before it goes down, and may replace it."""
+        run = self._run
         for at, on_answer in enumerate(run.chain.answers):
-            result = on_answer(ex, self._upstream, body)
+            result = on_answer(run.ex, self._upstream, body)
             if not isinstance(result, bytes):
                 self._judged = False
                 run.await_later(self._await(at, result), result)

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .errors import GatewayError
     from .meters import Meter
     from .plan import Target
-    from .upload import Upload
     from .upstream.call import Call, ResponseHead, UpstreamRequest
     from .upstream.credentials import Credential
     from .upstream.host import Host
@@ -78,8 +77,8 @@ class Attempt(Patience):
     takes_wholes = True
 
     def __init__(self, dispatch: Dispatch, number: int, target: Target, started: float) -> None:
-        run = dispatch.run
-        super().__init__(run.engine, run.ex, target.cluster.timeouts, started)
+        run, timeouts = dispatch.run, target.cluster.timeouts
+        ex = run.ex
         self.number = number
         self.target = target
         self.host: Host | None = None
@@ -102,9 +101,21 @@ class Attempt(Patience):
         self._relayed = False
         """There is an `_answer`."""
         self._answer: Answer
-        self._taken: list[bytes] = []
-        self._size = 0
-        self._upload: Upload | None = None
+        self._taken: list[bytes]
+        """What of it is held or collected, from the head on."""
+        self._size: int
+        self._upload = run.upload
+        # The times (patience.py).
+        self.started = started
+        self.sent_at = self.head_at = self.ended_at = self._paused_at = None
+        self._engine = run.engine
+        self._timeouts = timeouts
+        self._client_by = by = ex.deadline
+        # Until the request has been sent, it has as long for that as it may take in all. How long the client may take
+        # for its body is the edge's to say.
+        self._total_at = self.deadline = min(started + timeouts.total, by) if run.upload is None else by
+        self._is_session = ex.face.websocket
+        self._streams = ex.facts is not None and ex.facts.stream
 
     def __repr__(self) -> str:
         return f"<Attempt {self.number} at {self.target!r} {self._state.name.lower()}>"
@@ -112,16 +123,9 @@ class Attempt(Patience):
     # -- from the dispatcher and the answer
 
     def start(self, request: UpstreamRequest, needs: Needs = PLAIN) -> None:
-        """Begin. Until the request has been sent, it has as long for that as it may take in all.
-
-        Raises GatewayError where the cluster has no room or no host."""
-        upload = self._upload = self._dispatch.run.upload
-        if upload is not None:
-            # How long the client may take for its body is the edge's to say.
-            self._total_at = self.deadline = self._client_by
-            upload.watcher = self
-        else:
-            self._total_at = self.deadline = min(self.started + self._timeouts.total, self._client_by)
+        """Begin. Raises GatewayError where the cluster has no room or no host."""
+        if self._upload is not None:
+            self._upload.watcher = self
         self._call = self.target.cluster.start(request, self, self.target.model, self.started, needs)
         self._engine.deadlines.add(self)
 
@@ -154,7 +158,7 @@ class Attempt(Patience):
         reader = self._reader
         if reader is not None:
             reader.before_terminal = reader.rewrite = None
-        if self._state > RELAYING and self._relayed:
+        if self._relayed and self._state > RELAYING:
             del self._answer
 
     def end_soon(self) -> None:
@@ -194,6 +198,7 @@ class Attempt(Patience):
         run = self._dispatch.run
         now = self.head_at = run.engine.clock.monotonic()
         self._head = head
+        self._taken, self._size = [], 0
         upload = self._upload
         if upload is not None and not upload.passed:
             if head.status < 300 and not upload.abandoned and self._call is not None:

@@ -10,7 +10,6 @@ between them.
 from __future__ import annotations
 
 from functools import partial
-from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
 from .answer import Answer, WholeAnswer
@@ -31,7 +30,7 @@ from .hedging import Hedging
 from .meters import open_meter
 from .outgoing import is_repeatable_stream, needs_of, request_of
 from .own_fields import stream_comment, wants_comment
-from .plan import Vetoed
+from .plan import Vetoed, build_plan
 from .statuses import failure_of
 from .succession import Succession
 from .upstream.cluster import OVERLOADED, UNHEALTHY
@@ -63,23 +62,34 @@ class Dispatch:
         self.operation = run.engine.operations[run.ex.face.operation]
         self.answer: Answer | None = None
         """The committed answer: from here on nobody else is asked."""
-        self._succession = Succession(self)
+        self._succession: Succession | None = None
         self._current: Attempt | None = None
         self._hedging: Hedging | None = None
         self._last: WholeAnswer | None = None
 
     def start(self) -> None:
         """Make the first attempt. Raises GatewayError when nobody is left, or the model is unknown."""
-        ex = self.run.ex
-        if ex.deadline < inf and self._remaining() <= 0:
+        run = self.run
+        ex, now = run.ex, run.engine.clock.monotonic()
+        if ex.deadline <= now:
             raise UpstreamTimeoutError("The time the caller gives was over before a provider could be asked.")
-        sampling = self.run.engine.sampling
+        sampling = run.engine.sampling
         sampling.left -= 1
         if sampling.left < 0 or ex.timings is not None:
             self._read_inputs(sampling)
+        plan = ex.plan = build_plan(ex.candidates, ex.vetoes, ex.scorer, now)
+        for target in plan.targets:
+            if self.launch(target):
+                return
+        self.succession.exhausted()
+
+    @property
+    def succession(self) -> Succession:
+        """Who comes after the first: made when somebody asks, for most exchanges have nobody who does."""
         succession = self._succession
-        if not succession.begin():
-            succession.exhausted()
+        if succession is None:
+            succession = self._succession = Succession(self)
+        return succession
 
     def _read_inputs(self, sampling: Sampling) -> None:
         """This exchange is one of a sample, or its caller wants to know."""
@@ -91,7 +101,8 @@ class Dispatch:
     def stop(self) -> None:
         """Nobody waits any more. What was delivered is settled, and no filter is left with an attempt that has not
         ended."""
-        self._succession.leave()
+        if self._succession is not None:
+            self._succession.leave()
         current = self._current
         if self.answer is not None:
             self.answer.stop()
@@ -114,11 +125,10 @@ class Dispatch:
 
     def let_go(self) -> None:
         """The exchange is over: undo the circles of references."""
-        self.answer = None
-        del self._succession
-        hedging, self._hedging = self._hedging, None
-        if hedging is not None:
-            hedging.stop()
+        self.answer = self._succession = None
+        if self._hedging is not None:
+            self._hedging.stop()
+            self._hedging = None
         for attempt in self.run.ex.attempts:
             attempt.let_go()
 
@@ -186,13 +196,13 @@ class Dispatch:
     def failed(self, attempt: Attempt, error: GatewayError) -> None:
         """Before commit: the next one, or the end. Nothing follows while another is under way."""
         self.end(attempt, error)
-        if self._current is None and not self._succession.follow(error):
+        if self._current is None and not self.succession.follow(error):
             self.give_up(error)
 
     def is_followed(self, error: GatewayError, said: WholeAnswer) -> bool:
         """Whether another attempt follows one that can still be committed. If so, it has ended; if not, it goes on."""
         alone = self._hedging is None or self._hedging.other(said.attempt) is None
-        if alone and not self._succession.follow(error):
+        if alone and not self.succession.follow(error):
             return False
         self._last = said
         self.end(said.attempt, error)
@@ -217,9 +227,10 @@ class Dispatch:
 
     def launch(self, target: Target) -> bool:
         """Start an attempt; False where a filter skips the target, or its cluster has no room."""
-        run = self.run
+        run, cluster = self.run, target.cluster
         ex, now = run.ex, run.engine.clock.monotonic()
-        attempt = Attempt(self, len(ex.attempts) + 1, target, now)
+        made = ex.attempts
+        attempt = Attempt(self, len(made) + 1, target, now)
         for on_attempt, _ in run.chain.attempts:
             try:
                 on_attempt(ex, attempt)
@@ -228,17 +239,19 @@ class Dispatch:
                     raise
                 return False
         request = request_of(self, attempt)
-        if not ex.attempts:
-            target.cluster.retry_budget.count_first(now)
-        ex.attempts.append(attempt)
+        needs = needs_of(run, target) if made or cluster.asks else PLAIN
+        if not made:
+            cluster.retry_budget.count_first(now)
+        made.append(attempt)
         ex.attempt = self._current = attempt
         try:
-            attempt.start(request, needs_of(run, attempt) if len(ex.attempts) > 1 or target.cluster.asks else PLAIN)
+            attempt.start(request, needs)
         except OverloadError as error:
             self._undo(attempt, UNHEALTHY if isinstance(error, NoTargetError) else OVERLOADED)
             return False
-        if ex.retry is not None and ex.retry.hedge is not None and len(ex.attempts) == 1 and is_repeatable_stream(run):
-            self._hedging = Hedging(self, attempt, target.cluster.hedge(target.model, ex.retry.hedge))
+        policy = ex.retry
+        if policy is not None and policy.hedge is not None and len(made) == 1 and is_repeatable_stream(run):
+            self._hedging = Hedging(self, attempt, cluster.hedge(target.model, policy.hedge))
         return True
 
     def give_up(self, error: GatewayError) -> None:
@@ -263,8 +276,8 @@ class Dispatch:
             and policy is not None
             and len(ex.attempts) < policy.attempts
             and self._remaining() > 0
-            and not self._succession.is_vetoed(first.target)
-            and not self._succession.is_strained(first.target)
+            and not self.succession.is_vetoed(first.target)
+            and not self.succession.is_strained(first.target)
         )
 
     def launch_rival(self, target: Target) -> Attempt | None:

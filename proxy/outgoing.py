@@ -18,6 +18,7 @@ from .websocket.opening import Opening
 if TYPE_CHECKING:
     from .attempt import Attempt
     from .dispatch import Dispatch
+    from .plan import Target
     from .run import Run
 
 
@@ -36,9 +37,11 @@ def request_of(dispatch: Dispatch, attempt: Attempt) -> UpstreamRequest:
         fields = to_upstream(head, id_, own, verbatim=True)
     else:
         fields, lines = lines_upstream(head, id_, own)
-    if upload is not None:
+    if upload is None:
+        body = operation.encode(facts, model)
+    else:
         upload.prepare(facts.splices(model))
-    body = operation.encode(facts, model) if upload is None else b""
+        body = b""
     if operation.verbatim:
         return UpstreamRequest(head.method.encode(), below_v1(head), fields, body, upload, lines=lines)
     query = head.query
@@ -47,15 +50,15 @@ def request_of(dispatch: Dispatch, attempt: Attempt) -> UpstreamRequest:
     return UpstreamRequest(b"POST", operation.target(query), fields, body, upload, lines=lines)
 
 
-def needs_of(run: Run, attempt: Attempt) -> Needs:
-    """What the attempt asks of its cluster; hosts at which the exchange has failed before come last."""
-    ex, cluster, ledger = run.ex, attempt.target.cluster, run.engine.ledger
+def needs_of(run: Run, target: Target) -> Needs:
+    """What the next attempt asks of the cluster of `target`; hosts where the exchange has failed before come last."""
+    ex, cluster, ledger = run.ex, target.cluster, run.engine.ledger
     tokens = ledger.estimate_tokens(ex) if cluster.counts_tokens else ledger.weigh(ex)
     key = affinity(ex) if cluster.is_sticky else None
-    if len(ex.attempts) == 1:
+    made = ex.attempts
+    if not made:
         return Needs(tokens, key, ex.region)
-    avoid = tuple(made.host for made in ex.attempts if made.host is not None and made.target is attempt.target)
-    return Needs(tokens, key, ex.region, avoid)
+    return Needs(tokens, key, ex.region, tuple([one.host for one in made if one.host and one.target is target]))
 
 
 def is_repeatable_stream(run: Run) -> bool:

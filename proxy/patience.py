@@ -11,16 +11,13 @@ Not here: what follows when it is late (attempt.py).
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING
 
-from .clock import NEVER
 from .upstream.call import CallReceiver
 
 if TYPE_CHECKING:
     from .dialect import StreamReader
     from .engine import Engine
-    from .exchange import Exchange
     from .upstream.call import Call
     from .upstream.cluster import Timeouts
 
@@ -31,27 +28,31 @@ LINGER_SECONDS = 2.0
 
 
 class Patience(CallReceiver):
-    """The times of an attempt. All are monotonic seconds; `deadline` is when it will be late."""
+    """The times of an attempt, all in monotonic seconds. Its `__init__` sets what is known of them from the start: one
+    here would be one more call for each."""
 
     __slots__ = (
         "_client_by", "_engine", "_first_token_by", "_is_session", "_paused_at", "_streams", "_timeouts", "_total_at",
         "deadline", "ended_at", "head_at", "sent_at", "started",
     )  # fmt: skip
 
-    def __init__(self, engine: Engine, ex: Exchange, timeouts: Timeouts, started: float) -> None:
-        self.started = started
-        self.sent_at: float | None = None
-        self.head_at: float | None = None
-        self.ended_at: float | None = None
-        self.deadline = NEVER
-        self._engine = engine
-        self._timeouts = timeouts
-        self._client_by = ex.deadline
-        self._is_session = ex.face.websocket
-        self._streams = ex.facts is not None and ex.facts.stream
-        self._first_token_by = inf
-        self._total_at = inf
-        self._paused_at: float | None = None
+    deadline: float
+    """When it will be late."""
+    started: float
+    sent_at: float | None
+    head_at: float | None
+    ended_at: float | None
+    _engine: Engine
+    _timeouts: Timeouts
+    _client_by: float
+    """The caller's own deadline."""
+    _is_session: bool
+    _streams: bool
+    """It asks for a stream."""
+    _first_token_by: float
+    """Set with the head of a stream."""
+    _total_at: float
+    _paused_at: float | None
 
     @property
     def paused(self) -> bool:
@@ -63,14 +64,15 @@ class Patience(CallReceiver):
         timeouts, by = self._timeouts, self._client_by
         now = self.sent_at = self._engine.clock.monotonic()
         self._total_at = self.deadline = min(now + timeouts.total, by)
-        self._first_token_by = now + timeouts.first_token
-        if self._is_session:
+        if self._streams:
+            self.deadline = min(now + timeouts.first_token, self._total_at)
+        elif self._is_session:
             self.deadline = min(now + timeouts.connect, by)
-        elif self._streams:
-            self.deadline = min(self._first_token_by, self._total_at)
 
     def _hold_until(self, now: float) -> None:
         """The head of a stream is here, and its beginning is awaited."""
+        assert self.sent_at is not None  # noqa: S101 - narrows for the type checker: a head is not before it
+        self._first_token_by = self.sent_at + self._timeouts.first_token
         self.deadline = min(self._first_token_by, self._total_at, now + HELD_SECONDS)
 
     def _expect(self, now: float, reader: StreamReader | None) -> None:
@@ -100,7 +102,8 @@ class Patience(CallReceiver):
         """The client reads again: what it has taken is added to the time for a first token."""
         now = self._engine.clock.monotonic()
         if self._paused_at is not None:
-            self._first_token_by += now - self._paused_at
+            if reader is not None:
+                self._first_token_by += now - self._paused_at
             self._paused_at = None
         self._expect(now, reader)
 

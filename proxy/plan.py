@@ -56,7 +56,7 @@ MONEY = frozenset((BUDGET, PRICE_UNKNOWN))
 class Target:
     """A cluster and the name the model has there."""
 
-    __slots__ = ("cluster", "fields", "model", "price", "priority")
+    __slots__ = ("alone", "cluster", "fields", "model", "price", "priority")
 
     def __init__(self, cluster: Cluster, model: str, *, priority: int = 0, price: Price | None = None) -> None:
         self.cluster = cluster
@@ -68,6 +68,8 @@ class Target:
         self.priority = priority
         self.price = price
         """The price written at the target itself; None leaves it to the rest of the price order (graph.py)."""
+        self.alone = Plan((self,), ())
+        """The plan of a model that has no other target, while nobody objects to this one."""
 
     def __repr__(self) -> str:
         return f"<Target {self.cluster.name}/{self.model}>"
@@ -115,6 +117,10 @@ def build_plan(
     """
     if vetoes:
         vetoes = [veto for veto in vetoes if not veto.idle]
+    if len(candidates) == 1 and not vetoes:  # the commonest model, ready
+        target = candidates[0]
+        if not (target.cluster.unconfigured or target.cluster.strained):
+            return target.alone
     real = False
     for target in candidates:
         if not (target.cluster.stand_in or target.cluster.unconfigured):

@@ -1,4 +1,4 @@
-"""Whom an exchange asks: the first of its plan, and after a failure the next.
+"""Whom an exchange asks where the first of its plan is not to be had, or has failed.
 
 Retry and fallback are one thing. After a failure before commit the plan says who is next, the policy of the `retry`
 filter whether there may be another at all, and the provider's budget whether it can bear one; vetoes are asked again
@@ -31,13 +31,13 @@ MAX_WAITING = 1024
 
 
 class Succession:
-    """Of one exchange. It starts attempts by `Dispatch.launch`, and ends in `Dispatch.give_up`."""
+    """Of one exchange that has a plan. It starts attempts by `Dispatch.launch`, and ends in `Dispatch.give_up`."""
 
     __slots__ = ("_dispatch", "_next", "_plan", "_timer", "_waits", "_waits_until")
 
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
-        self._plan = NO_PLAN
+        self._plan = dispatch.run.ex.plan or NO_PLAN
         self._timer: Timer | None = None
         self._next: Target | None = None
         """Who is asked once the back-off is over."""
@@ -46,8 +46,8 @@ class Succession:
         self._waits_until = 0.0
 
     def begin(self, *, soft: bool = True, yielding: bool = True) -> bool:
-        """Plan, and ask the first that lets itself be asked; False: nobody does. `soft` False overrules who could be
-        asked all the same, `yielding` False those filters alone that say so of themselves."""
+        """Plan anew, and ask the first that lets itself be asked; False: nobody does. `soft` False overrules who could
+        be asked all the same, `yielding` False those filters alone that say so of themselves."""
         dispatch = self._dispatch
         run = dispatch.run
         ex = run.ex

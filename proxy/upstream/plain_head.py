@@ -18,6 +18,8 @@ _FIELD_LINE = re.compile(FIELD_LINE)
 _BODILESS = frozenset((204, 205, 304))
 _ODD = frozenset((b"transfer-encoding", b"upgrade", b"proxy-connection", b"trailer"))
 _FRAMING = (b"content-length", b"connection")
+_KEPT = {b"keep-alive": True, b"Keep-Alive": True, b"close": False, b"Close": False}
+"""By the value of `connection`."""
 _MAX_FIELDS = 100
 _MAX_BYTES = 16 * 1024
 _REMEMBERED = 1024
@@ -61,6 +63,7 @@ class _StatusLines(dict[bytes, int]):
 
 
 _lines = _Lines()
+_field = _lines.__getitem__
 _status_lines = _StatusLines()
 
 
@@ -70,19 +73,18 @@ def read_plain_head(data: bytes) -> tuple[ResponseHead, int, int, bool] | None:
     end = data.find(b"\r\n\r\n", 0, _MAX_BYTES)
     if end < 0:
         return None
-    lines = data[:end].split(b"\r\n")
+    first, *lines = data[:end].split(b"\r\n")
     try:
-        status = _status_lines[lines[0]]
-        headers = list(map(_lines.__getitem__, lines[1:]))
+        status, headers = _status_lines[first], [*map(_field, lines)]
     except _OddError:
         return None
     fields = dict(headers)
-    length, connection = fields.get(b"content-length"), fields.get(b"connection")
-    if length is None or not length.isdigit() or len(length) > 15 or len(headers) > _MAX_FIELDS:
+    length = fields.get(b"content-length", b"")
+    keep_alive = _KEPT.get(fields.get(b"connection", b"keep-alive"))
+    if keep_alive is None or not length.isdigit() or len(length) > 15 or len(lines) > _MAX_FIELDS:
         return None
-    if len(fields) != len(headers) and sum(name in _FRAMING for name, _ in headers) > 1 + (connection is not None):
+    if len(fields) == len(lines):
+        return ResponseHead(status, headers, fields), end + 4, int(length), keep_alive
+    if sum(name in _FRAMING for name, _ in headers) > 1 + (b"connection" in fields):
         return None
-    if connection is not None and (connection := connection.lower()) not in (b"keep-alive", b"close"):
-        return None
-    single = fields if len(fields) == len(headers) else None
-    return ResponseHead(status, headers, single), end + 4, int(length), connection != b"close"
+    return ResponseHead(status, headers), end + 4, int(length), keep_alive
