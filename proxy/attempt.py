@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from .upstream.credentials import Credential
     from .upstream.host import Host
     from .upstream.place import Needs
-    from .websocket.opening import Opening
 
 HELD_BYTES = 64 * 1024
 COLLECTED_BYTES = 8 * 1024 * 1024
@@ -71,7 +70,7 @@ class Attempt(Patience):
 
     __slots__ = (
         "_answer", "_call", "_dispatch", "_head", "_reader", "_relayed", "_size", "_state", "_taken", "_upload",
-        "cancelled", "credential", "error", "host", "number", "opening", "request_id", "status", "target", "tokens",
+        "cancelled", "credential", "error", "host", "number", "request_id", "status", "target", "tokens",
     )  # fmt: skip
 
     takes_wholes = True
@@ -90,8 +89,7 @@ class Attempt(Patience):
         self.cancelled = False
         self.request_id = ""
         """The provider's."""
-        self.opening: Opening | None = None
-        """Where it is to open a session over a WebSocket."""
+        self.opening = None
         self._dispatch = dispatch
         self._state = WAITING
         self._call: Call | None = None
@@ -114,7 +112,6 @@ class Attempt(Patience):
         # Until the request has been sent, it has as long for that as it may take in all. How long the client may take
         # for its body is the edge's to say.
         self._total_at = self.deadline = min(started + timeouts.total, by) if run.upload is None else by
-        self._is_session = ex.face.websocket
         self._streams = ex.facts is not None and ex.facts.stream
 
     def __repr__(self) -> str:
@@ -237,13 +234,13 @@ class Attempt(Patience):
 
     def on_whole(self, call: Call, head: ResponseHead, body: bytes) -> None:
         """A plain answer, all at once. A good one in JSON goes straight to its end; any other, piece by piece."""
-        run = self._dispatch.run
-        header = head.header
+        run, fields = self._dispatch.run, head.fields
         if (
             head.status >= 300
-            or header(b"content-type") not in _PLAIN_JSON
-            or header(b"content-encoding") is not None
-            or self._is_session
+            or fields is None
+            or fields.get(b"content-type") not in _PLAIN_JSON
+            or b"content-encoding" in fields
+            or self.opening is not None
             or self.target.cluster.checked
         ):
             super().on_whole(call, head, body)
@@ -251,7 +248,7 @@ class Attempt(Patience):
         try:
             self.head_at = run.engine.clock.monotonic()
             self.status = head.status
-            request_id = header(b"x-request-id")
+            request_id = fields.get(b"x-request-id")
             if request_id is not None:
                 self.request_id = request_id.decode("ascii", "replace")
             self._call = None

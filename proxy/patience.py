@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .upstream.call import Call
     from .upstream.cluster import Timeouts
+    from .websocket.opening import Opening
 
 HELD_SECONDS = 2.0
 """How long the beginning of a stream is held, from its head on."""
@@ -32,8 +33,8 @@ class Patience(CallReceiver):
     here would be one more call for each."""
 
     __slots__ = (
-        "_client_by", "_engine", "_first_token_by", "_is_session", "_paused_at", "_streams", "_timeouts", "_total_at",
-        "deadline", "ended_at", "head_at", "sent_at", "started",
+        "_client_by", "_engine", "_first_token_by", "_paused_at", "_streams", "_timeouts", "_total_at",
+        "deadline", "ended_at", "head_at", "opening", "sent_at", "started",
     )  # fmt: skip
 
     deadline: float
@@ -46,7 +47,8 @@ class Patience(CallReceiver):
     _timeouts: Timeouts
     _client_by: float
     """The caller's own deadline."""
-    _is_session: bool
+    opening: Opening | None
+    """Where it is to open a session over a WebSocket."""
     _streams: bool
     """It asks for a stream."""
     _first_token_by: float
@@ -66,7 +68,7 @@ class Patience(CallReceiver):
         self._total_at = self.deadline = min(now + timeouts.total, by)
         if self._streams:
             self.deadline = min(now + timeouts.first_token, self._total_at)
-        elif self._is_session:
+        elif self.opening is not None:
             self.deadline = min(now + timeouts.connect, by)
 
     def _hold_until(self, now: float) -> None:
@@ -115,7 +117,7 @@ class Patience(CallReceiver):
         """What it has not done in time. `sending`: the client's body still goes up."""
         if sending:
             return "take the request"
-        if self._is_session:
+        if self.opening is not None:
             return "open the WebSocket"
         if now >= self._total_at:
             return "finish" if self.sent_at is not None else "take the request"

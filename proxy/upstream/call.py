@@ -89,18 +89,18 @@ class UpstreamRequest:
 class ResponseHead:
     """Status and field lines of an answer; names in lower case, framing fields still in."""
 
-    __slots__ = ("_fields", "headers", "status")
+    __slots__ = ("fields", "headers", "status")
 
     def __init__(self, status: int, headers: Headers, fields: dict[bytes, bytes] | None = None) -> None:
-        """`fields`: the same once more, where every name is there once and nobody changes `headers`."""
         self.status = status
         self.headers = headers
-        self._fields = fields
+        self.fields = fields
+        """The same once more, where every name is there once and nobody changes `headers`."""
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of `name` (lower case), or None."""
-        if self._fields is not None:
-            return self._fields.get(name)
+        if self.fields is not None:
+            return self.fields.get(name)
         for key, value in self.headers:
             if key == name:
                 return value

@@ -71,7 +71,7 @@ class Cluster:
         "_balancer", "_credentials", "_deadlines", "_hedges", "_outlier", "_rng", "_single", "address", "admission",
         "asks", "checked", "counts_tokens", "credential_origin", "deadline", "dialect", "host", "hosts", "is_sticky",
         "listed", "name", "price", "price_as", "retries_waiting", "retry_budget", "rq_error", "rq_hedged", "rq_retry",
-        "rq_success", "rq_timeout", "rq_total", "stand_in", "strained", "timeouts", "unconfigured",
+        "_rq_cancelled", "_rq_unplaced", "rq_success", "rq_timeout", "stand_in", "strained", "timeouts", "unconfigured",
     )  # fmt: skip
 
     def __init__(
@@ -122,13 +122,15 @@ class Cluster:
         self.retry_budget = RetryBudget()
         self.retries_waiting = 0
         """Exchanges whose next attempt goes here once their back-off is over."""
-        self.rq_total = 0
         self.rq_success = 0
         self.rq_error = 0
         self.rq_retry = 0
         self.rq_timeout = 0
         self.rq_hedged = 0
         """Second attempts at a stream that was late; they are among `rq_total`."""
+        self._rq_cancelled = 0
+        self._rq_unplaced = 0
+        """Those of `rq_error` that never had a place."""
         self.strained = before is not None
         """Ask `objection`: some call might not be taken."""
         self.asks = False
@@ -163,6 +165,12 @@ class Cluster:
     def has_credential(self) -> bool:
         """Calls carry a key of ours: a 401 is ours to explain, not the client's."""
         return self._credentials is not None
+
+    @property
+    def rq_total(self) -> int:
+        """Calls that were begun: each is under way or has had its end, so that nobody needs to count them twice."""
+        ended = self.rq_success + self.rq_error - self._rq_unplaced + self._rq_cancelled
+        return self.admission.requests + ended
 
     @property
     def rq_active(self) -> int:
@@ -260,7 +268,9 @@ class Cluster:
         """The attempt is over: give the place back, and remember what it says about its host and its key."""
         host = holder.host
         if host is None:  # it never came to have a place
-            self.rq_error += error is not None
+            if error is not None:
+                self.rq_error += 1
+                self._rq_unplaced += 1
             return
         admission = self.admission
         host.active -= 1
@@ -268,6 +278,7 @@ class Cluster:
         admission.requests -= 1  # `release`, without a call
         admission.tokens -= holder.tokens
         if cancelled:
+            self._rq_cancelled += 1
             host.rq_cancelled += 1
         elif error is None:
             self.rq_success += 1
@@ -400,8 +411,6 @@ class Cluster:
                 request.lined += len(key.fields)
         holder.host = host
         holder.tokens = needs.tokens
-        self.rq_total += 1
-        host.rq_total += 1
         host.active += 1
         host.tokens += needs.tokens
         return host.endpoint.start(request, holder)

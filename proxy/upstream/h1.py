@@ -40,7 +40,7 @@ PIECE = 256 * 1024
 class H1Call(Call):
     """A call as its connection sees it: what to send, whom to tell, and who hears when the two part."""
 
-    __slots__ = ("announced", "body", "content_expected", "head", "receiver", "request", "source", "upgrade")
+    __slots__ = ("announced", "body", "carrier", "content_expected", "head", "receiver", "request", "source", "upgrade")
 
     head: bytes
     """In HTTP/1.1; empty until it is needed."""
@@ -50,6 +50,8 @@ class H1Call(Call):
     source: BodySource | None
     """Gives the body instead of `body`."""
     receiver: CallReceiver
+    carrier: Carrier | None
+    """What it rides on, while it does; set by who sends it."""
     content_expected: bool
     """False for HEAD: whatever the head says, nothing follows it."""
     announced: bool
@@ -153,9 +155,10 @@ class H1Connection(asyncio.Protocol):
         """It carries a call."""
         return self._call is not None
 
-    def send(self, call: H1Call) -> H1Connection:
-        """Send its request; from here on its receiver hears of it. `sent` follows, once the call knows its carrier."""
+    def send(self, call: H1Call) -> None:
+        """Send its request; from here on its receiver hears of it, and first that all has gone out, where it has."""
         self._call = call
+        call.carrier = self
         self.deadline = NEVER
         self.sent_at = self._monotonic()
         body = call.body
@@ -165,17 +168,13 @@ class H1Connection(asyncio.Protocol):
             self._loop.call_soon(self._start_source, call)
         elif len(body) <= JOINED:
             self._transport.write(call.head + body)
+            if not call.announced:
+                call.announced = True
+                call.receiver.on_sent(call)
         else:
             self._unsent = memoryview(body)[PIECE:]
             self._transport.writelines((call.head, memoryview(body)[:PIECE]))
             self._loop.call_soon(self._send_on, call)
-        return self
-
-    def sent(self, call: H1Call) -> None:
-        """Tell its receiver where all of it has gone out; what has not is told later."""
-        if self._unsent is None and self._source is None and not call.announced:
-            call.announced = True
-            call.receiver.on_sent(call)
 
     def pause(self) -> None:
         """Read no more; a head that is not read cannot be late."""

@@ -130,7 +130,7 @@ class H2Connection(asyncio.Protocol):
         """It carries calls."""
         return bool(self.session.streams)
 
-    def send(self, call: H1Call) -> H2Stream:
+    def send(self, call: H1Call) -> None:
         """Send its request; from here on its receiver hears of it, first from the next turn of the loop. Raises
         GatewayError when it cannot be sent."""
         block = encode_block(cast("UpstreamRequest", call.request), self._common)
@@ -144,12 +144,9 @@ class H2Connection(asyncio.Protocol):
         session.open(stream, block, ends=not body)
         self.flush_soon()
         stream.start()
+        call.carrier = stream
         if session.next_id > MAX_STREAM_ID:
             self.retire()
-        return stream
-
-    def sent(self, call: H1Call) -> None:
-        """The stream tells it by itself, from the next turn of the loop."""
 
     def retire(self) -> None:
         """Take no more calls, and close after the last one."""

@@ -25,7 +25,6 @@ class Host(Member):
         "rq_error",
         "rq_success",
         "rq_timeout",
-        "rq_total",
     )
 
     def __init__(
@@ -44,7 +43,6 @@ class Host(Member):
         self.healthy = healthy
         """As the last active check found it; before the first one, whatever serves better."""
         self.outlier = OutlierState(self)
-        self.rq_total = 0
         self.rq_success = 0
         self.rq_error = 0
         self.rq_timeout = 0
@@ -54,3 +52,8 @@ class Host(Member):
     def ejected(self) -> bool:
         """By outlier detection."""
         return self.outlier.ejected
+
+    @property
+    def rq_total(self) -> int:
+        """Calls that it was given: under way, or over."""
+        return self.active + self.rq_success + self.rq_error + self.rq_cancelled

@@ -18,7 +18,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..clock import NEVER
 from ..errors import GatewayError, ProtocolError, ResetError
 from .call import Endpoint
 from .dial import Dialer
@@ -158,9 +157,12 @@ class HttpEndpoint(Endpoint):
 
 
 class HttpCall(H1Call):
-    """One request, waiting for a connection or on one; `deadline` is that of the wait."""
+    """One request, waiting for a connection or on one."""
 
-    __slots__ = ("_carrier", "_endpoint", "_over", "_paused", "_pool", "_refusals", "_resent", "deadline")
+    __slots__ = ("_endpoint", "_over", "_paused", "_pool", "_refusals", "_resent", "deadline")
+
+    deadline: float
+    """That of the wait, set with it."""
 
     def __init__(self, endpoint: HttpEndpoint, pool: Pool, request: UpstreamRequest, receiver: CallReceiver) -> None:
         self.head = b""
@@ -171,37 +173,36 @@ class HttpCall(H1Call):
         self.content_expected = request.method != b"HEAD"
         self.upgrade = request.upgrade
         self.announced = False
-        self.deadline = NEVER
         self._endpoint = endpoint
         self._pool = pool
-        self._carrier: Carrier | None = None
+        self.carrier: Carrier | None = None
         self._over = False
         self._paused = False
         self._resent = False
         self._refusals = 0
 
     def __repr__(self) -> str:
-        state = "over" if self._over else "waiting" if self._carrier is None else "sent"
+        state = "over" if self._over else "waiting" if self.carrier is None else "sent"
         return f"<HttpCall {state}>"
 
     # For who started it.
 
     def pause(self) -> None:
         self._paused = True
-        if self._carrier is not None:
-            self._carrier.pause()
+        if self.carrier is not None:
+            self.carrier.pause()
 
     def resume(self) -> None:
         self._paused = False
-        if self._carrier is not None:
-            self._carrier.resume()
+        if self.carrier is not None:
+            self.carrier.resume()
 
     def cancel(self) -> None:
         if self._over:
             return
         self._over = True
         self._pool.stats.rq_cancelled += 1
-        carrier = self._carrier
+        carrier = self.carrier
         if carrier is None:
             self._pool.leave(self)
         else:
@@ -213,22 +214,21 @@ class HttpCall(H1Call):
     # For the pool.
 
     def on_connection(self, connection: Connection) -> None:
-        """Send, and tell the receiver at once where that was all."""
+        """Send, and read no more than was asked for."""
         stats = self._pool.stats
         stats.rq_active += 1
         try:
             if not self.head and not connection.multiplexed:
                 assert self.request is not None  # noqa: S101 - narrows for the type checker: it has not been sent
                 self.head = self._endpoint.encode_h1(self.request)
-            carrier = self._carrier = connection.send(self)
+            connection.send(self)
         except GatewayError as error:
             stats.rq_active -= 1
             self._pool.put_back(connection)
             self.refuse_soon(error)
             return
-        if self._paused:
-            carrier.pause()
-        connection.sent(self)
+        if self._paused and self.carrier is not None:
+            self.carrier.pause()
 
     def on_deadline(self) -> None:
         """It waited as long as connecting may take."""
@@ -248,7 +248,7 @@ class HttpCall(H1Call):
 
     def on_over(self) -> None:
         self._over = True
-        self._carrier = None
+        self.carrier = None
         self._pool.stats.rq_active -= 1
 
     def on_failed(self, error: GatewayError, carrier: Carrier) -> None:
@@ -278,5 +278,5 @@ class HttpCall(H1Call):
         return carrier.reused and not self._resent and self._endpoint.now() - carrier.sent_at < RACE_SECONDS
 
     def _part(self) -> None:
-        self._carrier = None
+        self.carrier = None
         self._pool.stats.rq_active -= 1

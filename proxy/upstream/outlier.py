@@ -64,12 +64,12 @@ class OutlierState:
     __slots__ = (
         "ejected",
         "ejections",
+        "failed",
         "failures",
         "gateway_failures",
         "member",
         "ok",
         "success_rate",
-        "total",
         "until",
     )
 
@@ -82,11 +82,16 @@ class OutlierState:
         """What the next ejection's time is multiplied by; falls by one with each quiet interval."""
         self.failures = 0
         self.gateway_failures = 0
-        self.total = 0
-        """Results of this interval, and how many of them were successes."""
+        self.failed = 0
+        """Results of this interval: failures and successes."""
         self.ok = 0
         self.success_rate = -1.0
         """Per cent over the last interval; -1 when it saw too little."""
+
+    @property
+    def total(self) -> int:
+        """Results of this interval."""
+        return self.failed + self.ok
 
     def __repr__(self) -> str:
         return f"<OutlierState {self.member.name}{' ejected' if self.ejected else ''}>"
@@ -118,7 +123,7 @@ class Outlier:
             return False
         if state.ejected:
             return False
-        state.total += 1
+        state.failed += 1
         state.failures += 1
         state.gateway_failures = state.gateway_failures + 1 if result == "gateway" else 0
         settings = self.settings
@@ -134,7 +139,6 @@ class Outlier:
     def on_success(self, state: OutlierState) -> None:
         """As `on_result`, of one that ended well."""
         if not state.ejected:
-            state.total += 1
             state.ok += 1
             if state.failures or state.gateway_failures:
                 state.failures = state.gateway_failures = 0
@@ -153,13 +157,13 @@ class Outlier:
         changed += self._compare(now)
         for state in self.states:
             state.success_rate = _rate(state) if state.total >= self.settings.success_rate_request_volume else -1.0
-            state.total = state.ok = 0
+            state.failed = state.ok = 0
         return changed
 
     def restore(self, state: OutlierState) -> None:
         """Take an endpoint back: its time is over, or an active check has found it well."""
         state.ejected = False
-        state.failures = state.gateway_failures = state.total = state.ok = 0
+        state.failures = state.gateway_failures = state.failed = state.ok = 0
 
     def _compare(self, now: float) -> list[OutlierState]:
         settings = self.settings

@@ -139,7 +139,6 @@ class Bench:
         receiver = receiver or Recorder()
         call = OneCall(receiver, self.connection, body)
         self.connection.send(call)
-        self.connection.sent(call)
         return receiver
 
     def feed(self, data: bytes) -> None:

@@ -99,8 +99,6 @@ class Owner:
 class OneCall(H1Call):
     """A call that goes straight to its receiver."""
 
-    carrier: Carrier
-
     def __init__(self, receiver: Recorder, body: bytes = b"") -> None:
         self.request = UpstreamRequest(b"POST", b"/x", [], body)
         self.head = b""
@@ -113,12 +111,15 @@ class OneCall(H1Call):
         receiver.call = self
 
     def pause(self) -> None:
+        assert self.carrier is not None
         self.carrier.pause()
 
     def resume(self) -> None:
+        assert self.carrier is not None
         self.carrier.resume()
 
     def cancel(self) -> None:
+        assert self.carrier is not None
         self.carrier.close()
 
     def on_over(self) -> None: ...
@@ -144,7 +145,7 @@ class Bench:
     def send(self, receiver: Recorder | None = None, body: bytes = b"") -> Recorder:
         receiver = receiver or Recorder()
         call = OneCall(receiver, body)
-        call.carrier = self.connection.send(call)
+        self.connection.send(call)
         return receiver
 
     def feed(self, *frames: Frame | bytes) -> None:
