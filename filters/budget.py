@@ -33,7 +33,7 @@ from ..proxy.accounting.record import Reserved, Spent
 from ..proxy.errors import BudgetExceededError, ModelNotFoundError, PriceUnknownError, UnknownIssuerError
 from ..proxy.filter import Filter, SkipTarget
 from ..proxy.plan import BUDGET, PRICE_UNKNOWN
-from .payees import asked, is_objected, may_be_hedged
+from .payees import asked, is_objected, may_be_hedged, pays_nobody
 from .purse import Purse
 from .stores.rules import Granted, Kind, Refused, Rule
 from .whose import Whose
@@ -48,10 +48,6 @@ if TYPE_CHECKING:
     from ..proxy.plan import Target
     from .stores.rules import Limits, Store
 
-FREE: Final = frozenset(("files", "uploads", "conversations", "stored_responses", "stored_chats"))
-"""Endpoints that name no model and cost nothing to use. What others of them start (a batch, a training) nobody here can
-put a price on."""
-READING: Final = frozenset(("GET", "HEAD", "DELETE"))
 MOST_TOLD: Final = 4096
 """Callers of whom it is remembered that the ledger knows their money is spent."""
 
@@ -164,7 +160,7 @@ class Budgeting(Filter):
 
     def _is_free(self, ex: Exchange) -> bool:
         """What names no model. Raises PriceUnknownError for what may cost something."""
-        if not self._refuses_unknown or ex.face.name in FREE or ex.head.method in READING:
+        if not self._refuses_unknown or pays_nobody(ex):
             return True
         self.refused += 1
         raise PriceUnknownError(
@@ -286,6 +282,7 @@ class Budget(Budgeting):
         self.crowded = 0
         """Calls that were counted together with those of strangers, for want of room."""
         self._limits: Limits = store.open(place, self._rules)
+        self._count, self._recount = self._limits.count, self._limits.recount
 
     def on_request(self, ex: Exchange) -> None:
         """Set aside what it may cost, or raise BudgetError. Once more where another filter has changed the model.
@@ -325,15 +322,14 @@ class Budget(Budgeting):
             self._set_aside(ex)
             return
         shares, keys = self._shares(ex, ex.wall)
-        limits, now = self._limits, int(ex.started * 1e6)
-        counted = limits.count(keys[0], dearest, now)
+        counted = self._count(keys[0], dearest, int(ex.started * 1e6))
         purse = Purse(ex.model, costs, shares, keys, dearest, counted, costs)
         if counted is None:
-            granted = limits.take(keys, dearest, now)
+            granted = self._limits.take(keys, dearest, int(ex.started * 1e6))
             if isinstance(granted, Refused):
                 self._set_aside(ex, granted)
                 return
-            self.crowded = limits.crowded
+            self.crowded = self._limits.crowded
             purse.pieces = ((granted, dearest),)
         self.admitted += 1
         ex.state[self] = purse
@@ -351,7 +347,7 @@ class Budget(Budgeting):
         amount = nanos(cost)
         if amount > purse.amount:
             self.overrun += 1
-        self._limits.recount(counted, amount)
+        self._recount(counted, amount)
         self._hold(Spent(ex.id, ex.wall, self._place, amount, purse.shares))
 
     def _set_aside(self, ex: Exchange, refused: Refused | None = None) -> None:

@@ -6,7 +6,7 @@ Pure. Not here: what they cost (budget.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .retry import Retry
 
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 
     from ..proxy.exchange import Exchange
     from ..proxy.plan import Target
+
+FREE: Final = frozenset(("files", "uploads", "conversations", "stored_responses", "stored_chats"))
+"""Endpoints that name no model and cost nothing to use. What others of them start (a batch, a training) nobody here can
+put a price on."""
+READING: Final = frozenset(("GET", "HEAD", "DELETE"))
+
+
+def pays_nobody(ex: Exchange) -> bool:
+    """Of a request that names no model, whether it costs nothing."""
+    return ex.face.name in FREE or ex.head.method in READING
 
 
 def asked(ex: Exchange, costs: Mapping[Target, int | None]) -> list[int | None]:

@@ -181,10 +181,14 @@ class Ledger:
         facts = ex.facts
         if facts is None or not facts.body:
             return 0
-        size = len(facts.body)
-        if size > SHORT_BODY or ex.rough_prompt is not None:
+        prompt = ex.rough_prompt
+        if prompt is not None:
+            tokens = prompt.tokens
+        elif len(facts.body) > SHORT_BODY:
             return self.estimate_tokens(ex)
-        return size // BYTES_PER_TOKEN + (facts.max_tokens or self.estimator.assume_output_tokens) * facts.n
+        else:
+            tokens = len(facts.body) // BYTES_PER_TOKEN
+        return tokens + (facts.max_tokens or self.estimator.assume_output_tokens) * facts.n
 
     def estimate_cost(self, ex: Exchange) -> float | None:
         """What a stream that begins now may cost: the estimated prompt and the output it is allowed. None:
