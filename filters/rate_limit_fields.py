@@ -21,9 +21,9 @@ class _Kept(dict[bytes, bool]):
     """Of the fields of an answer, by name: whether it says nothing of limits. Their names are few, and come again."""
 
     def __missing__(self, name: bytes) -> bool:
-        kept = not name.startswith(PREFIX)
-        if len(self) < MOST_NAMES:
-            self[name] = kept
+        if len(self) >= MOST_NAMES:
+            self.clear()
+        kept = self[name] = not name.startswith(PREFIX)
         return kept
 
 

@@ -276,6 +276,38 @@ def test_of_two_filters_the_answer_tells_the_one_with_less_left() -> None:
     assert first.answer(ex) == {}
 
 
+def test_of_two_filters_that_have_counted_many_the_answer_tells_the_one_with_less_left() -> None:
+    first, second = Limiter("requests_per_minute: 50, tokens_per_day: 90"), Limiter("requests_per_hour: 30")
+    third = Limiter("tokens_per_minute: 80")
+    calls = [first.enter() for _ in range(3)]
+    for ex in calls:
+        second.enter(ex)
+        third.enter(ex)
+    told: dict[bytes, bytes] = {}
+    for limiter in (third, second, first):
+        told = limiter.answer(calls[-1], *told.items())
+    assert told == {
+        b"x-ratelimit-limit-requests": b"30",
+        b"x-ratelimit-remaining-requests": b"27",
+        b"x-ratelimit-reset-requests": b"1h0m0s",
+        b"x-ratelimit-limit-tokens": b"80",
+        b"x-ratelimit-remaining-tokens": b"80",
+        b"x-ratelimit-reset-tokens": b"1m0s",
+    }
+
+
+def test_what_one_filter_refuses_is_told_by_none_above_it() -> None:
+    first, second = Limiter("requests_per_minute: 50"), Limiter("requests_per_hour: 1")
+    first.enter()
+    ex = first.enter()
+    second.enter()
+    with pytest.raises(RateLimitError) as caught:
+        second.enter(ex)
+    ex.error = caught.value
+    second.link.on_done(ex)
+    assert first.answer(ex) == {}
+
+
 def test_it_waits_for_the_body_only_where_it_must_know_it() -> None:
     texts = ("", "requests_per_day: 1, concurrent: 1", "tokens_per_day: 1", "per: [key, model], requests_per_day: 1")
     assert [Limiter(text).link.reads_body for text in texts] == [False, False, True, True]

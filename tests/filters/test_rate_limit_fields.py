@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headgate.filters.rate_limit_fields import duration, limit_fields
+from headgate.filters.rate_limit_fields import MOST_NAMES, duration, is_kept, limit_fields
 from headgate.filters.stores.rules import Report
 
 
@@ -18,6 +18,13 @@ from headgate.filters.stores.rules import Report
 )  # fmt: skip
 def test_a_duration_is_rounded_up(microseconds: int, text: bytes) -> None:
     assert duration(microseconds) == text
+
+
+def test_any_number_of_names_is_told_apart() -> None:
+    names = [b"x-ratelimit-%d" % n if n % 2 else b"ratelimit-%d" % n for n in range(3 * MOST_NAMES)]
+    for _ in range(2):
+        assert [name for name in names if is_kept[name]] == names[::2]
+    assert len(is_kept) <= MOST_NAMES
 
 
 def test_the_fields_tell_limit_rest_and_reset() -> None:
