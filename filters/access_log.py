@@ -1,9 +1,13 @@
 """One line of JSON for each exchange, when it is over: for log shippers, beside the ledger.
 
 A line has what the usage row has, under the names of OpenTelemetry where it has one: who, what, which model, which
-provider, how long, how much. Never a body, a query, a header's value but the user agent, or a key. A few readers take
-many fields each, and those that are chosen become one struct, encoded at once; the file is a thread's (line_writer.py),
-so that a slow disk drops lines, which is counted, and never holds up or fails an exchange.
+provider, how long, how much. Never a body, a query, a header's value but the user agent, or a key. The values that are
+chosen become one struct, encoded at once; the file is a thread's (line_writer.py), so that a slow disk drops lines,
+which is counted, and never holds up or fails an exchange.
+
+There are two ways to the values. Nearly every exchange had one attempt and its answer, and says what it used: of that,
+everything is read in one go (`_answered`). All others are gone through by a few readers that take many fields each,
+and look for what may be missing (`_compiled`). Both give the same.
 
 Written by `on_done` of exchanges that reached this filter: what `auth` turns away never becomes one.
 
@@ -22,6 +26,7 @@ from weakref import finalize
 
 import msgspec
 
+from ..config.access_log import DEFAULT_FIELDS
 from ..proxy.accounting.record import encode
 from ..proxy.filter import Filter
 from .line_writer import LineWriter
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..config import AccessLogConfig
+    from ..proxy.accounting.usage import Usage
     from ..proxy.exchange import Exchange
 
     Values = tuple[Any, ...]
@@ -53,15 +59,31 @@ class AccessLog(Filter):
         self._rng = rng or Random()  # noqa: S311 - a sample, not a secret
         self._min_status = config.min_status
         self._share = config.sample_percent / 100
-        self._line = _compiled(config.fields)
+        self._simple = not self._min_status and self._share >= 1 and set(config.fields) <= set(_ANSWERED)
+        """Every exchange has a line, of what is read in one go."""
+        self._made = _struct(config.fields)
+        self._chosen = _chosen(config.fields, _ANSWERED)
+        self._line = _compiled(config.fields, self._made)
         self._writer = LineWriter(config.path, config.queue)
         finalize(self, self._writer.end)
 
     def on_done(self, ex: Exchange) -> None:
         """Put the line into the queue."""
-        if ex.status < self._min_status or (self._share < 1 and self._rng.random() >= self._share):
+        usage = ex.usage
+        if (
+            self._simple
+            and usage is not None
+            and usage.source != "none"
+            and ex.error is None
+            and ex.cache is None
+            and len(ex.attempts) == 1
+        ):
+            line = encode(self._made(*self._chosen(_answered(ex, usage, self._now()))))
+        elif ex.status >= self._min_status and (self._share >= 1 or self._rng.random() < self._share):
+            line = encode(self._line(ex, self._now()))
+        else:
             return
-        if self._writer.put(encode(self._line(ex, self._now()))):
+        if self._writer.put(line):
             self.logged += 1
         else:
             self.dropped += 1
@@ -72,22 +94,54 @@ class AccessLog(Filter):
         self._writer.close()
 
 
-def _compiled(fields: Sequence[str]) -> Callable[[Exchange, float], msgspec.Struct]:
-    """What makes a line of an exchange that is over at a monotonic time: `fields` in their order, without None."""
-    readers = tuple(dict.fromkeys(_READERS[name] for name in fields))
-    read_names = [name for read in readers for name in _FIELDS[read]]
-    places = [read_names.index(name) for name in fields]
-    chosen = itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
+def _struct(fields: Sequence[str]) -> type[msgspec.Struct]:
+    """A line: `fields` in their order, without None."""
     names = {f"field{at}": name for at, name in enumerate(fields)}
-    made = msgspec.defstruct("Line", [(at, Any, None) for at in names], rename=names, omit_defaults=True, gc=False)
+    return msgspec.defstruct("Line", [(at, Any, None) for at in names], rename=names, omit_defaults=True, gc=False)
+
+
+def _chosen(fields: Sequence[str], given: Sequence[str]) -> Callable[[Values], Values]:
+    """What takes the values of `fields` out of those that are given."""
+    places = [given.index(name) for name in fields if name in given]
+    if places == [*range(len(places))]:
+        return itemgetter(slice(len(places)))
+    return itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
+
+
+def _compiled(fields: Sequence[str], made: type[msgspec.Struct]) -> Callable[[Exchange, float], msgspec.Struct]:
+    """What makes a line of any exchange that is over at a monotonic time."""
+    readers = tuple(dict.fromkeys(_READERS[name] for name in fields))
+    chosen = _chosen(fields, [name for read in readers for name in _FIELDS[read]])
 
     def line(ex: Exchange, now: float) -> msgspec.Struct:
-        values: list[Any] = []
+        values: Values = ()
         for read in readers:
             values += read(ex, now)
         return made(*chosen(values))
 
     return line
+
+
+_ANSWERED = (*DEFAULT_FIELDS, "client.address")
+
+
+def _answered(ex: Exchange, usage: Usage, now: float) -> Values:
+    """Of an exchange that was answered by its only attempt and says what it used, in the order of _ANSWERED."""
+    head, principal, attempt, route, facts = ex.head, ex.principal, ex.attempts[0], ex.route, ex.facts
+    client_id, first_token, started, target = ex.client_request_id, ex.first_token_at, ex.started, attempt.target
+    spent = (attempt.ended_at or now) - attempt.started
+    own = now - started - spent
+    return (
+        _time(ex.wall), ex.id, client_id.decode("latin-1") if client_id else None, attempt.request_id or None,
+        head.method, head.path, ex.status, ex.bytes_in, ex.bytes_out, None, ex.outcome, principal.name, principal.team,
+        principal.owner, route.name if route is not None else None, facts is not None and facts.stream, 1,
+        int((now - started) * 1e6 + 0.5) / 1000, int(spent * 1e6 + 0.5) / 1000,
+        int(own * 1e6 + 0.5) / 1000 if own > 0.0 else 0.0,
+        int((first_token - started) * 1e6 + 0.5) / 1000 if first_token is not None else None, ex.face.name,
+        target.cluster.name, ex.model or None, target.model or None, usage.prompt_tokens, usage.completion_tokens,
+        usage.cached_tokens, usage.cache_write_tokens, usage.reasoning_tokens, usage.source, usage.service_tier,
+        ex.cost_usd, ex.cost_source or None, None, ex.graph.version, head.client or None,
+    )  # fmt: skip
 
 
 def _own(ex: Exchange, now: float) -> Values:
@@ -170,8 +224,12 @@ _READERS: Mapping[str, Reader] = {name: read for read, names in _FIELDS.items() 
 
 def _time(wall: float) -> str:
     """ISO 8601 in UTC, to the millisecond."""
-    second, micros = divmod(int(wall * 1e6 + 0.5), 1_000_000)
-    return f"{_second(second)}.{micros // 1000:03d}Z"
+    return _millisecond(int(wall * 1e6 + 0.5) // 1000)
+
+
+@lru_cache(maxsize=16)
+def _millisecond(millis: int) -> str:
+    return f"{_second(millis // 1000)}.{millis % 1000:03d}Z"
 
 
 @lru_cache(maxsize=16)

@@ -42,6 +42,8 @@ class LineWriter:
         self._capacity = capacity
         self._enough = max(1, min(BATCH, capacity // 2))
         """Lines that are worth a write at once."""
+        self._marks = frozenset((0, self._enough - 1))
+        """With so many that wait, the next one wakes the thread."""
         self._lines: deque[bytes] = deque()
         self._begun: SimpleQueue[None] = SimpleQueue()
         """The queue was empty, and is no more. A mark may be set by a finalizer in the midst of anything: this kind of
@@ -56,10 +58,15 @@ class LineWriter:
     def put(self, line: bytes) -> bool:
         """Have `line`, with its line end, written; False where the queue is full, or closed. Never waits."""
         lines = self._lines
-        if self._closed or len(lines) >= self._capacity:
+        waiting = len(lines)
+        if waiting >= self._capacity:
             return False
         lines.append(line)
-        waiting = len(lines)
+        if waiting in self._marks:
+            self._wake(waiting + 1)
+        return True
+
+    def _wake(self, waiting: int) -> None:
         if waiting == 1:
             self._begun.put(None)
         if waiting == self._enough:
@@ -69,12 +76,12 @@ class LineWriter:
             self._thread = threading.Thread(target=self._run, name="headgate-line-writer", daemon=True)
             self._thread.start()
             atexit.register(self.close)
-        return True
 
     def end(self) -> None:
         """Take no more lines; the thread writes those that wait and lets go of the file. Never waits."""
         if not self._closed:
             self._closed = True
+            self._capacity = 0
             self._begun.put(None)
             self._hurry.put(None)
 

@@ -3,27 +3,20 @@
 A Prometheus client's `labels().inc()` costs 1 µs each; an int in a dict costs a tenth, so /metrics is put together when
 it is asked for (control/). Every dict whose key holds a name from outside is bounded: what is above the cap counts as
 `other`.
-
-An exchange that is over leaves the numbers that matter, and a batch of them is added up in one go, or when somebody
-reads: a loop over many costs each a fraction of what adding up one by one costs.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
     from .exchange import Exchange
 
 MAX_SERIES = 1000
 OTHER = "other"
-BATCH = 64
-"""Exchanges that are added up in one go."""
 DURATION_BOUNDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 STORE_BOUNDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 """Seconds for one question to a store; a decision has 0.005."""
@@ -84,77 +77,62 @@ class Series:
         self.ttft = Histogram(TTFT_BOUNDS)
 
 
-_of_exchange = attrgetter("face.name", "outcome", "status", "started", "first_token_at", "usage", "cost_usd")
-
-
 class Stats:
     """Counters of one engine since it started."""
 
-    __slots__ = ("_exchanges", "_series", "_waiting", "internal_errors", "refused_by_auth", "retries", "turned_away")
+    __slots__ = ("exchanges", "internal_errors", "refused_by_auth", "retries", "series", "turned_away")
 
     def __init__(self) -> None:
-        self._exchanges: dict[tuple[str, str, int], int] = {}
-        self._series: dict[tuple[str, str, str], Series] = {}
-        self._waiting: list[tuple[Series | None, float, tuple[Any, ...]]] = []
-        """What is not added up yet: of each exchange its series, when it was over, and what is read of it."""
+        self.exchanges: dict[tuple[str, str, int], int] = {}
+        """(endpoint, outcome, status) -> exchanges that are over; above the bound the status is 0, for any other."""
+        self.series: dict[tuple[str, str, str], Series] = {}
+        """(endpoint, provider, upstream model) -> what their answers used."""
         self.refused_by_auth = 0
         self.turned_away = 0
         self.retries = 0
         self.internal_errors = 0
 
-    @property
-    def exchanges(self) -> Mapping[tuple[str, str, int], int]:
-        """(endpoint, outcome, status) -> exchanges that are over; above the bound the status is 0, for any other."""
-        self._add_up()
-        return self._exchanges
-
-    @property
-    def series(self) -> Mapping[tuple[str, str, str], Series]:
-        """(endpoint, provider, upstream model) -> what their answers used."""
-        self._add_up()
-        return self._series
-
     def count(self, ex: Exchange, now: float) -> None:
         """An exchange is over."""
-        attempt, series = ex.attempt, None
-        if attempt is not None:
-            target = attempt.target
-            key = (ex.face.name, target.cluster.name, target.model)
-            series = self._series.get(key) or self._new_series(key, ex)
-        waiting = self._waiting
-        waiting.append((series, now, _of_exchange(ex)))
-        if len(waiting) >= BATCH:
-            self._add_up()
+        face, attempt = ex.face.name, ex.attempt
+        outcome: tuple[str, str, int] = (face, ex.outcome, ex.status)
+        try:
+            self.exchanges[outcome] += 1
+        except KeyError:
+            self._count_first(outcome)
+        if attempt is None:
+            return
+        target, started = attempt.target, ex.started
+        key = (face, target.cluster.name, target.model)
+        series = self.series.get(key)
+        if series is None:
+            series = self._new_series(key, ex)
+        seconds, taken = series.duration, now - started
+        seconds.buckets[bisect_left(DURATION_BOUNDS, taken)] += 1
+        seconds.total += taken
+        if ex.first_token_at is not None:
+            series.ttft.observe(ex.first_token_at - started)
+        usage = ex.usage
+        if usage is not None and usage.source != "none":
+            series.answers += 1
+            series.tokens_in += usage.prompt_tokens
+            series.tokens_out += usage.completion_tokens
+            if ex.cost_usd is not None:
+                series.cost_usd += ex.cost_usd
+            else:
+                series.unknown_cost += 1
 
-    def _add_up(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        exchanges = self._exchanges
-        for series, now, (face, outcome, status, started, first_token_at, usage, cost_usd) in waiting:
-            key = (face, outcome, status)
-            if key not in exchanges:
-                key = bounded(exchanges, key)
-            exchanges[key] = exchanges.get(key, 0) + 1
-            if series is None:
-                continue
-            series.duration.observe(now - started)
-            if first_token_at is not None:
-                series.ttft.observe(first_token_at - started)
-            if usage is not None and usage.source != "none":
-                series.answers += 1
-                series.tokens_in += usage.prompt_tokens
-                series.tokens_out += usage.completion_tokens
-                if cost_usd is not None:
-                    series.cost_usd += cost_usd
-                else:
-                    series.unknown_cost += 1
+    def _count_first(self, outcome: tuple[str, str, int]) -> None:
+        outcome = bounded(self.exchanges, outcome)
+        self.exchanges[outcome] = self.exchanges.get(outcome, 0) + 1
 
     def _new_series(self, key: tuple[str, str, str], ex: Exchange) -> Series:
         """A name that clients made up gets a series of its own with its first answer: no flood of them fills the
         table."""
         answered = ex.usage is not None and ex.usage.source != "none"
-        if len(self._series) >= MAX_SERIES or not (answered or ex.model in ex.graph.models.names()):
+        if len(self.series) >= MAX_SERIES or not (answered or ex.model in ex.graph.models.names()):
             key = (key[0], key[1], OTHER)
-        return self._series.setdefault(key, Series())
+        return self.series.setdefault(key, Series())
 
 
 def bounded(exchanges: Mapping[tuple[str, str, int], int], new: tuple[str, str, int]) -> tuple[str, str, int]:

@@ -7,14 +7,15 @@ import json
 import os
 from random import Random
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
 from openai import AsyncOpenAI
 
 from headgate.config import AccessLogConfig, ConfigError, parse_config
 from headgate.config.access_log import DEFAULT_FIELDS, EVERY_FIELD
-from headgate.filters.access_log import _READERS, AccessLog
+from headgate.filters.access_log import _ANSWERED, _READERS, AccessLog, _answered, _compiled, _struct
+from headgate.proxy.filter import Filter
 from tests_support.answers import USAGE, chat_chunks, chat_completion, error_response, json_response, sse
 from tests_support.gateway import CLIENT_KEY, PROVIDER_KEY, RunningGateway, config_for, gateway_over, running_gateway
 from tests_support.process import gateway_process
@@ -53,6 +54,25 @@ def lines_of(gateway: RunningGateway, file: Path) -> list[dict[str, Any]]:
 
 def link(config: AccessLogConfig, **options: Any) -> AccessLog:
     return AccessLog(config, now=lambda: 0.0, **options)
+
+
+def without_an_answer() -> Exchange:
+    """As much of one as is looked at."""
+    return cast(
+        "Exchange",
+        SimpleNamespace(status=200, attempt=None, attempts=[], usage=None, error=None, cache=None, facts=None),
+    )
+
+
+class BothWays(Filter):
+    """What both ways make of every exchange: the whole of what one can read."""
+
+    values: ClassVar[list[tuple[Any, Any]]] = []
+
+    def on_done(self, ex: Exchange) -> None:
+        made, now = _struct(_ANSWERED), ex.started + 0.123456
+        assert ex.usage is not None
+        self.values.append((made(*_answered(ex, ex.usage, now)), _compiled(_ANSWERED, made)(ex, now)))
 
 
 def test_every_field_has_a_reader_and_the_default_leaves_out_what_names_a_person() -> None:
@@ -95,6 +115,42 @@ async def test_a_line_has_what_the_row_has(tmp_path: Path) -> None:
         assert 0 <= line["headgate.overhead_ms"] <= line["headgate.duration_ms"]
     assert (whole["headgate.stream"], "headgate.first_token_ms" in whole) == (False, False)
     assert (stream["headgate.stream"], stream["headgate.first_token_ms"] > 0) == (True, True)
+
+
+async def test_both_ways_to_a_line_find_the_same() -> None:
+    BothWays.values.clear()
+    link = {"use": f"{__name__}:BothWays", "name": "both"}
+    auth = {"auth": {"keys": [{"name": "app", "key": CLIENT_KEY, "team": "search", "owner": "ada"}]}}
+    async with gateway_over(provider, changes={"filters": [auth, link]}) as (gateway, _):
+        for number, body in enumerate((b'{"model":"m"}', b'{"model":"m","stream":true}')):
+            await gateway.post(body, headers=[("x-request-id", f"client-{number}")] * number)
+    assert len(BothWays.values) == 2
+    for simple, general in BothWays.values:
+        assert simple == general
+
+
+async def test_whatever_way_an_exchange_went_its_line_has_the_same_fields(tmp_path: Path) -> None:
+    lines: dict[bool, list[dict[str, Any]]] = {}
+    for simple in (True, False):  # what the user agent is takes the general way
+        file = tmp_path / f"{simple}"
+        fields = [
+            "headgate.attempts",
+            *(() if simple else ("user_agent.original",)),
+            "url.path",
+            "gen_ai.provider.name",
+        ]
+        settings = {"path": str(file), "fields": [*fields, "client.address", "gen_ai.usage.output_tokens"]}
+        async with gateway_over(provider, auth=False, changes={"filters": [{"access_log": settings}]}) as (gateway, _):
+            for body in (b'{"model":"m"}', b"{", b'{"model":"m","stream":true}', b'{"model":"bad"}'):
+                await gateway.post(body, key=None)
+            lines[simple] = lines_of(gateway, file)
+            assert link_of(gateway)._simple is simple
+            assert link_of(gateway).logged == 4
+    assert lines[True] == lines[False]
+    assert [list(line) for line in lines[True][:2]] == [
+        ["headgate.attempts", "url.path", "gen_ai.provider.name", "client.address", "gen_ai.usage.output_tokens"],
+        ["headgate.attempts", "url.path", "client.address"],
+    ]
 
 
 async def test_a_failure_says_what_failed_and_no_line_has_a_secret_or_a_text(tmp_path: Path) -> None:
@@ -144,9 +200,9 @@ async def test_what_a_client_writes_stays_within_its_line(tmp_path: Path) -> Non
 
 def test_a_sample_is_as_large_as_it_says() -> None:
     made = link(AccessLogConfig(sample_percent=10, fields=("http.response.status_code",)), rng=Random(1))
-    lines: list[bytes] = []
+    lines: list[object] = []
     made._writer.put = lambda line: not lines.append(line)  # type: ignore[method-assign,func-returns-value]
-    ex = cast("Exchange", SimpleNamespace(status=200, attempt=None, usage=None))
+    ex = without_an_answer()
     for _ in range(5000):
         made.on_done(ex)
     assert 400 < len(lines) == made.logged < 600
@@ -155,14 +211,14 @@ def test_a_sample_is_as_large_as_it_says() -> None:
 def test_a_full_queue_is_counted_and_hurts_nobody() -> None:
     made = link(AccessLogConfig(fields=("http.response.status_code",)))
     made.close()
-    made.on_done(cast("Exchange", SimpleNamespace(status=200, attempt=None, usage=None)))
+    made.on_done(without_an_answer())
     assert (made.logged, made.dropped) == (0, 1)
 
 
 def test_a_filter_that_is_let_go_of_has_written_everything(tmp_path: Path) -> None:
     file = tmp_path / "log"
     made = link(AccessLogConfig(path=file, fields=("http.response.status_code",)))
-    ex = cast("Exchange", SimpleNamespace(status=200, attempt=None, usage=None))
+    ex = without_an_answer()
     for _ in range(300):
         made.on_done(ex)
     thread = made._writer._thread
