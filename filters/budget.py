@@ -291,7 +291,7 @@ class Budget(Budgeting):
         may be otherwise."""
         facts = ex.facts
         if (
-            facts is None  # there is no body to name a model
+            facts is None  # no provider is asked, or for no model
             or ex.face.passes
             or self in ex.state
             or self._strict
@@ -302,11 +302,7 @@ class Budget(Budgeting):
         try:
             candidates = ex.candidates
         except (ModelNotFoundError, UnknownIssuerError):
-            self._set_aside(ex)
-            return
-        if ex.vetoes and is_objected(ex, candidates):
-            self._set_aside(ex)
-            return
+            candidates = ()
         costs: dict[Target, int | None] = {}
         dearest = 0
         for target in candidates:
@@ -318,7 +314,7 @@ class Budget(Budgeting):
             costs[target] = amount = nanos(cost)
             if amount > dearest:
                 dearest = amount
-        if not dearest or dearest > self._least:
+        if not dearest or dearest > self._least or (ex.vetoes and is_objected(ex, candidates)):
             self._set_aside(ex)
             return
         shares, keys = self._shares(ex, ex.wall)
