@@ -44,9 +44,9 @@ Standing = tuple[Report | None, Report | None]
 class RateLimiting(Filter):
     """What does not depend on where it is counted: whose call it is, and what the answer says of it.
 
-    `monotonic` gives seconds, `estimate` the tokens that a call may use. In the state of an exchange stands under the
-    filter what it was granted, and under this class what the answer says by now: what the filter said that stands
-    there, or the least of several.
+    `monotonic` gives seconds, `estimate` the tokens that a call may use. In the state of an exchange stands what each
+    filter has granted it, and under this class what the answer says by now: what the filter said that stands there, or
+    the least of several.
     """
 
     after = ("auth",)
@@ -58,6 +58,8 @@ class RateLimiting(Filter):
         self.admitted = 0
         self.refused = 0
         self._rules = rules = rules_of(config)
+        self._granted = object()
+        """Under which an exchange has what this filter granted it."""
         self._monotonic = monotonic
         self._token_rules = [rule for rule in rules if rule.kind.what == "tokens"]
         self._estimate = estimate if self._token_rules else _nothing
@@ -86,11 +88,11 @@ class RateLimiting(Filter):
             ex.state[RateLimiting] = None, None
             raise _refusal(result, now)
         self.admitted += 1
-        ex.state[self] = result
+        ex.state[self._granted] = result
 
     def _to_settle(self, ex: Exchange) -> Granted[Any] | None:
         """What a call that is over still holds."""
-        granted: Granted[Any] | None = ex.state.get(self)
+        granted: Granted[Any] | None = ex.state.get(self._granted)
         return granted if granted is not None and granted.holds else None
 
     def on_response(self, ex: Exchange, head: ResponseHead) -> None:
@@ -109,7 +111,7 @@ class RateLimiting(Filter):
             head.headers = [field for field in head.headers if is_kept[field[0]]] + fields
 
     def _standing(self, ex: Exchange) -> Standing:
-        granted: Granted[Any] | None = ex.state.get(self)
+        granted: Granted[Any] | None = ex.state.get(self._granted)
         return (granted.requests, granted.tokens) if granted is not None else (None, None)
 
     def _too_large(self, tokens: int) -> OverLimitError:
@@ -126,7 +128,7 @@ class RateLimit(RateLimiting):
 
     Nearly every call is counted by `Limits.count`, is the only one of its exchange, and is told in three fields each.
     For these each step is one straight function, that leaves for the general one at the first thing that is unlike.
-    What such a call was granted stands in the state of its exchange under its limits, any other under the filter.
+    What such a call was granted stands in the state of its exchange under the filter itself.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class RateLimit(RateLimiting):
         super().__init__(config, monotonic=monotonic, estimate=estimate)
         self.crowded = 0  # calls that were counted together with those of strangers, for want of room
         self._limits: Limits = store.open(place, self._rules)
+        self._count, self._recount = self._limits.count, self._limits.recount
         self._caller = self._callers[0] if len(self._callers) == 1 else _nobody
         """Of all rules; where these have several, none that `Limits.count` would know."""
         numbers = {rule.kind.what: rule.limit for rule in self._rules}
@@ -158,12 +161,12 @@ class RateLimit(RateLimiting):
         if tokens > self._most_tokens:
             raise self._too_large(tokens)
         now = int(self._monotonic() * 1e6)
-        limits = self._limits
-        counted = limits.count(self._caller(ex), tokens, now)
+        counted = self._count(self._caller(ex), tokens, now)
         if counted is not None:
             self.admitted += 1
-            ex.state[limits] = counted
+            ex.state[self] = counted
             return
+        limits = self._limits
         result = limits.take(self._callers_of(ex), tokens, now)
         self.crowded = limits.crowded
         self._decide(ex, result, now)
@@ -171,7 +174,7 @@ class RateLimit(RateLimiting):
     def on_response(self, ex: Exchange, head: ResponseHead) -> None:
         """As `RateLimiting`."""
         state = ex.state
-        counted: Counted | None = state.get(self._limits)
+        counted: Counted | None = state.get(self)
         if counted is None or RateLimiting in state:
             RateLimiting.on_response(self, ex, head)
             return
@@ -185,19 +188,18 @@ class RateLimit(RateLimiting):
 
     def on_done(self, ex: Exchange) -> None:
         """Give slots back, and correct the tokens."""
-        limits = self._limits
-        counted: Counted | None = ex.state.get(limits)
+        counted: Counted | None = ex.state.get(self)
         if counted is None:
             granted = self._to_settle(ex)
             if granted is not None:
-                limits.settle(granted, used(ex), int(self._monotonic() * 1e6))
+                self._limits.settle(granted, used(ex), int(self._monotonic() * 1e6))
             return
         usage = ex.usage
         tokens = usage.prompt_tokens + usage.completion_tokens if usage is not None else 0
-        limits.recount(counted, tokens or used(ex))
+        self._recount(counted, tokens or used(ex))
 
     def _standing(self, ex: Exchange) -> Standing:
-        counted: Counted | None = ex.state.get(self._limits)
+        counted: Counted | None = ex.state.get(self)
         if counted is None:
             return super()._standing(ex)
         requests, tokens = self._numbers

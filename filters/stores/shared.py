@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 MOST_LATE: Final = 10_000
 """Calls whose tokens could not be corrected yet, because that needs the lock and it was not to be had. Of what is more
 the estimate stays."""
-
-
 _HEAD: Final = 4
 """Words that are read before the cells: the row's generation, until when it counts, what was taken, its tag."""
 _WINDOW: Final = Struct("@3q").unpack_from
@@ -52,7 +50,7 @@ class SharedLimits:
     """The rules of one filter, counted in shared memory by one process."""
 
     __slots__ = (
-        "_at_once", "_cells", "_counts", "_known", "_late", "_lock", "_map", "_most_at_once", "_most_requests",
+        "_cells", "_counts", "_known", "_late", "_lock", "_map", "_most_at_once", "_most_requests",
         "_most_tokens", "_own", "_processes", "_read", "_usual", "_words", "crowded",
     )  # fmt: skip
 
@@ -95,7 +93,7 @@ class SharedLimits:
                 generation, requests_until, requests_used = _WINDOW(map_, requests[2])
                 requests_left = self._most_requests - requests_used - 1
                 if generation != requests[1] or now >= requests_until or requests_left < 0:
-                    self._known.pop(caller, None)  # it may be another\'s row by now
+                    self._known.pop(caller, None)  # it may be another's row by now
                     return None
             if amounts is not None:
                 row = self._read(map_, amounts[2])
