@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 def wanted(ex: Exchange, operation: Operation) -> list[Ref]:
     """What must be known before this request may go on, the object of its path first. Raises NotIssuedError for a list
     that would show what other teams have made."""
-    divided = ex.graph.divided
-    refs: list[Ref] = []
-    if ex.face.passes:
-        place = locate(ex.head.path)
-        if place.id:
-            refs.append(Ref(place.kind, place.id, "id"))
-        elif divided and ex.head.method != "POST" and not _opens(ex, ex.head.path):
-            raise NotIssuedError(
-                f"'{ex.head.path[:128]}' shows what every team has made: only a key whose paths name it may call it."
-            )
+    refs = _in_path(ex) if ex.face.passes else []
     if ex.facts is not None:
         refs += operation.references(ex.facts)
-    return refs if refs and (divided or len(_possible(ex)) > 1) else []
+    return refs if refs and (ex.graph.divided or len(_possible(ex)) > 1) else []
+
+
+def _in_path(ex: Exchange) -> list[Ref]:
+    place = locate(ex.head.path)
+    if not place.id and ex.graph.divided and ex.head.method != "POST" and not _opens(ex, ex.head.path):
+        raise NotIssuedError(
+            f"'{ex.head.path[:128]}' shows what every team has made: only a key whose paths name it may call it."
+        )
+    return [Ref(place.kind, place.id, "id")] if place.id else []
 
 
 def pin(ex: Exchange, refs: Sequence[Ref], found: Mapping[str, Sequence[Issued]] | None) -> None:
