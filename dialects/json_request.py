@@ -164,8 +164,6 @@ class JsonFacts(RequestFacts):
 
     def encode(self, model: str, splices: list[Splice] | None = None) -> bytes:
         """The body for a target: the model's name put in, `splices` made, and no other byte touched."""
-        if model == self.model and not splices and not self._limited:
-            return self.body
         if self._encoded is not None and self._encoded[0] == model:
             return self._encoded[1]
         changes = list(splices or ())

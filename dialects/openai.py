@@ -70,11 +70,19 @@ class ChatFacts(JsonFacts):
         self.stream = stream is not None and read_stream(stream)
         if limit is None:
             limit = request.max_tokens
-        self.max_tokens = positive(limit) if limit is not None else None
+        self.max_tokens = limit if type(limit) is int and limit > 0 else None
         self.n = 1 if n is None else positive(n) or 1
         self.stores = request.store is True
         self._encoded = None
         self._limited = False
+
+    def encode(self, model: str, splices: list[Splice] | None = None) -> bytes:
+        """The wish for usage goes into a stream that lacks it."""
+        if self.stream and not self.wants_usage:
+            splices = [_include_usage(self)]
+        elif model == self.model and not self._limited:
+            return self.body
+        return super().encode(model, splices)
 
 
 class CompletionFacts(ChatFacts):
@@ -109,8 +117,6 @@ class Chat(Operation):
 
     def encode(self, facts: RequestFacts, model: str) -> bytes:
         """Splice the model's name in, and the wish for usage into a stream that lacks it."""
-        if isinstance(facts, ChatFacts) and facts.stream and not facts.wants_usage:
-            return facts.encode(model, [_include_usage(facts)])
         return facts.encode(model)
 
     def target(self, query: bytes) -> bytes:

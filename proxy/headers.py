@@ -116,8 +116,8 @@ def lines_upstream(head: RequestHead, request_id: bytes, own: frozenset[bytes]) 
     known = head.known
     if known is None or head.headers != head.came:
         return to_upstream(head, request_id, own), b""
-    made = known.upward
-    if not isinstance(made, Upward) or made.own is not own:
+    made: Upward | None = known.upward
+    if made is None or made.own is not own:
         fields = to_upstream(head, request_id, own)[:-1]
         lines = b"" if known.changing & {name for name, _ in fields} else field_lines(fields)
         made = known.upward = Upward(own, fields, lines)

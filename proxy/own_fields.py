@@ -81,7 +81,7 @@ def own_fields(ex: Exchange, now: float) -> Headers:
         if ex.cost_source == COST_SOURCE:
             fields.append((b"x-headgate-cost-usd", b"0"))
     total, spent = now - ex.started, ex.upstream_seconds(now)
-    upstream, own = b"%.1f" % (spent * 1000), b"%.1f" % (max(0.0, total - spent) * 1000)
+    upstream, own = b"%.1f" % (spent * 1000), b"%.1f" % ((total - spent) * 1000 if total > spent else 0.0)
     timing = b"upstream;dur=%b, gateway;dur=%b" % (upstream, own)
     if ex.timings is not None and may_explain(ex):
         fields.append((EXPLAIN, header_value(ex, now)))

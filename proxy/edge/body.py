@@ -88,17 +88,22 @@ class RequestBody(HeldBytes):
 
     __slots__ = ("_chunks", "complete", "received", "rest")
 
+    rest: int
+    """Bytes still to come, or CHUNKED for nobody knows."""
+    _chunks: Chunks
+    """Of a body of which nobody knows."""
+
     def __init__(self, length: int, budget: BodyBudget) -> None:
         super().__init__(budget)
         self.begin(length)
 
     def begin(self, length: int) -> None:
         """The next one. The one before was released."""
-        self._chunks = Chunks() if length == CHUNKED else None
         self.rest = length
-        """Bytes still to come, or CHUNKED for nobody knows."""
-        self.complete = length == 0
         self.received = 0
+        self.complete = length == 0
+        if length == CHUNKED:
+            self._chunks = Chunks()
 
     def is_all_of(self, data: bytes, limit: int) -> bool:
         """Whether all of it has come at once, and nothing else. Then it is charged, and `data` are its bytes; else
@@ -143,9 +148,10 @@ class RequestBody(HeldBytes):
         return behind
 
     def _split(self, data: bytes) -> tuple[bytes, bytes]:
-        if self._chunks is not None:
-            piece, behind = self._chunks.feed(data)
-            self.complete = self._chunks.complete
+        if self.rest == CHUNKED:
+            chunks = self._chunks
+            piece, behind = chunks.feed(data)
+            self.complete = chunks.complete
             return piece, behind
         size = len(data)
         if size <= self.rest:

@@ -31,7 +31,7 @@ class RepeatedHead(Protocol):
     faces: object
     face: Any
     """In this table they are for this face, and nothing else in them is for the gateway itself (proxy/run.py)."""
-    upward: object
+    upward: Any
     """What was made of the others for a provider (proxy/headers.py)."""
 
     def rewrite(self, headers: Headers, rules: RewritingRules) -> tuple[Headers, RepeatedHead]:

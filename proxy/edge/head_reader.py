@@ -32,16 +32,16 @@ _DIGITS: Final = bytes(byte if 0x30 <= byte < 0x3A else byte ^ 0xFF for byte in 
 class HeadReader:
     """Reads the heads of one connection, in their order."""
 
-    __slots__ = ("_first", "_known", "_tries")
+    __slots__ = ("_first", "_tries", "known")
 
     def __init__(self) -> None:
         self._first = True
-        self._known: KnownHead | None = None
+        self.known: KnownHead | None = None
         self._tries = _TRIES
 
     def read(self, data: bytes, limits: EdgeLimits, client: str) -> tuple[HttpRequestHead, int] | None:
         """See `read_head`. `client` is the connection's, and so the same each time."""
-        known = self._known
+        known = self.known
         if known is not None:
             again = known.read(data, limits.head_bytes)
             if again is not None:
@@ -52,7 +52,7 @@ class HeadReader:
                 self._first = False  # many connections carry but one
             elif self._tries:
                 self._tries -= 1
-                self._known = known_head(found[0], data[: found[1]])
+                self.known = known_head(found[0], data[: found[1]])
         return found
 
 
@@ -83,7 +83,7 @@ class Repeated:
         self.guard: object = None
         self.faces: object = None
         self.face: Any = None
-        self.upward: object = None
+        self.upward: Any = None
 
     def rewrite(self, headers: Headers, rules: RewritingRules) -> tuple[Headers, Repeated]:
         """See `RepeatedHead`."""
@@ -130,7 +130,7 @@ class KnownHead(Repeated):
         self._values = values
         """Place in the head's fields, name, what leaves such a value as it is, what follows, and how long that is."""
 
-    def read(self, data: bytes, limit: int) -> tuple[RepeatedHttpHead, int] | None:
+    def read(self, data: bytes, limit: int) -> tuple[HttpRequestHead, int] | None:
         """The head at the start of `data` and where it ends; None where it is another, or longer than `limit`. Only
         its end can be one: there is none in what was there before, and a value holds no line end."""
         if not data.startswith(self._before):

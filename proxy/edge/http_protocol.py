@@ -324,9 +324,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def _begin(self) -> bool:
         """Read a head and hand the request over. Whether there may be more to do at once."""
-        context = self.context
-        try:
-            found = self._heads.read(self.unread, self.limits, self._client)
+        context, heads, unread = self.context, self._heads, self.unread
+        last = heads.known
+        try:  # `read`, without a call for a head that comes again
+            found = last.read(unread, self.limits.head_bytes) if last is not None else None
+            if found is None:
+                found = heads.read(unread, self.limits, self._client)
         except GatewayError as error:
             self._refuse(error)
             return False
@@ -336,7 +339,7 @@ class HttpProtocol(asyncio.Protocol):
                 self.deadline = self._now() + self.limits.head_timeout
             return False
         head, end = found
-        self.unread = self.unread[end:]
+        self.unread = unread[end:]
         known = head.known
         acceptor = context.acceptor if known is not None and known.guard is context.guard else self._admit(head)
         if acceptor is None:

@@ -71,7 +71,7 @@ def knowing(*heads: bytes) -> HeadReader:
     reader = HeadReader()
     for head in heads:
         reader.read(head, LIMITS, "192.0.2.1")
-    assert reader._known is not None
+    assert reader.known is not None
     return reader
 
 
@@ -80,7 +80,7 @@ def test_the_third_head_of_a_connection_is_held_against_the_second() -> None:
     first, second = (reader.read(raw(*LINES), LIMITS, "192.0.2.1") for _ in range(2))
     assert first is not None
     assert second is not None
-    known = reader._known
+    known = reader.known
     data = changed(content_length="7", authorization="Bearer other")
     assert known is not None
     read = known.read(data, len(data))
@@ -149,7 +149,7 @@ def test_what_is_not_simple_is_no_model(lines: list[str]) -> None:
     reader = HeadReader()
     for _ in range(9):
         assert outcome(reader.read, raw(*lines)) == outcome(read_head, raw(*lines))
-        assert reader._known is None
+        assert reader.known is None
 
 
 def test_a_filter_that_changes_a_head_changes_no_other() -> None:
@@ -166,7 +166,7 @@ def test_a_filter_that_changes_a_head_changes_no_other() -> None:
 def test_no_key_is_kept() -> None:
     reader = knowing(raw(*LINES), raw(*LINES))
     reader.read(changed(authorization="Bearer hg-another"), LIMITS, "")
-    known = reader._known
+    known = reader.known
     assert known is not None
     kept = [known._before, *(following for *_, following, _ in known._values), *known._by_name.values()]
     assert not any(b"hg-" in value for value in [*kept, *(value for _, value in known._fields)])
