@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .accounting.record import Outcome
     from .attempt import Attempt
     from .dialect import Operation, StreamReader
+    from .edge.downstream import Headers
     from .errors import GatewayError
     from .meters import Meter
     from .run import Run
@@ -164,17 +165,20 @@ class Answer:
 
     def _send(self, body: bytes) -> None:
         """It goes down."""
-        run = self._run
+        run, status, headers = self._run, self._upstream.status, self._headers()
         ex = run.ex
-        head = self._head()
         if ex.error is not None and len(ex.attempts) > 1:
-            head.headers.append(NO_RETRY)
-        run.respond(head)
+            headers.append(NO_RETRY)
+        if run.chain.responses:
+            head = ResponseHead(status, headers)
+            run.respond(head)
+            status, headers = head.status, head.headers
+        ex.status = status
         if self._observers:
             self._observe(body)
         ex.bytes_out = len(body)
-        run.finish("upstream_error" if head.status >= 400 or ex.error is not None else "ok", head.status)
-        run.downstream.reply(head.status, head.headers, body)
+        run.finish("upstream_error" if status >= 400 or ex.error is not None else "ok", status)
+        run.downstream.reply(status, headers, body)
 
     # -- as it comes
 
@@ -182,7 +186,7 @@ class Answer:
         """The head goes down with the first bytes."""
         run, reader = self._run, self._reader
         ex = run.ex
-        head = self._head()
+        head = ResponseHead(self._upstream.status, self._headers())
         length: int | None = None
         if reader is None:
             announced = self._upstream.header(b"content-length")
@@ -317,14 +321,14 @@ class Answer:
         reader = self._reader
         return b"" if reader is None or reader.mid_event else self._dispatch.operation.error_event(error)
 
-    def _head(self) -> ResponseHead:
-        """The provider's head as the client sees it, with our fields."""
-        run, upstream = self._run, self._upstream
-        headers = to_downstream(upstream)
+    def _headers(self) -> Headers:
+        """The provider's fields as the client sees them, with ours."""
+        run = self._run
+        headers = to_downstream(self._upstream)
         if not self._attempt.request_id:
             headers.append(request_id(run.ex))
         headers += own_fields(run.ex, run.engine.clock.monotonic())
-        return ResponseHead(upstream.status, headers)
+        return headers
 
     def _note(self, said: Said) -> None:
         """Write down what the next bytes say of objects, before they go down."""

@@ -79,7 +79,7 @@ class Dispatch:
             self._read_inputs(sampling)
         plan = ex.plan = build_plan(ex.candidates, ex.vetoes, ex.scorer, now)
         for target in plan.targets:
-            if self.launch(target):
+            if self.launch(target, now):
                 return
         self.succession.exhausted()
 
@@ -225,10 +225,10 @@ class Dispatch:
 
     # -- from the succession
 
-    def launch(self, target: Target) -> bool:
+    def launch(self, target: Target, now: float) -> bool:
         """Start an attempt; False where a filter skips the target, or its cluster has no room."""
         run, cluster = self.run, target.cluster
-        ex, now = run.ex, run.engine.clock.monotonic()
+        ex = run.ex
         made = ex.attempts
         attempt = Attempt(self, len(made) + 1, target, now)
         for on_attempt, _ in run.chain.attempts:
@@ -283,7 +283,7 @@ class Dispatch:
     def launch_rival(self, target: Target) -> Attempt | None:
         """A second attempt beside the first; None where a filter skips it."""
         first = self._current
-        if not self.launch(target):
+        if not self.launch(target, self.run.engine.clock.monotonic()):
             self._current = first
             return None
         rival, self._current = self._current, first

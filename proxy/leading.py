@@ -17,7 +17,6 @@ from .headers import to_downstream
 from .replies import internal_error
 from .run import Run
 from .tape import Recorded, kept_fields
-from .upstream.call import ResponseHead
 
 if TYPE_CHECKING:
     from .dialect import AnswerFacts, RequestFacts, StreamReader
@@ -132,8 +131,8 @@ class Recorder(Answer):
         self._run.flight.tape.failed = reader is not None and reader.failed
         super().complete(last)
 
-    def _head(self) -> ResponseHead:
-        return ResponseHead(self._upstream.status, to_downstream(self._upstream))
+    def _headers(self) -> Headers:
+        return to_downstream(self._upstream)
 
     def _cut_event(self, error: GatewayError) -> bytes:
         return b""  # each client is told in its own way

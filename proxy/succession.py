@@ -53,11 +53,10 @@ class Succession:
         ex = run.ex
         vetoes = ex.vetoes if yielding else [veto for veto in ex.vetoes if not veto.yields]
         ex.skipped = ()
-        plan = ex.plan = self._plan = build_plan(
-            ex.candidates, vetoes, ex.scorer, run.engine.clock.monotonic(), soft=soft
-        )
+        now = self._now()
+        plan = ex.plan = self._plan = build_plan(ex.candidates, vetoes, ex.scorer, now, soft=soft)
         for target in plan.targets:  # noqa: SIM110 - a generator costs a frame more
-            if dispatch.launch(target):
+            if dispatch.launch(target, now):
                 return True
         return False
 
@@ -145,7 +144,7 @@ class Succession:
         run = dispatch.run
         try:
             while target is not None:
-                if not self.is_vetoed(target) and dispatch.launch(target):
+                if not self.is_vetoed(target) and dispatch.launch(target, self._now()):
                     run.engine.stats.retries += 1
                     target.cluster.rq_retry += 1
                     return

@@ -406,9 +406,9 @@ class Cluster:
                 key = keys.pick(model, now) or keys.least_bad(model)
             holder.credential = key
             request.headers += key.fields
-            if request.lines and key.lines:
+            if request.lines:
                 request.lines += key.lines
-                request.lined += len(key.fields)
+                request.lined += key.lined
         holder.host = host
         holder.tokens = needs.tokens
         host.active += 1

@@ -35,13 +35,14 @@ MAX_MODEL_LENGTH = 256
 class Credential:
     """A key: its name in the config, its part of the load, and the fields it adds to a request."""
 
-    __slots__ = ("current", "fields", "lines", "name", "on_trial", "refusals", "refused_until", "weight")
+    __slots__ = ("current", "fields", "lined", "lines", "name", "on_trial", "refusals", "refused_until", "weight")
 
     def __init__(self, name: str, fields: tuple[tuple[bytes, bytes], ...], *, weight: int = 1) -> None:
         self.name = name
         self.fields = fields
         self.lines = ready_lines(fields)
-        """The same for a head in HTTP/1.1."""
+        """The same for a head in HTTP/1.1, and how many they are."""
+        self.lined = len(fields) if self.lines else 0
         self.weight = weight
         """0: never used."""
         self.current = 0

@@ -116,6 +116,7 @@ class Pool:
     """The connections of one endpoint. `stats` and `limits` may be read and replaced at any time; see `update`."""
 
     __slots__ = (
+        "_above",
         "_attempts",
         "_closing",
         "_clock",
@@ -159,6 +160,8 @@ class Pool:
         self._queue: OrderedDict[Waiter, None] = OrderedDict()
         self._attempts: set[_Attempt] = set()
         self._closing = False
+        self._above = False
+        """When bounds were set, there was more than they allow: some of it may still be there."""
 
     # For calls.
 
@@ -209,7 +212,7 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """It is ready for another call, and carries none."""
-        if connection.retired or (len(self._open) > self.limits.max_connections and self._is_above_bounds()):
+        if connection.retired or (self._above and self._is_above_bounds()):
             connection.close()
         elif self._queue:
             self._first().on_connection(connection)
@@ -285,6 +288,7 @@ class Pool:
     def update(self, limits: PoolLimits) -> None:
         """New bounds: idle connections above them are closed now, busy ones after their calls."""
         self.limits = limits
+        self._above = self._size > limits.max_connections
         while self._idle and self._size > limits.max_connections:
             self._idle[0].close()
         for connection in self._shared[limits.max_connections :]:

@@ -27,6 +27,7 @@ from ..errors import (
     UpstreamError,
     UpstreamTimeoutError,
 )
+from ..upstream.call import ResponseHead
 from .frames import BROKEN, GOING_AWAY, NO_CODE, NORMAL, POLICY, PROTOCOL_ERROR, FrameScanner, encode_close
 from .handshake import UPGRADE, accept_fields, without_handshake
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from ..attempt import Attempt
     from ..dialect import SessionReader
     from ..dispatch import Dispatch
-    from ..upstream.call import ResponseHead
     from .upward import Upward
 
 CLOSE_SECONDS = 5.0
@@ -80,8 +80,7 @@ class Tunnel(Answer):
     def begin(self, taken: bytes) -> None:
         """101 goes down."""
         run = self._run
-        head = self._head()
-        head.headers = without_handshake(head.headers) + self._accept
+        head = ResponseHead(self._upstream.status, without_handshake(self._headers()) + self._accept)
         run.respond(head)
         run.downstream.switch(head.headers, self)
         run.started = True
