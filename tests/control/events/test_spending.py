@@ -68,6 +68,17 @@ def test_what_is_reserved_anew_replaces_what_was_before_also_in_one_batch(store:
     assert total(store) == 9
 
 
+def test_what_was_set_aside_in_an_earlier_turn_is_found_among_few_and_among_many(store: Store) -> None:
+    take(store, *(reserved(name, 1) for name in "abcdef"))
+    take(store, spent("a", 10))  # fewer than there are rows
+    assert total(store) == 5 + 10
+    take(store, *(spent(name, 10) for name in "bcxyzd"), reserved("v", 1))
+    assert total(store) == 3 + 50 + 20
+    take(store, *(spent(name, 0) for name in "efv"))
+    assert total(store) == 70
+    assert not store.open_spools()
+
+
 def test_a_dead_spool_is_charged_what_it_had_set_aside_once(store: Store) -> None:
     take(store, reserved("a", 50), reserved("b", 7), spent("b", 1))
     take(store, reserved("c", 3), spool="w1-000000000000")
