@@ -158,14 +158,14 @@ class RateLimit(RateLimiting):
     def on_request(self, ex: Exchange) -> None:
         """Count it under every limit, or under none and raise RateLimitError."""
         tokens = self._estimate(ex)
-        if tokens > self._most_tokens:
-            raise self._too_large(tokens)
         now = int(self._monotonic() * 1e6)
         counted = self._count(self._caller(ex), tokens, now)
         if counted is not None:
             self.admitted += 1
             ex.state[self] = counted
             return
+        if tokens > self._most_tokens:
+            raise self._too_large(tokens)
         limits = self._limits
         result = limits.take(self._callers_of(ex), tokens, now)
         self.crowded = limits.crowded
