@@ -39,22 +39,27 @@ class HttpDownstream(Downstream):
     )  # fmt: skip
 
     head: HttpRequestHead
+    _connection: HttpProtocol | None
+    _streams: BodyListener | None
+    body_paused: bool
+    """The acceptor wants nothing more for now."""
+    started: bool
+    """An answer has begun. Of one that has not ended these are known, too:"""
+    _announced: int | None
+    _chunked: bool
+    _mute: bool
+    _unsent: bytes | None
+    framed: bool
+    keep_alive: bool
 
     def __init__(self, connection: HttpProtocol, head: HttpRequestHead, body: RequestBody) -> None:
         self.head = head
-        self._connection: HttpProtocol | None = connection
+        self._connection = connection
         self._body = body
         self._limit = _NOT_ASKED
         self._mark = 0
-        self._streams: BodyListener | None = None
+        self._streams = None
         self.body_paused = self._behind = self.started = False
-        # Of an answer that has begun (`started`) and is not whole yet:
-        self._unsent: bytes | None
-        self._announced: int | None
-        self._chunked: bool
-        self._mute: bool
-        self.framed: bool
-        self.keep_alive: bool
 
     # What the acceptor calls
 
