@@ -47,23 +47,26 @@ class Headers(Filter):
 
     def on_request(self, ex: Exchange) -> None:
         """Rewrite what will go up."""
-        if self._up is not None:
+        up = self._up
+        if up is not None:
             head = ex.head
             fields, known = head.headers, head.known
             if known is not None and fields == head.came:
-                head.headers, head.known = known.rewrite(fields, self._up)
-                head.came = head.headers.copy()
+                head.headers, head.known = rewritten, after = known.rewrite(fields, up)
+                head.came = rewritten.copy()
+                self.request_dropped += after.fewer + up.added
             else:
                 fields = _without_hop(fields) if head.names_fields else fields
-                head.headers = self._up.apply(fields)
-            self.request_dropped += len(fields) + self._up.added - len(head.headers)
+                head.headers = rewritten = up.apply(fields)
+                self.request_dropped += len(fields) - len(rewritten) + up.added
 
     def on_response(self, ex: Exchange, head: ResponseHead) -> None:
         """Rewrite what goes down."""
-        if self._down is not None:
-            count = len(head.headers)
-            head.headers = self._down.apply(head.headers)
-            self.response_dropped += count + self._down.added - len(head.headers)
+        down = self._down
+        if down is not None:
+            fields = head.headers
+            head.headers = rewritten = down.apply(fields)
+            self.response_dropped += len(fields) - len(rewritten) + down.added
 
 
 class _Rules(dict[bytes, bool]):

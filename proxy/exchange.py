@@ -259,7 +259,7 @@ class Exchange:
             if self.face.passes:
                 self._candidates = self.graph.models.issuer(only)
                 return self._candidates
-            self._candidates = self.graph.models.resolve(self.model, provider=only)
+            self._candidates = self.graph.models.resolve(self.model, only)
         return self._candidates
 
     def note(self, name: str, text: str) -> None:

@@ -74,7 +74,7 @@ class ModelTable:
         self._usable = frozenset(cluster.name for cluster in usable or stand_ins) or self._names
         self._resolved: dict[tuple[str, str | None], tuple[Target, ...]] = {}
 
-    def resolve(self, model: str, *, provider: str | None = None) -> tuple[Target, ...]:
+    def resolve(self, model: str, provider: str | None = None) -> tuple[Target, ...]:
         """Candidates in config order; `provider` keeps only that one's. Raises ModelNotFoundError."""
         known = self._resolved.get((model, provider))
         if known is not None:

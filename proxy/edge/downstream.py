@@ -31,6 +31,8 @@ class RepeatedHead(Protocol):
     faces: object
     face: Any
     """In this table they are for this face, and nothing else in them is for the gateway itself (proxy/run.py)."""
+    fewer: int
+    """They are by so many fewer than those they were rewritten from."""
     upward: Any
     """What was made of the others for a provider (proxy/headers.py)."""
 

@@ -71,14 +71,15 @@ class RepeatedHttpHead(HttpRequestHead):
 class Repeated:
     """Fields that come again and again: `fields`, but for the values at `places`. A `RepeatedHead`."""
 
-    __slots__ = ("_fields", "_places", "_rewritten", "changing", "face", "faces", "guard", "upward")
+    __slots__ = ("_fields", "_places", "_rewritten", "changing", "face", "faces", "fewer", "guard", "upward")
 
     def __init__(self, fields: Headers, places: Sequence[int]) -> None:
         self._fields = fields
         """Empty values where they change."""
         self._places = places
-        self._rewritten: tuple[RewritingRules, Repeated, list[tuple[int, int]]] | None = None
-        """By whom, to what, and which place went where."""
+        self._rewritten: tuple[RewritingRules, Repeated, list[tuple[int, int, bytes | None]]] | None = None
+        """By whom, to what, and which place went where, under another name."""
+        self.fewer = 0
         self.changing = frozenset(fields[place][0] for place in places)
         self.guard: object = None
         self.faces: object = None
@@ -92,21 +93,26 @@ class Repeated:
             made = self._rewritten = self._rewrite(rules)
         _, after, moves = made
         fields = after._fields.copy()
-        for old, new in moves:
-            fields[new] = (fields[new][0], headers[old][1])
+        for old, new, name in moves:
+            fields[new] = headers[old] if name is None else (name, headers[old][1])
         return fields, after
 
-    def _rewrite(self, rules: RewritingRules) -> tuple[RewritingRules, Repeated, list[tuple[int, int]]]:
+    def _rewrite(self, rules: RewritingRules) -> tuple[RewritingRules, Repeated, list[tuple[int, int, bytes | None]]]:
         """Values that change are followed by marks, which no field can hold."""
         marks = {b"\0%d" % place: place for place in self._places}
         fields = self._fields.copy()
         for mark, place in marks.items():
             fields[place] = (fields[place][0], mark)
         fields = rules.apply(fields)
-        moves = [(marks[value], place) for place, (_, value) in enumerate(fields) if value in marks]
-        for _, place in moves:
-            fields[place] = (fields[place][0], b"")
-        return rules, Repeated(fields, [place for _, place in moves]), moves
+        moves: list[tuple[int, int, bytes | None]] = []
+        for place, (name, value) in enumerate(fields):
+            old = marks.get(value)
+            if old is not None:
+                fields[place] = (name, b"")
+                moves.append((old, place, None if name == self._fields[old][0] else name))
+        after = Repeated(fields, [place for _, place, _ in moves])
+        after.fewer = len(self._fields) - len(fields)
+        return rules, after, moves
 
 
 class KnownHead(Repeated):
