@@ -75,34 +75,36 @@ class Attempt(Patience):
 
     takes_wholes = True
 
+    host: Host | None
+    """The endpoint that was picked; None while the cluster has no room."""
+    credential: Credential | None
+    error: GatewayError | None
+    request_id: str
+    """The provider's."""
+    _call: Call | None
+    """None once the message has ended: there is nothing to pause or to cancel."""
+    _head: ResponseHead
+    _reader: StreamReader | None
+    _answer: Answer
+    _relayed: bool
+    """There is an `_answer`."""
+    _taken: list[bytes]
+    """What of it is held or collected, from the head on."""
+    _size: int
+
     def __init__(self, dispatch: Dispatch, number: int, target: Target, started: float) -> None:
         run, timeouts = dispatch.run, target.cluster.timeouts
         ex = run.ex
         self.number = number
         self.target = target
-        self.host: Host | None = None
-        """The endpoint that was picked; None while the cluster has no room."""
-        self.credential: Credential | None = None
-        self.tokens = 0
-        self.status = 0
-        self.error: GatewayError | None = None
-        self.cancelled = False
+        self.host = self.credential = self.error = self.opening = None
+        self.tokens = self.status = 0
         self.request_id = ""
-        """The provider's."""
-        self.opening = None
+        self.cancelled = self._relayed = False
         self._dispatch = dispatch
         self._state = WAITING
-        self._call: Call | None = None
-        """None once the message has ended: there is nothing to pause or to cancel."""
-        self._head: ResponseHead
-        self._reader: StreamReader | None = None
-        self._relayed = False
-        """There is an `_answer`."""
-        self._answer: Answer
-        self._taken: list[bytes]
-        """What of it is held or collected, from the head on."""
-        self._size: int
-        self._upload = run.upload
+        self._call = self._reader = None
+        self._upload = upload = run.upload
         # The times (patience.py).
         self.started = started
         self.sent_at = self.head_at = self.ended_at = self._paused_at = None
@@ -111,8 +113,9 @@ class Attempt(Patience):
         self._client_by = by = ex.deadline
         # Until the request has been sent, it has as long for that as it may take in all. How long the client may take
         # for its body is the edge's to say.
-        self._total_at = self.deadline = min(started + timeouts.total, by) if run.upload is None else by
-        self._streams = ex.facts is not None and ex.facts.stream
+        self._total_at = self.deadline = min(started + timeouts.total, by) if upload is None else by
+        facts = ex.facts
+        self._streams = facts is not None and facts.stream
 
     def __repr__(self) -> str:
         return f"<Attempt {self.number} at {self.target!r} {self._state.name.lower()}>"
