@@ -192,3 +192,34 @@ def test_a_pick_is_always_somebody_who_may_be_picked(
             assert member.available or balance.healthy_panic
     if weighty:
         assert balance.pick(0.0) is not None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(who=MEMBERS, region=st.sampled_from(["", "eu"]))
+def test_the_usual_picker_picks_as_the_balancer_does(
+    policy: Policy, who: list[tuple[int, int, str, bool]], region: str
+) -> None:
+    members = [
+        Member(f"m{at}", weight=weight, priority=priority, region=place, available=available)
+        for at, (weight, priority, place, available) in enumerate(who)
+    ]
+    one, other = balancer(members, policy), balancer(members, policy)
+    if one.usual is None:
+        return
+    for number in range(20):
+        key = hash_key(b"%d" % number)
+        picked = one.usual.pick(0.0, key, ())
+        assert picked is other.pick(0.0, key=key, region=region)
+        assert picked is not None
+        picked.active += 1
+    assert other.healthy_panic == 0
+
+
+def test_where_there_is_a_choice_to_make_nobody_picks_as_usual() -> None:
+    plain = [Member("a"), Member("b")]
+    assert balancer(plain).usual is not None
+    assert balancer([*plain, Member("c", available=False)]).usual is not None
+    assert balancer([]).usual is None
+    assert balancer([Member("a", available=False), Member("b", available=False)]).usual is None  # a panic
+    assert balancer([Member("a", region="eu"), Member("b", region="us")]).usual is None
+    assert balancer([Member("a"), Member("b", available=False), Member("c", priority=1)]).usual is None

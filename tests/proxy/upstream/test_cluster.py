@@ -484,3 +484,48 @@ def test_who_waits_is_let_in_when_the_limit_grows() -> None:
         bench.clock.advance(1.1)
     assert bench.cluster.rq_pending_active == 0
     assert all(caller.host is not None for caller in held)
+
+
+def test_the_lines_of_a_request_that_are_ready_get_those_of_its_key() -> None:
+    for keys, lines in (
+        ([key("a")], b"x: 1\r\nauthorization: Bearer a"),
+        ([Credential("bad", ((b"authorization", b"a\r\nb"),))], b"x: 1"),
+    ):
+        bench = Bench(keys=keys)
+        request = UpstreamRequest(b"POST", b"/x", [(b"x", b"1")], b"{}", lines=b"x: 1")
+        bench.cluster.start(request, Caller(), MODEL, bench.now)
+        assert request.headers[1:] == [*keys[0].fields]
+        assert request.lines == lines
+        assert (request.lined == len(request.headers)) is (keys[0].name == "a")  # else the encoder looks, and refuses
+
+
+def test_a_key_without_another_beside_it_is_used_while_it_rests_and_tried_when_its_time_is_over() -> None:
+    bench = Bench(keys=[key("a")])
+    first = bench.start()
+    bench.cluster.limited(first, MODEL, bench.now, 30.0)
+    bench.end(first)
+    assert bench.start().credential is first.credential
+    bench.cluster.refused(first, bench.now)
+    rested = bench.start()
+    assert rested.credential is first.credential
+    assert rested.credential is not None
+    assert not rested.credential.on_trial
+    bench.clock.advance(61)
+    assert bench.start().credential is first.credential
+    assert rested.credential.on_trial
+    bench.end(rested)
+    assert (rested.credential.refusals, rested.credential.on_trial) == (0, False)
+
+
+def test_what_was_begun_is_what_is_under_way_and_what_has_ended() -> None:
+    bench = Bench(hosts=2, limits=LimitSettings(requests=2))
+    callers = [bench.start(), bench.start()]
+    with pytest.raises(PoolOverflowError):
+        bench.start()
+    never = Caller()
+    bench.end(never, ConnectError("x"), status=0)
+    assert (bench.cluster.rq_total, bench.cluster.rq_error) == (2, 1)
+    assert sum(host.rq_total for host in bench.hosts) == 2
+    for caller, error, left in zip(callers, (None, ConnectError("x")), (False, True), strict=True):
+        bench.end(caller, error, left=left)
+    assert bench.cluster.rq_total == sum(host.rq_total for host in bench.hosts) == 2
