@@ -5,11 +5,11 @@ provider, how long, how much. Never a body, a query, a header's value but the us
 chosen become one struct, encoded at once; the file is a thread's (line_writer.py), so that a slow disk drops lines,
 which is counted, and never holds up or fails an exchange.
 
-There are two ways to the values. Nearly every exchange had one attempt and its answer, and says what it used: of that,
-everything is read in one go (`_answered`). All others are gone through by a few readers that take many fields each,
-and look for what may be missing (`_compiled`). Both give the same.
+Nearly every line is made of the record that the exchange has left in the ledger, which has been read and rounded
+already (`_FROM_RECORD`). Where there is none, or where a field is chosen that it does not have, a few readers that take
+many fields each go through the exchange itself (`_compiled`). Both give the same.
 
-Written by `on_done` of exchanges that reached this filter: what `auth` turns away never becomes one.
+Written by `on_record` of exchanges that reached this filter: what `auth` turns away never becomes one.
 
 Status: stable. Trusts: nothing.
 """
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 import msgspec
+from msgspec.structs import astuple, fields
 
-from ..config.access_log import DEFAULT_FIELDS
-from ..proxy.accounting.record import encode
+from ..proxy.accounting.record import Done, encode
 from ..proxy.filter import Filter
 from .line_writer import LineWriter
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..config import AccessLogConfig
-    from ..proxy.accounting.usage import Usage
     from ..proxy.exchange import Exchange
 
     Values = tuple[Any, ...]
@@ -59,26 +58,20 @@ class AccessLog(Filter):
         self._rng = rng or Random()  # noqa: S311 - a sample, not a secret
         self._min_status = config.min_status
         self._share = config.sample_percent / 100
-        self._simple = not self._min_status and self._share >= 1 and set(config.fields) <= set(_ANSWERED)
-        """Every exchange has a line, of what is read in one go."""
-        self._made = _struct(config.fields)
-        self._chosen = _chosen(config.fields, _ANSWERED)
-        self._line = _compiled(config.fields, self._made)
+        self._simple = not self._min_status and self._share >= 1 and set(config.fields) <= set(_FROM_RECORD)
+        """Every exchange has a line, of what its record has."""
+        self._row = _struct(config.fields, _MISSING)
+        self._chosen = _chosen(config.fields, _FROM_RECORD)
+        self._line = _compiled(config.fields)
         self._writer = LineWriter(config.path, config.queue)
         finalize(self, self._writer.end)
 
-    def on_done(self, ex: Exchange) -> None:
+    def on_record(self, ex: Exchange, record: Done | None) -> None:
         """Put the line into the queue."""
-        usage = ex.usage
-        if (
-            self._simple
-            and usage is not None
-            and usage.source != "none"
-            and ex.error is None
-            and ex.cache is None
-            and len(ex.attempts) == 1
-        ):
-            line = encode(self._made(*self._chosen(_answered(ex, usage, self._now()))))
+        if self._simple and record is not None and record.usage_source != "none":
+            head = ex.head
+            values = (*astuple(record), _time(record.at), head.method, head.path, head.client)
+            line = encode(self._row(*self._chosen(values)))
         elif ex.status >= self._min_status and (self._share >= 1 or self._rng.random() < self._share):
             line = encode(self._line(ex, self._now()))
         else:
@@ -94,10 +87,11 @@ class AccessLog(Filter):
         self._writer.close()
 
 
-def _struct(fields: Sequence[str]) -> type[msgspec.Struct]:
-    """A line: `fields` in their order, without None."""
+def _struct(fields: Sequence[str], defaults: Mapping[str, str | None]) -> type[msgspec.Struct]:
+    """A line: `fields` in their order, without those that have their default."""
     names = {f"field{at}": name for at, name in enumerate(fields)}
-    return msgspec.defstruct("Line", [(at, Any, None) for at in names], rename=names, omit_defaults=True, gc=False)
+    given = [(at, Any, defaults.get(name)) for at, name in names.items()]
+    return msgspec.defstruct("Line", given, rename=names, omit_defaults=True, gc=False)
 
 
 def _chosen(fields: Sequence[str], given: Sequence[str]) -> Callable[[Values], Values]:
@@ -108,8 +102,9 @@ def _chosen(fields: Sequence[str], given: Sequence[str]) -> Callable[[Values], V
     return itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
 
 
-def _compiled(fields: Sequence[str], made: type[msgspec.Struct]) -> Callable[[Exchange, float], msgspec.Struct]:
+def _compiled(fields: Sequence[str]) -> Callable[[Exchange, float], msgspec.Struct]:
     """What makes a line of any exchange that is over at a monotonic time."""
+    made = _struct(fields, {})
     readers = tuple(dict.fromkeys(_READERS[name] for name in fields))
     chosen = _chosen(fields, [name for read in readers for name in _FIELDS[read]])
 
@@ -122,26 +117,35 @@ def _compiled(fields: Sequence[str], made: type[msgspec.Struct]) -> Callable[[Ex
     return line
 
 
-_ANSWERED = (*DEFAULT_FIELDS, "client.address")
+_IN_RECORD: Mapping[str, str] = {
+    "id": "headgate.request_id", "status": "http.response.status_code", "outcome": "headgate.outcome",
+    "error_code": "error.type", "key": "headgate.key", "team": "headgate.team", "owner": "headgate.owner",
+    "endpoint": "gen_ai.operation.name", "route": "headgate.route", "model": "gen_ai.request.model",
+    "provider": "gen_ai.provider.name", "upstream_model": "gen_ai.response.model",
+    "upstream_request_id": "headgate.upstream_request_id", "client_request_id": "headgate.client_request_id",
+    "stream": "headgate.stream", "attempts": "headgate.attempts", "prompt_tokens": "gen_ai.usage.input_tokens",
+    "completion_tokens": "gen_ai.usage.output_tokens", "cached_tokens": "gen_ai.usage.cache_read.input_tokens",
+    "cache_write_tokens": "gen_ai.usage.cache_creation.input_tokens",
+    "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens", "usage_source": "headgate.usage_source",
+    "service_tier": "headgate.service_tier", "cost_usd": "headgate.cost_usd", "cost_source": "headgate.cost_source",
+    "duration_ms": "headgate.duration_ms", "ttft_ms": "headgate.first_token_ms", "upstream_ms": "headgate.upstream_ms",
+    "overhead_ms": "headgate.overhead_ms", "bytes_in": "http.request.body.size", "bytes_out": "http.response.body.size",
+    "config": "headgate.config", "cache": "headgate.cache",
+}  # fmt: skip
+"""Fields of a record, under their names in a line."""
 
+_FROM_RECORD = (
+    *(_IN_RECORD.get(name, "") for name in Done.__struct_fields__),
+    "start_time", "http.request.method", "url.path", "client.address",
+)  # fmt: skip
+"""What is there for a line of a record: all that the record has, and what is added to it. What has no name is of no use
+here."""
 
-def _answered(ex: Exchange, usage: Usage, now: float) -> Values:
-    """Of an exchange that was answered by its only attempt and says what it used, in the order of _ANSWERED."""
-    head, principal, attempt, route, facts = ex.head, ex.principal, ex.attempts[0], ex.route, ex.facts
-    client_id, first_token, started, target = ex.client_request_id, ex.first_token_at, ex.started, attempt.target
-    spent = (attempt.ended_at or now) - attempt.started
-    own = now - started - spent
-    return (
-        _time(ex.wall), ex.id, client_id.decode("latin-1") if client_id else None, attempt.request_id or None,
-        head.method, head.path, ex.status, ex.bytes_in, ex.bytes_out, None, ex.outcome, principal.name, principal.team,
-        principal.owner, route.name if route is not None else None, facts is not None and facts.stream, 1,
-        int((now - started) * 1e6 + 0.5) / 1000, int(spent * 1e6 + 0.5) / 1000,
-        int(own * 1e6 + 0.5) / 1000 if own > 0.0 else 0.0,
-        int((first_token - started) * 1e6 + 0.5) / 1000 if first_token is not None else None, ex.face.name,
-        target.cluster.name, ex.model or None, target.model or None, usage.prompt_tokens, usage.completion_tokens,
-        usage.cached_tokens, usage.cache_write_tokens, usage.reasoning_tokens, usage.source, usage.service_tier,
-        ex.cost_usd, ex.cost_source or None, None, ex.graph.version, head.client or None,
-    )  # fmt: skip
+_MISSING: Mapping[str, str | None] = {
+    **dict.fromkeys(_FROM_RECORD, ""),
+    **{_IN_RECORD[field.name]: None for field in fields(Done) if field.default is None},
+}
+"""How a record says that it does not have something. A number that it has is neither."""
 
 
 def _own(ex: Exchange, now: float) -> Values:

@@ -46,6 +46,7 @@ class Chain:
         "filters",
         "names",
         "observers",
+        "records",
         "requests",
         "reservations",
         "responses",
@@ -74,6 +75,7 @@ class Chain:
         self.answers = tuple(f.on_answer for _, f in reversed(placed) if _overrides(f, "on_answer"))
         self.usages = tuple(f.on_usage for _, f in placed if _overrides(f, "on_usage"))
         self.done = tuple((at, f.on_done) for at, f in reversed(placed) if _overrides(f, "on_done"))
+        self.records = tuple((at, f.on_record) for at, f in reversed(placed) if _overrides(f, "on_record"))
 
     @property
     def byte_path(self) -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-    from .accounting.record import Outcome
+    from .accounting.record import Done, Outcome
     from .chain import Chain
     from .dispatch import Dispatch
     from .edge.downstream import Downstream, Headers
@@ -168,7 +168,7 @@ class Ending:
         self.engine.log.error("internal_error", id=self.ex.id, exc_info=error, **where)
 
     def finish(self, outcome: Outcome, status: int) -> None:
-        """The exchange is over: `on_done` bottom to top, counters, the record. Once."""
+        """The exchange is over: `on_done` bottom to top, counters, the record, `on_record`. Once."""
         if self.done:
             return
         self.done = True
@@ -188,7 +188,13 @@ class Ending:
                     on_done(ex)
                 except Exception as error:
                     self.bug(error, moment="on_done")
-        self._keep(engine.clock.monotonic(), reached > chain.admission)
+        record = self._keep(engine.clock.monotonic(), reached > chain.admission)
+        for position, on_record in chain.records:
+            if position <= reached:
+                try:
+                    on_record(ex, record)
+                except Exception as error:
+                    self.bug(error, moment="on_record")
         # Undo the circles of references, so that an exchange is freed by counting: left to the collector, its thirty
         # objects and its bodies cost a tenth of the request.
         self.downstream.listener = NOBODY
@@ -202,8 +208,8 @@ class Ending:
             self.dispatch = None
             dispatch.let_go()
 
-    def _keep(self, now: float, known: bool) -> None:
-        """What stays of it: its decision, its counts, its record. `known`: auth let it in."""
+    def _keep(self, now: float, known: bool) -> Done | None:
+        """What stays of it: its decision, its counts, its record, which is given. `known`: auth let it in."""
         engine, ex = self.engine, self.ex
         engine.decisions.keep(ex, now, known=known)
         if not known:
@@ -211,9 +217,9 @@ class Ending:
         elif ex.face.metered:
             engine.stats.count(ex, now)
             if ex.admitted or self._admit():
-                engine.ledger.close(ex, now)
-                return
+                return engine.ledger.close(ex, now)
         engine.ledger.flush()
+        return None
 
     def _admit(self) -> bool:
         """One that was refused before it was admitted; False where the ledger is full and its policy is to refuse: the

@@ -1,4 +1,4 @@
-"""The contract of a filter: an immutable config and up to nine moments in the life of an exchange.
+"""The contract of a filter: an immutable config and up to ten moments in the life of an exchange.
 
 A filter is built once from its config and serves every exchange; what belongs to one exchange it keeps in `ex.state`,
 under itself or a type of its own. It overrides only the moments it needs: the chain is compiled at load, and a moment
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Mapping
 
+    from .accounting.record import Done
     from .attempt import Attempt
     from .errors import GatewayError
     from .exchange import Exchange
@@ -115,6 +116,10 @@ class Filter:
 
     def on_done(self, ex: Exchange) -> None:
         """The exchange is over. Must not fail it: what is raised here is logged."""
+
+    def on_record(self, ex: Exchange, record: Done | None) -> None:
+        """After every `on_done`, and as often as it: what the exchange has left in the ledger; None where it leaves
+        nothing there, or no ledger is kept. What is raised here is logged."""
 
     async def aclose(self) -> None:
         """No exchange will reach it any more: let go of what it holds."""

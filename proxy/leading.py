@@ -84,7 +84,7 @@ class Leading(Run):
     def _own_head(self, reply: Reply) -> Headers:
         return list(reply.headers)
 
-    def _keep(self, now: float, known: bool) -> None:
+    def _keep(self, now: float, known: bool) -> None:  # what it has come to is the leader's to record
         self.flight.settle(self)
 
 

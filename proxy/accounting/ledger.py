@@ -229,12 +229,13 @@ class Ledger:
             )
         )
 
-    def close(self, ex: Exchange, now: float) -> None:
-        """Write the `done` record, and what is held; once for each admitted exchange."""
+    def close(self, ex: Exchange, now: float) -> Done | None:
+        """Write the `done` record, and what is held; once for each admitted exchange. Gives that record, where records
+        are kept."""
         self.rows += 1
         spool = self.spool
         if spool is None:
-            return
+            return None
         principal = ex.principal
         attempt = ex.attempt
         usage = ex.usage or NO_USAGE
@@ -300,6 +301,7 @@ class Ledger:
             line = self._held + line
             self._held = b""
         spool.append(line)
+        return done
 
 
 def _spoken(characters: int, price: Price) -> Usage:

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 
 from headgate.config import AccessLogConfig, ConfigError, parse_config
 from headgate.config.access_log import DEFAULT_FIELDS, EVERY_FIELD
-from headgate.filters.access_log import _ANSWERED, _READERS, AccessLog, _answered, _compiled, _struct
+from headgate.filters.access_log import _FROM_RECORD, _READERS, AccessLog
 from headgate.proxy.filter import Filter
 from tests_support.answers import USAGE, chat_chunks, chat_completion, error_response, json_response, sse
 from tests_support.gateway import CLIENT_KEY, PROVIDER_KEY, RunningGateway, config_for, gateway_over, running_gateway
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from headgate.proxy.accounting.record import Done
     from headgate.proxy.exchange import Exchange
 
+FROM_RECORD = tuple(name for name in EVERY_FIELD if name in _FROM_RECORD)
 PROMPT = "hx-prompt-9Kd2"
 
 
@@ -58,21 +60,24 @@ def link(config: AccessLogConfig, **options: Any) -> AccessLog:
 
 def without_an_answer() -> Exchange:
     """As much of one as is looked at."""
-    return cast(
-        "Exchange",
-        SimpleNamespace(status=200, attempt=None, attempts=[], usage=None, error=None, cache=None, facts=None),
-    )
+    return cast("Exchange", SimpleNamespace(status=200, attempt=None, usage=None))
 
 
 class BothWays(Filter):
-    """What both ways make of every exchange: the whole of what one can read."""
+    """What is made of every record, and of its exchange: the whole of what a record has."""
 
-    values: ClassVar[list[tuple[Any, Any]]] = []
+    reads_body = False
+    lines: ClassVar[list[tuple[dict[str, Any], dict[str, Any]]]] = []
 
-    def on_done(self, ex: Exchange) -> None:
-        made, now = _struct(_ANSWERED), ex.started + 0.123456
-        assert ex.usage is not None
-        self.values.append((made(*_answered(ex, ex.usage, now)), _compiled(_ANSWERED, made)(ex, now)))
+    def on_record(self, ex: Exchange, record: Done | None) -> None:
+        assert record is not None
+        made = AccessLog(AccessLogConfig(fields=FROM_RECORD), now=lambda: ex.started + record.duration_ms / 1000)
+        taken: list[bytes] = []
+        made._writer.put = lambda line: not taken.append(line)  # type: ignore[method-assign,func-returns-value]
+        made.on_record(ex, record)
+        made.on_record(ex, None)
+        of_record, of_exchange = [json.loads(line) for line in taken]
+        self.lines.append((of_record, of_exchange))
 
 
 def test_every_field_has_a_reader_and_the_default_leaves_out_what_names_a_person() -> None:
@@ -117,16 +122,20 @@ async def test_a_line_has_what_the_row_has(tmp_path: Path) -> None:
     assert (stream["headgate.stream"], stream["headgate.first_token_ms"] > 0) == (True, True)
 
 
-async def test_both_ways_to_a_line_find_the_same() -> None:
-    BothWays.values.clear()
+async def test_a_record_and_its_exchange_make_the_same_line() -> None:
+    BothWays.lines.clear()
     link = {"use": f"{__name__}:BothWays", "name": "both"}
     auth = {"auth": {"keys": [{"name": "app", "key": CLIENT_KEY, "team": "search", "owner": "ada"}]}}
+    bodies = (b'{"model":"m"}', b'{"model":"m","stream":true}', b'{"model":"bad"}', b'{"model":"broken"}', b"{")
     async with gateway_over(provider, changes={"filters": [auth, link]}) as (gateway, _):
-        for number, body in enumerate((b'{"model":"m"}', b'{"model":"m","stream":true}')):
-            await gateway.post(body, headers=[("x-request-id", f"client-{number}")] * number)
-    assert len(BothWays.values) == 2
-    for simple, general in BothWays.values:
-        assert simple == general
+        for number, body in enumerate(bodies):
+            await gateway.post(body, headers=[("x-request-id", f"client-{number}")] * (number % 2))
+    assert len(BothWays.lines) == len(bodies)
+    for of_record, of_exchange in BothWays.lines:
+        if "headgate.overhead_ms" in of_record:
+            own, of_own = (line.pop("headgate.overhead_ms") for line in (of_record, of_exchange))
+            assert own == pytest.approx(of_own, abs=0.0011), "the time of the row is rounded to microseconds"
+        assert of_record == of_exchange
 
 
 async def test_whatever_way_an_exchange_went_its_line_has_the_same_fields(tmp_path: Path) -> None:
@@ -204,14 +213,14 @@ def test_a_sample_is_as_large_as_it_says() -> None:
     made._writer.put = lambda line: not lines.append(line)  # type: ignore[method-assign,func-returns-value]
     ex = without_an_answer()
     for _ in range(5000):
-        made.on_done(ex)
+        made.on_record(ex, None)
     assert 400 < len(lines) == made.logged < 600
 
 
 def test_a_full_queue_is_counted_and_hurts_nobody() -> None:
     made = link(AccessLogConfig(fields=("http.response.status_code",)))
     made.close()
-    made.on_done(without_an_answer())
+    made.on_record(without_an_answer(), None)
     assert (made.logged, made.dropped) == (0, 1)
 
 
@@ -220,7 +229,7 @@ def test_a_filter_that_is_let_go_of_has_written_everything(tmp_path: Path) -> No
     made = link(AccessLogConfig(path=file, fields=("http.response.status_code",)))
     ex = without_an_answer()
     for _ in range(300):
-        made.on_done(ex)
+        made.on_record(ex, None)
     thread = made._writer._thread
     assert thread is not None
     del made

@@ -47,6 +47,7 @@ class Rest(Filter):
     def on_response(self, ex: Any, head: Any) -> None: ...
     def on_bytes(self, ex: Any, data: bytes) -> None: ...
     def on_done(self, ex: Any) -> None: ...
+    def on_record(self, ex: Any, record: Any) -> None: ...
 
 
 class Says(Filter):
@@ -64,6 +65,7 @@ def test_only_moments_that_are_overridden_are_in_it() -> None:
     assert not any(
         (chain.requests, chain.attempts, chain.attempt_ends, chain.responses, chain.observers, chain.events, chain.done)
     )
+    assert chain.records == ()
     assert chain.byte_path
     assert chain.admission == -1
 
@@ -77,6 +79,7 @@ def test_requests_run_downwards_and_the_others_upwards() -> None:
     assert chain.responses == ((3, second.on_response), (1, first.on_response))
     assert chain.observers == (second.on_bytes, first.on_bytes)
     assert chain.done == ((3, second.on_done), (1, first.on_done))
+    assert chain.records == ((3, second.on_record), (1, first.on_record))
     assert chain.attempts == ((attempts.on_attempt, attempts.on_attempt_end),)
     assert chain.attempt_ends == (ends.on_attempt_end, attempts.on_attempt_end)
 
@@ -154,6 +157,7 @@ def test_the_defaults_of_a_filter_do_nothing() -> None:
     for moment in (link.on_attempt, link.on_attempt_end, link.on_response, link.on_bytes):
         moment(EX, cast("Any", None))
     link.on_done(EX)
+    link.on_record(EX, None)
     assert link.on_event(EX, event) is event
     assert isinstance(Plain.from_config({}), Plain)
 
