@@ -49,11 +49,12 @@ class Ledger:
     def admit(self, ex: Exchange) -> None:
         """The exchange exists from now on. Raises OverloadError when the spool is full and its policy is to refuse."""
         ex.admitted = True
-        if self.spool is None:
+        spool = self.spool
+        if spool is None:
             return
         principal = ex.principal
         try:
-            self.spool.append(
+            spool.append(
                 encode(
                     Opened(
                         ex.id,
@@ -98,7 +99,7 @@ class Ledger:
         target, usage = attempt.target, said.usage
         price = ex.graph.price(target)
         if usage is not None and said.usage_is_final:
-            if ex.rough_prompt is not None and usage.prompt_tokens:
+            if ex.rough_prompt is not None:
                 self.estimator.observe(target.model, ex.rough_prompt, usage.prompt_tokens)
         else:
             usage = self._usage(ex, target.model, said, price)
@@ -147,7 +148,7 @@ class Ledger:
         facts, usage = ex.facts, said.usage
         delivered = delivered_tokens(said.text_bytes, said.text_events)
         if usage is not None:
-            if ex.rough_prompt is not None and usage.prompt_tokens:
+            if ex.rough_prompt is not None:
                 self.estimator.observe(model, ex.rough_prompt, usage.prompt_tokens)
             return replace(usage, completion_tokens=max(delivered, usage.completion_tokens), source="estimated")
         if facts is None:
@@ -214,7 +215,9 @@ class Ledger:
             completion = (facts.max_tokens or output) * facts.n
         if flat is not None:
             of_input, of_output = flat
-            return (of_input * self.prompt_tokens(ex) + of_output * completion) / 1_000_000
+            prompt = ex.rough_prompt
+            tokens = prompt.tokens if prompt is not None else self.prompt_tokens(ex)
+            return (of_input * tokens + of_output * completion) / 1_000_000
         rates = price.rates
         seconds = 0.0
         if rates.audio_hour is not None:
