@@ -84,7 +84,7 @@ class Answer:
     """One answer and its client. `reader` None: not a stream of events, or none that can be read; then `meter` sees a
     copy of it."""
 
-    __slots__ = ("_attempt", "_dispatch", "_judged", "_measured", "_observers", "_reader", "_run", "_upstream")
+    __slots__ = ("_attempt", "_dispatch", "_measured", "_observers", "_reader", "_run", "_upstream")
 
     def __init__(
         self,
@@ -101,8 +101,6 @@ class Answer:
         self._reader = reader
         self._measured = Measured(meter, attempt, dispatch.run) if meter is not None else None
         self._observers = dispatch.run.chain.observers
-        self._judged = True
-        """False while a filter takes its time over a whole answer, of which nothing has gone down."""
 
     @property
     def ended_as(self) -> Outcome | None:
@@ -135,7 +133,6 @@ class Answer:
         for at, on_answer in enumerate(run.chain.answers):
             result = on_answer(run.ex, self._upstream, body)
             if not isinstance(result, bytes):
-                self._judged = False
                 run.await_later(self._await(at, result), result)
                 return
             body = result
@@ -157,7 +154,7 @@ class Answer:
                 raise
         else:
             if not run.done:
-                run.task, self._judged = None, True
+                run.task = None
                 try:
                     self._send(body)
                 except Exception as error:
@@ -290,10 +287,10 @@ class Answer:
     def cut(self, error: GatewayError) -> None:
         """Say that the answer is not whole, in the way this answer still allows. Where nothing of it has gone down, it
         is only let go of."""
-        if not self._judged:
+        run = self._run
+        if not run.started:  # a filter takes its time over a whole answer
             self.stop()
             return
-        run = self._run
         run.ex.error = error
         self._settle()
         self._attempt.stop()
