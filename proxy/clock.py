@@ -91,12 +91,14 @@ class Deadlines:
     itself included, from `on_deadline`.
     """
 
-    __slots__ = ("_clock", "_holders", "_period", "_timer", "soon")
+    __slots__ = ("_clock", "_holders", "_period", "_timer", "discard", "soon")
 
     def __init__(self, clock: Clock, period: float = SWEEP_SECONDS) -> None:
         self._clock = clock
         self._period = period
         self._holders: set[DeadlineHolder] = set()
+        self.discard: Callable[[DeadlineHolder], None] = self._holders.discard
+        """Stop watching; harmless when it is not watched."""
         self._timer: Timer | None = None
         self.soon = clock.monotonic()
         """When the next sweep is due while somebody is watched: `soon + seconds` is never early and asks no clock."""
@@ -113,10 +115,6 @@ class Deadlines:
         self._holders.add(holder)
         if self._timer is None:
             self._schedule()
-
-    def discard(self, holder: DeadlineHolder) -> None:
-        """Stop watching; harmless when it is not watched."""
-        self._holders.discard(holder)
 
     def _schedule(self) -> None:
         self.soon = self._clock.monotonic() + self._period
