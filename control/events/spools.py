@@ -121,6 +121,8 @@ def read_batch(spool: str, segment: Path, position: int, *, final: bool) -> Batc
                 batch.done.append(record)
                 if unread.pop(record.id.encode(), None) is None and batch.opened.pop(record.id, None) is None:
                     batch.closed.append(record.id)
+            elif record.__class__ is Reserved or record.__class__ is Spent:
+                batch.money.append(record)
             else:
                 _sort(record, line, batch)
     for line in unread.values():
@@ -148,5 +150,3 @@ def _sort(record: Record, line: bytes, batch: Batch) -> None:
         batch.opened[record.id] = line
     elif isinstance(record, Issued | Forgotten):
         batch.issued.append(record)
-    elif isinstance(record, Reserved | Spent):
-        batch.money.append(record)
