@@ -6,6 +6,7 @@ graphs share.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from .headers import NEVER_UP
@@ -140,7 +141,13 @@ class Graph:
 
     def price(self, target: Target) -> Price | None:
         """What the target costs now; None when nobody knows."""
-        return target.price or target.cluster.price or self.list_price(target)
+        return target.price or target.cluster.price or target.listed or self._find_price(target)
+
+    def _find_price(self, target: Target) -> Price | None:
+        price = self.list_price(target)
+        if price is not None and price.until == inf:
+            target.listed = price  # a target lives as long as its graph, and so do the lists
+        return price
 
     def list_price(self, target: Target) -> Price | None:
         """What the price lists say of the target's model; None when they do not know it there."""

@@ -56,7 +56,7 @@ MONEY = frozenset((BUDGET, PRICE_UNKNOWN))
 class Target:
     """A cluster and the name the model has there."""
 
-    __slots__ = ("alone", "cluster", "fields", "model", "price", "priority")
+    __slots__ = ("alone", "cluster", "fields", "listed", "model", "price", "priority")
 
     def __init__(self, cluster: Cluster, model: str, *, priority: int = 0, price: Price | None = None) -> None:
         self.cluster = cluster
@@ -68,6 +68,8 @@ class Target:
         self.priority = priority
         self.price = price
         """The price written at the target itself; None leaves it to the rest of the price order (graph.py)."""
+        self.listed: Price | None = None
+        """What that has found, where it holds for ever."""
         self.alone = Plan((self,), ())
         """The plan of a model that has no other target, while nobody objects to this one."""
 

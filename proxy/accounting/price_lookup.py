@@ -257,4 +257,4 @@ class PriceTable:
                 standard = tariff.rates
         if standard is None:
             return None, until
-        return Price(standard, source, f"{vendor.id}/{model.id}", tiers, model.context_window), until
+        return Price(standard, source, f"{vendor.id}/{model.id}", tiers, model.context_window, until), until

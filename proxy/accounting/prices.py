@@ -14,6 +14,7 @@ Not here: which price belongs to a model (price_lookup.py).
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -120,6 +121,8 @@ class Price(msgspec.Struct, frozen=True, gc=False):
     model: str
     tiers: dict[str, Rates] = {}
     context_window: int | None = None
+    until: float = inf
+    """Unix time from which another one may hold."""
     flat: tuple[float, float] | None = None
     """Those two, in USD per million tokens; None where there is more to a plain prompt and its answer. It goes by the
     rates and is not given."""

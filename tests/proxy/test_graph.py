@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from headgate.dialects.openai import OpenAI
-from headgate.proxy.accounting.prices import own_price
+from headgate.proxy.accounting.prices import Price, own_price
 from headgate.proxy.edge.downstream import RequestHead
 from headgate.proxy.exchange import Exchange, Principal
 from headgate.proxy.faces import Face
@@ -110,3 +111,22 @@ def test_the_nearest_price_is_the_price() -> None:
     assert asked == []
     assert graph.price(Target(cluster, "m")) is listed
     assert asked == [("https://api.example", "m", {"dialect": "openai", "price_as": "vendor/x"})]
+
+
+def test_a_listed_price_is_looked_for_once_where_it_holds_for_ever() -> None:
+    graph = Relay().engine.graph
+    asked = 0
+    found: Price | None = None
+
+    def lookup(*_: object, **__: object) -> Price | None:
+        nonlocal asked
+        asked += 1
+        return found
+
+    graph.prices = cast("Any", SimpleNamespace(lookup=lookup))
+    target = Target(Cluster("up", OpenAI(), (), host="https://api.example"), "m")
+    for found, times in ((None, 3), (msgspec.structs.replace(own_price({"input": 1}), until=5.0), 3),
+                         (own_price({"input": 2}), 1)):  # fmt: skip
+        asked = 0
+        assert [graph.price(target) for _ in range(3)] == [found] * 3
+        assert asked == times

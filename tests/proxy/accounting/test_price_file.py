@@ -157,7 +157,7 @@ def test_a_file_is_read_up_to_its_bound(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_large_list_with_a_mistake_is_refused_quickly() -> None:
     """Megabytes of broken JSON are not tried as YAML, which would take half a minute."""
     data = json.dumps({f"m{number}": LITELLM["gemini-2.5-pro"] for number in range(5000)}).encode()[:-1]
-    before = time.perf_counter()
+    before = time.thread_time()
     with pytest.raises(PriceFileError, match="Expecting"):
         parse_price_file(data)
-    assert time.perf_counter() - before < 1
+    assert time.thread_time() - before < 1

@@ -168,6 +168,9 @@ def test_a_price_may_hold_for_some_hours_of_the_day(hours: tuple[int, int]) -> N
         second = hour * 3600 % DAY
         cheap = begin <= second < end if begin < end else second >= begin or second < end
         assert found(table, "", "m") == ("vendor", "openai/m", 0.5 if cheap else 1.0), hour
+        price = table.lookup("", "m")
+        assert price is not None
+        assert clock.wall() < price.until <= clock.wall() + DAY
         clock.advance(3600)
 
 
