@@ -217,7 +217,7 @@ class Operation(ABC):
 
     name: str
     verbatim: ClassVar[bool] = False
-    """Method, path and query go up as the client sent them."""
+    """Method, path and query go up as the client sent them, and its facts are `verbatim`, too."""
 
     def open_body(self, head: RequestHead, model: str = "", *, tracks: bool, divided: bool) -> BodyReader | None:
         """A reader for a body that is passed on while it arrives; None: it is collected, for `read`. `model`: the path

@@ -32,18 +32,18 @@ def request_of(dispatch: Dispatch, attempt: Attempt) -> UpstreamRequest:
     if ex.face.websocket:
         attempt.opening = Opening(dispatch, facts)
         return attempt.opening.request(attempt.target)
-    id_, own, lines = ex.client_request_id or ex.id.encode(), ex.graph.own_fields, b""
-    if facts.verbatim:
-        fields = to_upstream(head, id_, own, verbatim=True)
-    else:
-        fields, lines = lines_upstream(head, id_, own)
+    id_, own = ex.client_request_id or ex.id.encode(), ex.graph.own_fields
     if upload is None:
         body = operation.encode(facts, model)
     else:
         upload.prepare(facts.splices(model))
         body = b""
-    if operation.verbatim:
-        return UpstreamRequest(head.method.encode(), below_v1(head), fields, body, upload, lines=lines)
+    if facts.verbatim:
+        fields, lines = to_upstream(head, id_, own, verbatim=True), b""
+        if operation.verbatim:
+            return UpstreamRequest(head.method.encode(), below_v1(head), fields, body, upload)
+    else:
+        fields, lines = lines_upstream(head, id_, own)
     query = head.query
     if query and head.path.startswith(AZURE):
         query = without_version(query)
