@@ -1,7 +1,8 @@
 """A gateway under measurement: started on its own core, weighed from outside, always ended.
 
-A gateway is its whole session (`start_new_session`), so workers and helpers it starts count as its own. CPU time is
-read from the kernel's per-process clock, which has nanoseconds where /proc/PID/stat has ticks of 10 ms.
+A gateway is its whole session (`start_new_session`) and what has come of it, so workers and helpers it starts count as
+its own, whatever session they are in. CPU time is read from the kernel's per-process clock, which has nanoseconds where
+/proc/PID/stat has ticks of 10 ms.
 """
 
 import contextlib
@@ -52,8 +53,12 @@ class Process:
             raise StartError(f"exit code {self._popen.returncode}: {self.log.read_text(errors='replace')[-1500:]}")
 
     def pids(self) -> list[int]:
-        """Every living process of the gateway's session."""
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == self.pid]
+        """Every living process of the gateway's session, and their children that have one of their own."""
+        kin = {pid: _kin(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc")))}
+        found: set[int] = set()
+        while more := {pid for pid, (parent, session) in kin.items() if session == self.pid or parent in found} - found:
+            found |= more
+        return sorted(found)
 
     def cpu(self) -> float:
         """Seconds of user and system time of all living processes."""
@@ -71,9 +76,10 @@ class Process:
                 self._popen.wait(STOP_GRACE if grace is None else grace)
 
     def end(self) -> None:
-        """`stop`, then SIGKILL to what is left of its session."""
+        """`stop`, then SIGKILL to what is left of it."""
+        before = {pid: _kin(pid)[1] for pid in self.pids()}  # once it has ended, nobody knows whose children they were
         self.stop()
-        for pid in self.pids():
+        for pid in {pid for pid, session in before.items() if session == _kin(pid)[1]} | set(self.pids()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._popen.wait()
@@ -91,13 +97,14 @@ def running(
         process.end()
 
 
-def _session(pid: int) -> int:
+def _kin(pid: int) -> tuple[int, int]:
+    """Its parent and its session; zeros for one that has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    state, _ppid, _pgrp, session = stat[stat.rindex(b")") + 2 :].split()[:4]
-    return 0 if state == b"Z" else int(session)
+        return 0, 0
+    state, parent, _pgrp, session = stat[stat.rindex(b")") + 2 :].split()[:4]
+    return (0, 0) if state == b"Z" else (int(parent), int(session))
 
 
 def _cpu(pid: int) -> float:

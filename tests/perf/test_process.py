@@ -1,4 +1,4 @@
-"""process: a gateway is its whole session, is weighed from outside, and is always ended."""
+"""process: a gateway is all that it started, is weighed from outside, and is always ended."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ def test_cpu_time_is_read_while_it_runs(tmp_path: Path) -> None:
 
 def test_children_count_and_are_ended_too(tmp_path: Path) -> None:
     with running([sys.executable, "-c", PARENT], os.environ, tmp_path, CORE) as process:
+        wait_for(lambda: len(process.pids()) == 2 and (tmp_path / "output.log").read_text() == "1\n")
+        pids = process.pids()
+    wait_for(lambda: not any(map(alive, pids)))
+
+
+def test_a_child_with_a_session_of_its_own_counts_too(tmp_path: Path) -> None:
+    parent = PARENT.replace("subprocess.run(", "subprocess.run(start_new_session=True, args=")
+    with running([sys.executable, "-c", parent], os.environ, tmp_path, CORE) as process:
         wait_for(lambda: len(process.pids()) == 2 and (tmp_path / "output.log").read_text() == "1\n")
         pids = process.pids()
     wait_for(lambda: not any(map(alive, pids)))
