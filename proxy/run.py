@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
     from .accounting.record import Issued, Outcome
-    from .chain import Chain, RequestStep
+    from .chain import RequestStep
     from .dialect import BodyReader
     from .edge.downstream import RequestHead
     from .filter import Shared
@@ -211,12 +211,8 @@ class Run(Ending):
             if refs:
                 self.engine.issuers.find([ref.id for ref in refs], partial(self._on_issuers, refs))
                 return
-        self._enter_rest(route.chain)
-
-    def _enter_rest(self, chain: Chain) -> None:
-        """From here on the route's filters count: whoever is refused before has met those of the prefix alone."""
-        self.chain = chain
-        ex = self.ex
+        # From here on the route's filters count: whoever is refused before has met those of the prefix alone.
+        self.chain = chain = route.chain
         ex.reserved_for = ex.model
         self._advance(chain.requests)
 
@@ -226,8 +222,11 @@ class Run(Ending):
             return
         try:
             pin(self.ex, refs, found)
-            assert self.ex.route is not None  # noqa: S101 - narrows for the type checker: it was chosen before we asked
-            self._enter_rest(self.ex.route.chain)
+            ex = self.ex
+            assert ex.route is not None  # noqa: S101 - narrows for the type checker: it was chosen before we asked
+            self.chain = chain = ex.route.chain
+            ex.reserved_for = ex.model
+            self._advance(chain.requests)
         except Exception as error:
             self.fail(error)
 
