@@ -18,6 +18,8 @@ import json
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
+
 if TYPE_CHECKING:
     from .cache_note import CacheNote
     from .exchange import Exchange
@@ -192,41 +194,74 @@ def render(facts: Facts) -> dict[str, Any]:
         "model": _plain(facts.model) or None,
         "status": facts.status,
         "outcome": facts.outcome,
-        "error": {"code": facts.code, "message": _plain(facts.message)} if facts.code else None,
+        "error": _error(facts),
         "duration_ms": _ms(facts.ended - facts.started),
         "filters": _filters(facts),
-        "strategy": facts.strategy if facts.plan is not None else None,
+        "strategy": _strategy(facts),
         "candidates": _candidates(facts),
         "vetoes": _vetoes(facts),
         "inputs": facts.inputs,
-        "attempts": [_attempt(n, one, facts.started) for n, one in enumerate(facts.attempts, 1)],
+        "attempts": _attempts(facts),
         "cache": {"verdict": facts.cache.verdict, "why": facts.cache.why} if facts.cache is not None else None,
     }
     decision["why"] = _why(decision)
     return decision
 
 
-def header_value(ex: Exchange, now: float) -> bytes:
-    """What `x-headgate-explain` says in the head of an answer: the decision as far as it is made, in ASCII, at most
-    MAX_FIELD bytes."""
-    decision = render(_facts(facts_of(ex, now)))
+def explain(ex: Exchange, now: float) -> tuple[bytes, bytes]:
+    """What the head of an explained answer says: `x-headgate-explain`, which is the decision as far as it is made, in
+    ASCII and at most MAX_FIELD bytes; and what `server-timing` adds for the filters, empty where none was timed."""
+    facts = _facts(facts_of(ex, now))
+    filters = _filters(facts)
+    timing = b""
+    for one in filters:
+        if one["ms"] is not None:
+            # '@' may stand in the name of a filter and not in a token.
+            timing += b", filter.%b;dur=%.3f" % (one["name"].replace("@", "_").encode(), one["ms"])
+    return _header(facts, filters), timing
+
+
+def _header(facts: Facts, filters: list[dict[str, Any]]) -> bytes:
     # Status and outcome are not settled yet, and the times of the answer stand in other fields.
-    said = {name: decision[name] for name in ("id", "config", "key", "route", "model", "strategy", "error", "filters")}
+    said = {
+        "id": facts.id,
+        "config": facts.config,
+        "key": facts.key,
+        "route": facts.route or None,
+        "model": _plain(facts.model) or None,
+        "strategy": _strategy(facts),
+        "error": _error(facts),
+        "filters": filters,
+    }
+    candidates, attempts = _candidates(facts), _attempts(facts)
     for shown in (_SHOWN, 4, 0):
-        lists = {name: decision[name][:shown] for name in ("candidates", "attempts")}
-        left_out = {f"{name}_left_out": len(decision[name]) - shown for name in lists if len(decision[name]) > shown}
-        value = json.dumps({**said, **lists, **left_out}, separators=(",", ":")).encode()
+        lists: dict[str, Any] = {"candidates": candidates[:shown], "attempts": attempts[:shown]}
+        if len(candidates) > shown:
+            lists["candidates_left_out"] = len(candidates) - shown
+        if len(attempts) > shown:
+            lists["attempts_left_out"] = len(attempts) - shown
+        value = _ascii({**said, **lists})
         if len(value) <= MAX_FIELD:
             return value
-    return json.dumps({"id": ex.id, "left_out": "too long for a header"}, separators=(",", ":")).encode()
+    return _ascii({"id": facts.id, "left_out": "too long for a header"})
 
 
-def timing_value(ex: Exchange, now: float) -> bytes:
-    """What `server-timing` adds for the filters of an explained exchange; empty where none was timed."""
-    facts = _facts(facts_of(ex, now))
-    # '@' may stand in the name of a filter and not in a token.
-    timed = [(one["name"].replace("@", "_"), one["ms"]) for one in _filters(facts) if one["ms"] is not None]
-    return b"".join(b", filter.%b;dur=%.3f" % (name.encode(), ms) for name, ms in timed)
+def _ascii(value: object) -> bytes:
+    """JSON without a character that a header may not hold."""
+    data = msgspec.json.encode(value)
+    return data if data.isascii() else json.dumps(value, separators=(",", ":")).encode()
+
+
+def _strategy(facts: Facts) -> str | None:
+    return facts.strategy if facts.plan is not None else None
+
+
+def _error(facts: Facts) -> dict[str, str] | None:
+    return {"code": facts.code, "message": _plain(facts.message)} if facts.code else None
+
+
+def _attempts(facts: Facts) -> list[dict[str, Any]]:
+    return [_attempt(n, one, facts.started) for n, one in enumerate(facts.attempts, 1)]
 
 
 def _plain(text: str) -> str:

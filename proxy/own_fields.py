@@ -13,7 +13,7 @@ import msgspec
 
 from .accounting.prices import format_usd
 from .cache_note import COST_SOURCE
-from .decisions import header_value, timing_value
+from .decisions import explain
 from .errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -84,8 +84,9 @@ def own_fields(ex: Exchange, now: float) -> Headers:
     upstream, own = b"%.1f" % (spent * 1000), b"%.1f" % ((total - spent) * 1000 if total > spent else 0.0)
     timing = b"upstream;dur=%b, gateway;dur=%b" % (upstream, own)
     if ex.timings is not None and may_explain(ex):
-        fields.append((EXPLAIN, header_value(ex, now)))
-        timing += timing_value(ex, now)
+        explanation, timed = explain(ex, now)
+        fields.append((EXPLAIN, explanation))
+        timing += timed
     fields += (
         (b"x-headgate-latency-ms", b"%.1f" % (total * 1000)),
         (b"x-headgate-upstream-ms", upstream),
