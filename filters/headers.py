@@ -15,6 +15,7 @@ Status: stable. Trusts: nothing.
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ..config.headers import is_kept
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from ..proxy.upstream.call import ResponseHead
 
 _REMEMBERED = 4096
+_HEADS = 256
+"""Heads of answers, by the names in them, that are known to pass whole."""
+_name = itemgetter(0)
 
 
 class Headers(Filter):
@@ -42,6 +46,7 @@ class Headers(Filter):
         self.name = "headers"
         self.request_dropped = 0
         self.response_dropped = 0
+        self._whole: set[tuple[bytes, ...]] = set()
         self._up = _compiled(config.request, partial(is_kept, direction="request"))
         self._down = _compiled(config.response, partial(is_kept, direction="response"))
 
@@ -65,8 +70,15 @@ class Headers(Filter):
         down = self._down
         if down is not None:
             fields = head.headers
-            head.headers = rewritten = down.apply(fields)
-            self.response_dropped += len(fields) - len(rewritten) + down.added
+            names = tuple(map(_name, fields))
+            if names in self._whole:
+                fields += down.set
+            else:
+                head.headers = rewritten = down.apply(fields)
+                dropped = len(fields) - len(rewritten) + down.added
+                self.response_dropped += dropped
+                if not dropped and len(self._whole) < _HEADS and rewritten == fields + down.set:
+                    self._whole.add(names)
 
 
 class _Rules(dict[bytes, bool]):
@@ -79,8 +91,8 @@ class _Rules(dict[bytes, bool]):
         self._deny = rules.deny
         self._renamed = {old.encode(): new.encode() for old, new in rules.rename.items()}
         self._made = frozenset((*rules.rename.values(), *rules.set))
-        self._set = [(name.encode(), value.encode()) for name, value in rules.set.items()]
-        self.added = len(self._set)
+        self.set = [(name.encode(), value.encode()) for name, value in rules.set.items()]
+        self.added = len(self.set)
 
     def apply(self, fields: Fields) -> Fields:
         """The fields that pass, under their new names, and those that are set."""
@@ -88,7 +100,7 @@ class _Rules(dict[bytes, bool]):
         renamed = self._renamed
         if renamed:
             passing = [(renamed[field[0]], field[1]) if field[0] in renamed else field for field in passing]
-        passing += self._set
+        passing += self.set
         return passing
 
     def __missing__(self, name: bytes) -> bool:

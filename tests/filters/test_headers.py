@@ -252,6 +252,35 @@ def test_expanded_values_and_those_of_telling_names_are_never_shown() -> None:
     assert config != settings(rules, {"T": "another secret"})
 
 
+def test_heads_that_pass_whole_are_known_by_their_names_and_others_are_gone_through() -> None:
+    link = Headers(settings({"response": {"deny": ["x-old"], "rename": {"x-a": "x-b"}, "set": {"x-new": "1"}}}))
+
+    def after(*fields: tuple[bytes, bytes]) -> Fields:
+        head = ResponseHead(200, list(fields))
+        link.on_response(cast("Exchange", SimpleNamespace()), head)
+        return head.headers
+
+    plain, old, renamed = (b"x-plain", b"p"), (b"x-old", b"o"), (b"x-a", b"a")
+    for _ in range(2):
+        assert after(plain) == [plain, (b"x-new", b"1")]
+        assert after((b"x-plain", b"q")) == [(b"x-plain", b"q"), (b"x-new", b"1")]
+        assert after(plain, old) == [plain, (b"x-new", b"1")]
+        assert after(renamed) == [(b"x-b", b"a"), (b"x-new", b"1")]
+    assert link.response_dropped == 2
+    assert link._whole == {(b"x-plain",)}
+
+
+def test_no_more_heads_are_known_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headgate.filters.headers._HEADS", 2)
+    link = Headers(settings({"response": {"deny": ["x-old"]}}))
+    for number in range(4):
+        field = (b"x-%d" % number, b"")
+        head = ResponseHead(200, [field])
+        link.on_response(cast("Exchange", SimpleNamespace()), head)
+        assert head.headers == [field]
+    assert len(link._whole) == 2
+
+
 async def test_both_directions_over_sockets_and_the_names_are_counted() -> None:
     rules = {
         "request": {"deny": ["x-stainless-*", "user-agent"], "rename": {"x-customer": "x-tenant"}, "set": {"x-t": "s"}},
