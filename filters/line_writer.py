@@ -42,8 +42,8 @@ class LineWriter:
         self._capacity = capacity
         self._enough = max(1, min(BATCH, capacity // 2))
         """Lines that are worth a write at once."""
-        self._marks = frozenset((0, self._enough - 1))
-        """With so many that wait, the next one wakes the thread."""
+        self._marks = frozenset((1, self._enough))
+        """The last of so many that wait wakes the thread."""
         self._lines: deque[bytes] = deque()
         self._begun: SimpleQueue[None] = SimpleQueue()
         """The queue was empty, and is no more. A mark may be set by a finalizer in the midst of anything: this kind of
@@ -58,12 +58,12 @@ class LineWriter:
     def put(self, line: bytes) -> bool:
         """Have `line`, with its line end, written; False where the queue is full, or closed. Never waits."""
         lines = self._lines
-        waiting = len(lines)
-        if waiting >= self._capacity:
+        if len(lines) >= self._capacity:
             return False
         lines.append(line)
+        waiting = len(lines)  # with this one: the thread may have taken out all that were before it
         if waiting in self._marks:
-            self._wake(waiting + 1)
+            self._wake(waiting)
         return True
 
     def _wake(self, waiting: int) -> None:

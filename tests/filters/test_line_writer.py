@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import deque
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,6 +81,31 @@ def test_lines_wait_for_others_until_they_are_enough_for_a_write(
     writer.put(LINES[-1])
     written()
     assert writes == [enough]
+    writer.close()
+
+
+def test_a_line_that_comes_while_the_last_ones_are_taken_out_is_written_without_another(tmp_path: Path) -> None:
+    writer = LineWriter(tmp_path / "log", 10_000)
+    written, asleep = _written(writer), threading.Semaphore(0)
+
+    class Marks(SimpleQueue[None]):
+        def get(self, block: bool = True, timeout: float | None = None) -> None:
+            asleep.release()
+            super().get(block, timeout)
+
+    class Slow(deque[bytes]):
+        def append(self, line: bytes) -> None:
+            if self:  # the thread comes in between, and has nothing more to do
+                written()
+                assert asleep.acquire(timeout=15)
+            super().append(line)
+
+    writer._begun, writer._lines = Marks(), Slow()
+    writer.put(b"a\n")
+    assert asleep.acquire(timeout=15)
+    writer.put(b"b\n")
+    written()
+    assert (tmp_path / "log").read_bytes() == b"a\nb\n"
     writer.close()
 
 
