@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import msgspec
 
+from ..proxy.accounting.usage import MOST_TOKENS
 from ..proxy.dialect import RequestFacts
 from ..proxy.errors import (
     DuplicateFieldError,
@@ -116,6 +117,12 @@ def read_stream(stream: object) -> bool:
 def positive(value: object) -> int | None:
     """A count a client may have set; None for what is no positive integer."""
     return value if type(value) is int and value > 0 else None
+
+
+def allowance(value: object) -> int | None:
+    """As `positive`, of tokens or answers. What is more than any answer has is as good as MOST_TOKENS: JSON has numbers
+    that no double can hold, and money is reckoned in doubles."""
+    return min(value, MOST_TOKENS) if type(value) is int and value > 0 else None
 
 
 class JsonFacts(RequestFacts):

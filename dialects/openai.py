@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from ..proxy.accounting.usage import MOST_TOKENS
 from ..proxy.dialect import AnswerFacts, Dialect, Operation
 from ..proxy.json_splice import find_members, value_end
 from ..proxy.replies import error_body
 from .chat_chunk import UNREADABLE, choice_bytes, decode_chunk, usage_of
 from .chat_stream import ChatStream, StoredChat
 from .forms import FORMS
-from .json_request import JsonFacts, find_model, name_model, positive, read_object, read_stream
+from .json_request import JsonFacts, allowance, find_model, name_model, read_object, read_stream
 from .listed_models import read_models
 from .objects import read_id
 from .one_shot import ONE_SHOT
@@ -70,8 +71,9 @@ class ChatFacts(JsonFacts):
         self.stream = stream is not None and read_stream(stream)
         if limit is None:
             limit = request.max_tokens
-        self.max_tokens = limit if type(limit) is int and limit > 0 else None
-        self.n = 1 if n is None else positive(n) or 1
+        plain = limit is None or (type(limit) is int and 0 < limit <= MOST_TOKENS)
+        self.max_tokens = limit if plain else allowance(limit)
+        self.n = 1 if n is None else allowance(n) or 1
         self.stores = request.store is True
         self._encoded = None
         self._limited = False

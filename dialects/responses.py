@@ -17,7 +17,7 @@ import msgspec
 from ..proxy.accounting.usage import parse_responses_usage
 from ..proxy.dialect import AnswerFacts, Operation
 from ..proxy.stateful import NOTHING, Said
-from .json_request import JsonFacts, find_optional_model, positive, read_object, read_stream
+from .json_request import JsonFacts, allowance, find_optional_model, read_object, read_stream
 from .objects import ResponseWatch, read_response
 from .references import references
 from .typed_events import EventTypes, TypedStream, error_event
@@ -110,7 +110,7 @@ class Responses(Operation):
             request.model or "",
             model_at,
             stream=read_stream(request.stream),
-            max_tokens=positive(request.max_output_tokens),
+            max_tokens=allowance(request.max_output_tokens),
         )
         facts.stores = request.store is not False
         return facts

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headgate.dialects.json_request import MAX_MODEL, JsonFacts, find_model, positive, read_object, read_stream
+from headgate.dialects.json_request import (
+    MAX_MODEL,
+    JsonFacts,
+    allowance,
+    find_model,
+    positive,
+    read_object,
+    read_stream,
+)
 from headgate.proxy.errors import (
     DuplicateFieldError,
     InvalidJsonError,
@@ -110,7 +118,11 @@ def test_stream_is_true_or_false_and_nothing_else(value: object) -> None:
 
 @pytest.mark.parametrize(("value", "count"), [(1, 1), (0, None), (-1, None), (True, None), (1.0, None), ("1", None)])
 def test_a_count_is_a_positive_integer(value: object, count: int | None) -> None:
-    assert positive(value) == count
+    assert positive(value) == allowance(value) == count
+
+
+def test_nobody_is_allowed_more_than_any_answer_has() -> None:
+    assert [allowance(10**power) for power in (11, 12, 13, 400)] == [10**11, 10**12, 10**12, 10**12]
 
 
 @given(st.dictionaries(st.text(), values, max_size=5), names, names, st.integers(0, 5), st.booleans())

@@ -260,6 +260,14 @@ def test_a_call_counts_in_the_period_it_began_in() -> None:
     assert 0 < 1_700_006_400 - WALL_START < 86_400
 
 
+def test_a_limit_that_no_double_can_hold_is_too_much_like_any_other() -> None:
+    it = shop()
+    for number in (10**19, 10**305, 10**400):
+        for fields in ({"tokens": number}, {"n": number}, {"tokens": None, "max_completion_tokens": number}):
+            assert it.ask(**fields).downstream.status == 402
+    assert it.budget.refused == 9
+
+
 def test_the_dearest_target_is_paid_for_and_where_that_is_too_much_a_cheaper_one_is_asked() -> None:
     it = shop(prices=(2.0, 1.0))
     assert it.ask(tokens=2).downstream.status is None
