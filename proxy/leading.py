@@ -85,6 +85,7 @@ class Leading(Run):
         return list(reply.headers)
 
     def _keep(self, now: float, known: bool) -> None:  # what it has come to is the leader's to record
+        self.engine.ledger.flush()  # whose client may read on for minutes
         self.flight.settle(self)
 
 

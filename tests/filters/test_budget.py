@@ -27,6 +27,7 @@ from headgate.proxy.stats import Stats
 from headgate.proxy.websocket.frames import CLOSE
 from tests_support.answers import (
     DONE,
+    USAGE,
     chat_chunk,
     chat_chunks,
     chat_completion,
@@ -37,6 +38,7 @@ from tests_support.answers import (
     response_head,
     sse,
 )
+from tests_support.cached import CachedRelay
 from tests_support.clock import WALL_START
 from tests_support.downstream import FakeDownstream
 from tests_support.gateway import CLIENT_KEY, config_for, gateway_over, load, running_gateway, written
@@ -180,6 +182,27 @@ async def test_what_a_call_is_charged_is_in_the_spool_where_no_record_of_it_foll
     it.answer(1)
     kinds = [type(decode(line)) for line in it.relay.lines.written]
     assert (kinds.count(Spent), kinds.count(Done)) == (1, 0)
+
+
+def test_what_a_shared_call_is_charged_is_in_the_spool_before_its_client_has_read_it() -> None:
+    it: CachedRelay
+    budget = Budget(
+        settings("per: key, usd_per_day: 100"),
+        place="budget",
+        store=MemoryStore(),
+        monotonic=lambda: it.relay.clock.monotonic(),
+        wall=lambda: it.relay.clock.wall(),
+        foresee=lambda ex, target, output: it.relay.engine.ledger.foresee(ex, target, output),
+        write=lambda record: it.relay.engine.ledger.write(record),
+        hold=lambda record: it.relay.engine.ledger.hold(record),
+    )
+    it = CachedRelay(below=[budget])
+    slow = it.ask(room=10)
+    it.feed(*sse(chat_chunks(usage=USAGE)))
+    assert not slow.ended
+    assert [type(decode(line)) for line in it.relay.lines.written][1:] == [Reserved, Spent]
+    slow.resume()
+    assert it.row(slow).cost_usd is not None
 
 
 def test_a_refusal_names_the_budget_what_is_left_and_until_when() -> None:
