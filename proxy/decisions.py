@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -38,6 +39,7 @@ _MODEL: Final = 256
 _MESSAGE: Final = 512
 _SHOWN: Final = 16
 """Candidates and attempts of which the header tells."""
+_DEL: Final = 0x7F
 
 Timings = list[tuple[int, float]]
 """When each `on_request` began: (position in the chain, monotonic time); -1 is where the last of them was over."""
@@ -247,9 +249,12 @@ def _header(facts: Facts, filters: list[dict[str, Any]]) -> bytes:
 
 
 def _ascii(value: object) -> bytes:
-    """JSON without a character that a header may not hold."""
-    data = msgspec.json.encode(value)
-    return data if data.isascii() else json.dumps(value, separators=(",", ":")).encode()
+    """JSON without a character that a header may not hold, whatever a filter or a provider has said."""
+    with suppress(UnicodeEncodeError):
+        data = msgspec.json.encode(value)
+        if data.isascii() and _DEL not in data:
+            return data
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _strategy(facts: Facts) -> str | None:

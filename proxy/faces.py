@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import MethodNotAllowedError, UnknownPathError
+from .errors import MethodNotAllowedError, MissingModelError, UnknownPathError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,9 +69,13 @@ class Face:
         self.kind = kind
 
     def model_in(self, path: str) -> str:
-        """The part of a request's path that stands for the `*`."""
+        """The part of a request's path that stands for the `*`. Raises MissingModelError for what is no text: no JSON
+        and no form could name it."""
         before, _, behind = self.path.partition(ANY)
-        return path[len(before) : len(path) - len(behind)]
+        model = path[len(before) : len(path) - len(behind)]
+        if not model.isprintable():
+            raise MissingModelError("The model in the path must be printable characters in UTF-8.", param="model")
+        return model
 
     def __repr__(self) -> str:
         return f"<Face {self.method} {self.path}>"

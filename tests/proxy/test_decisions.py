@@ -50,6 +50,15 @@ class Dislikes(Filter):
         ex.veto(lambda target: "too dear" if target.cluster.name == "up2" else None)
 
 
+class Notes(Filter):
+    """Says something."""
+
+    text = ""
+
+    def on_request(self, ex: Exchange) -> None:
+        ex.note(self.name, self.text)
+
+
 def decision(gateway: RunningGateway, answer: Answer) -> dict[str, Any]:
     """Of this answer."""
     id_ = answer.header("x-headgate-decision-id")
@@ -175,12 +184,25 @@ async def test_a_header_is_bounded_however_many_candidates_there_are() -> None:
     assert json.loads(value)["candidates_left_out"] == 56
 
 
-async def test_names_that_are_no_text_are_shown_all_the_same() -> None:
+@pytest.mark.parametrize("below", ["chat/completions", "embeddings", "audio/transcriptions"])
+async def test_a_path_whose_model_is_no_text_is_refused_and_the_refusal_can_be_shown(below: str) -> None:
+    form = [("content-type", "multipart/form-data; boundary=x")] if below.startswith("audio") else []
     async with gateway_over([WHOLE], auth=False) as (gateway, _):
-        answer = await gateway.send(
-            "POST", "/openai/deployments/m%FF/chat/completions", b'{"messages":[]}', [EXPLAIN], key=None
-        )
+        path = f"/openai/deployments/m%FF/{below}"
+        answer = await gateway.send("POST", path, b'{"messages":[]}', [EXPLAIN, *form], key=None)
         json.dumps(decision(gateway, answer)).encode()
+    assert answer.status == 400
+    assert json.loads(answer.body)["error"]["code"] == "missing_model"
+
+
+@pytest.mark.parametrize("note", ["\x7f", "\udcff", "\N{EURO SIGN}", "plain"])
+async def test_what_a_header_may_not_hold_is_escaped_in_it(note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Notes, "text", note)
+    async with gateway_over([WHOLE], auth=False, changes={"filters": [use(Notes)]}) as (gateway, _):
+        value = (await gateway.post(headers=[EXPLAIN], key=None)).header("x-headgate-explain") or ""
+    assert value.isascii()
+    assert value.isprintable()
+    assert json.loads(value)["filters"][0]["note"] == note
 
 
 async def test_an_exchange_is_freed_although_its_decision_is_kept() -> None:
