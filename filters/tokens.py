@@ -5,7 +5,7 @@ algorithms, each with keys of its own kind alone, so a public key never becomes 
 must be there and right; `crit` announces rules that nobody here knows, and is refused. Keys come from the configured
 URL (control/jwks_watch.py) and from nowhere else, whatever `jku`, `x5u` or `jwk` offer.
 
-A token that was good is remembered under its digest until it ends or the keys change: a signature takes 0.2 ms. Any
+A token that was good is remembered under a digest until it ends or the keys change: a signature takes 0.2 ms. Any
 bytes may be presented; all but a good token are a 401, and while no keys are known a 503.
 
 Imported, and PyJWT with it, only where `auth.jwt` is configured.
@@ -77,7 +77,7 @@ class Tokens:
         self._known.clear()
 
     def identify(self, token: bytes, digest: bytes, now: float) -> Principal:
-        """Whom a token names at the Unix time `now`; `digest` is the token's own.
+        """Whom a token names at the Unix time `now`; `digest` is that of what it was found in.
 
         Raises UnauthorizedError, ExpiredKeyError, KeysAwayError.
         """
