@@ -84,7 +84,10 @@ def test_lines_wait_for_others_until_they_are_enough_for_a_write(
     writer.close()
 
 
-def test_a_line_that_comes_while_the_last_ones_are_taken_out_is_written_without_another(tmp_path: Path) -> None:
+def test_a_line_that_comes_while_the_last_ones_are_taken_out_is_written_without_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headgate.filters.line_writer.LINGER_SECONDS", 3600)
     writer = LineWriter(tmp_path / "log", 10_000)
     written, asleep = _written(writer), threading.Semaphore(0)
 
@@ -96,6 +99,7 @@ def test_a_line_that_comes_while_the_last_ones_are_taken_out_is_written_without_
     class Slow(deque[bytes]):
         def append(self, line: bytes) -> None:
             if self:  # the thread comes in between, and has nothing more to do
+                writer._hurry.put(None)
                 written()
                 assert asleep.acquire(timeout=15)
             super().append(line)
@@ -104,6 +108,7 @@ def test_a_line_that_comes_while_the_last_ones_are_taken_out_is_written_without_
     writer.put(b"a\n")
     assert asleep.acquire(timeout=15)
     writer.put(b"b\n")
+    writer._hurry.put(None)
     written()
     assert (tmp_path / "log").read_bytes() == b"a\nb\n"
     writer.close()
