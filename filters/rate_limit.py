@@ -104,7 +104,7 @@ class RateLimiting(Filter):
         told: RateLimiting | Standing | None = ex.state.get(RateLimiting)
         if told is not None:
             below = told if isinstance(told, tuple) else told._standing(ex)
-            requests, tokens = tightest(below[0], requests), tightest(below[1], tokens)
+            requests, tokens = tightest(requests, below[0]), tightest(tokens, below[1])
         ex.state[RateLimiting] = requests, tokens
         fields = _fields(requests, tokens, int(self._monotonic() * 1e6))
         if fields:

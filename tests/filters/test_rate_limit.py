@@ -296,6 +296,15 @@ def test_of_two_filters_that_have_counted_many_the_answer_tells_the_one_with_les
     }
 
 
+def test_of_two_filters_that_stand_alike_the_answer_tells_the_upper_one() -> None:
+    first, second = Limiter("requests_per_minute: 5"), Limiter("requests_per_minute: 4")
+    calls = [first.enter() for _ in range(3)]
+    for ex in calls[1:]:
+        second.enter(ex)
+    told = first.answer(calls[-1], *second.answer(calls[-1]).items())
+    assert (told[b"x-ratelimit-limit-requests"], told[b"x-ratelimit-remaining-requests"]) == (b"5", b"2")
+
+
 def test_what_one_filter_refuses_is_told_by_none_above_it() -> None:
     first, second = Limiter("requests_per_minute: 50"), Limiter("requests_per_hour: 1")
     first.enter()
