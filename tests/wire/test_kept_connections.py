@@ -64,12 +64,14 @@ def answers(request: Request) -> Sequence[Step]:
     return ANSWERS.get(request.json()["model"], ANSWERS["plain"])
 
 
-def a_request(rng: random.Random) -> bytes:
-    """Most are like those before, but for key, body and id."""
+def a_request(rng: random.Random, *, open_to_all: bool) -> bytes:
+    """Most are like those before, but for key, body and id; where nobody needs a key, for a field that goes up."""
     body: bytes | None = json.dumps({"model": rng.choice(list(ANSWERS)), "messages": []}).encode()
     method, path, version, fields = "POST", CHAT, "1.1", [("host", "localhost"), ("content-type", "application/json")]
     key = rng.choice([CLIENT_KEY] * 4 + [OTHER_KEY] * 4 + ["wrong", None])
-    if key is not None:
+    if open_to_all:
+        fields.append(("idempotency-key", f"k{rng.randrange(1000)}"))
+    elif key is not None:
         fields.append(("authorization", f"Bearer {key}"))
     odd = rng.choice([None] * 14 + ["id"] * 6 + [
         "method", "path", "1.0", "1.0 kept", "close", "chunked", "expect", "ours", "bad", "explain", "field", "body",
@@ -183,17 +185,18 @@ def _is_plain(request: bytes) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("cors", [[], ["https://a.example"]], ids=["no pages", "pages"])
-async def test_what_a_connection_has_carried_changes_nothing(seed: int, cors: list[str]) -> None:
+@pytest.mark.parametrize("where", ["behind keys", "behind keys, for pages", "open to all"])
+async def test_what_a_connection_has_carried_changes_nothing(seed: int, where: str) -> None:
     rng = random.Random(seed)
+    open_to_all, cors = where == "open to all", ["https://a.example"] if "pages" in where else []
     async with FakeUpstream(answers) as upstream:
-        config = config_for(upstream, retry=False)
-        config["filters"][0]["auth"]["keys"].append({"name": "other", "key": OTHER_KEY})
-        config["filters"].append(
-            {"headers": {"request": {"deny": ["x-denied"], "rename": {"x-old": "x-new"}, "set": {"x-set": "1"}}}}
-        )
+        config = config_for(upstream, retry=False, auth=not open_to_all)
+        if not open_to_all:
+            config["filters"][0]["auth"]["keys"].append({"name": "other", "key": OTHER_KEY})
+        rules = {"deny": ["x-denied"], "rename": {"x-old": "x-new"}, "set": {"x-set": "1"}}
+        config["filters"].append({"headers": {"request": rules}})
         config["listeners"] = {"data": {"port": 0, "cors": {"origins": cors}}, "admin": {"port": 0}}
-        requests = [a_request(rng) for _ in range(60)]
+        requests = [a_request(rng, open_to_all=open_to_all) for _ in range(60)]
         async with running_gateway(config) as gateway:
             alone = await one_after_the_other(gateway.port, requests, None)
             went_up = [sent_on(one) for one in upstream.requests]
