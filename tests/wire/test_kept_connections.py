@@ -26,8 +26,8 @@ from tests_support.answers import (
     response_head,
     sse,
 )
-from tests_support.gateway import CLIENT_KEY, config_for, running_gateway, spooled
-from tests_support.raw import CHAT, RawClient
+from tests_support.gateway import CLIENT_KEY, config_for, load, running_gateway, spooled, written
+from tests_support.raw import CHAT, RawClient, request
 from tests_support.upstream import FakeUpstream
 
 if TYPE_CHECKING:
@@ -180,8 +180,8 @@ async def one_after_the_other(port: int, requests: list[bytes], rng: random.Rand
     return found
 
 
-def _is_plain(request: bytes) -> bool:
-    return request.startswith(b"POST " + CHAT.encode() + b" HTTP/1.1\r\n") and b'"plain"' in request
+def _is_plain(sent: bytes) -> bool:
+    return sent.startswith(b"POST " + CHAT.encode() + b" HTTP/1.1\r\n") and b'"plain"' in sent
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -203,7 +203,42 @@ async def test_what_a_connection_has_carried_changes_nothing(seed: int, where: s
             upstream.requests.clear()
             kept = await one_after_the_other(gateway.port, requests, rng)
             rows = [kept_of(row) for row in spooled(gateway.folder) if isinstance(row, Done)]
-    for request, one, other in zip(requests, alone, kept, strict=True):
-        assert other == one, request
+    for sent, one, other in zip(requests, alone, kept, strict=True):
+        assert other == one, sent
     assert [sent_on(one) for one in upstream.requests] == went_up
     assert rows[len(rows) // 2 :] == rows[: len(rows) // 2]
+
+
+async def test_a_reload_holds_for_what_a_connection_has_asked_before() -> None:
+    def config(key: str, provider_key: str, value: str) -> dict[str, Any]:
+        made = config_for(upstream, retry=False, provider_key=provider_key)
+        made["filters"][0]["auth"]["keys"] = [{"name": "app", "key": key}]
+        sets = {way: {"set": {name: value}} for way, name in (("request", "x-set"), ("response", "x-back"))}
+        made["filters"].append({"headers": sets})
+        return made
+
+    async with FakeUpstream(answers) as upstream:
+        kinds = [
+            (CLIENT_KEY, "sk-the-first", "1"),
+            (OTHER_KEY, "sk-the-first", "2"),
+            (CLIENT_KEY, "sk-the-second", "3"),
+        ]
+        async with running_gateway(config(*kinds[0])) as gateway, RawClient(gateway.port) as client:
+
+            async def ask(key: str, host: str = "localhost") -> Answer:
+                fields = [("authorization", f"Bearer {key}")]
+                await client.send(request("POST", CHAT, b'{"model":"plain","messages":[]}', fields, host=host))
+                return await client.answer()
+
+            for key, provider_key, value in kinds:
+                await gateway.server.reload(load(written(config(key, provider_key, value), gateway.folder)))
+                for _ in range(4):
+                    answer = await ask(key)
+                    assert (answer.status, answer.header("x-back")) == (200, value)
+                    got = upstream.requests[-1]
+                    assert (got.header("x-set"), got.header("authorization")) == (value, f"Bearer {provider_key}")
+                    assert (await ask(OTHER_KEY if key is CLIENT_KEY else CLIENT_KEY)).status == 401
+            for _ in range(4):
+                assert (await ask(CLIENT_KEY, "gateway.example")).status == 200
+            await gateway.server.reload(load(written(config_for(upstream, auth=False), gateway.folder)))
+            assert (await ask(CLIENT_KEY, "gateway.example")).error["code"] == "host_not_allowed"
