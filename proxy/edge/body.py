@@ -2,8 +2,8 @@
 
 A body is collected exactly to its end and not one byte further, so that what follows it is never read as part of it
 nor it as a request. Its bytes are charged to the `BodyBudget` as they arrive, not as they are announced: an
-announcement costs the client nothing, and must not be able to use up the memory of the others. Whoever holds a
-`RequestBody` releases it, once. A body that is passed on while it arrives is charged only for what is kept of it.
+announcement costs the client nothing, and must not be able to use up the memory of the others. What is charged is
+released before the next body begins. A body that is passed on while it arrives is charged only for what is kept of it.
 """
 
 from __future__ import annotations

@@ -134,9 +134,8 @@ class CallReceiver(Protocol):
         connection, which is how bytes after a 101 end."""
 
     def on_error(self, call: Call, error: GatewayError) -> None:
-        """It will not be whole: ConnectError and PoolOverflowError before anything was sent, ResetError before
-        a byte of
-        the answer was seen, BrokenAnswerError or ProtocolError after."""
+        """It will not be whole: ConnectError and PoolOverflowError before anything was sent, ResetError before a byte
+        of the answer was seen, BrokenAnswerError or ProtocolError after."""
 
     def on_whole(self, call: Call, head: ResponseHead, body: bytes) -> None:
         """In place of `on_head`, `on_data` and a clean `on_end` where one read has brought all of a plain answer, and

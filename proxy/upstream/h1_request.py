@@ -23,7 +23,7 @@ class HeadEncoder:
     without the last line end.
 
     Where the lines of a request are ready, nothing is left but its first line, which is remembered with the endpoint's
-    own: clients name the same few targets.
+    own: clients name the same few targets. A query is not remembered: it may hold anything.
     """
 
     __slots__ = ("_base", "_fixed", "_starts")
@@ -46,7 +46,7 @@ class HeadEncoder:
 
     def _remember(self, request: UpstreamRequest) -> None:
         """How the head of a request begins, of which `encode_head` has found nothing to refuse."""
-        if len(request.target) <= _REMEMBERED_BYTES:
+        if len(request.target) <= _REMEMBERED_BYTES and b"?" not in request.target:
             if len(self._starts) >= _REMEMBERED:
                 self._starts.clear()
             start = b"".join((request.method, b" ", self._base, request.target, self._fixed, b"\r\n"))

@@ -114,9 +114,11 @@ def test_a_target_that_is_refused_is_refused_again_and_only_so_many_are_remember
             encoder.encode(ready(b"/a b"))
     for number in range(1000):
         encoder.encode(ready(b"/%d" % number))
-    encoder.encode(ready(b"/" + b"x" * 300))
-    assert len(encoder._starts) <= 256
-    assert all(len(target) <= 200 for _, target in encoder._starts)
+    for target in (b"/" + b"x" * 300, b"/t?key=secret"):
+        for _ in range(2):
+            assert encoder.encode(ready(target)) == encode_head(ready(target), b"/v1", FIXED)
+    assert 0 < len(encoder._starts) <= 256
+    assert all(len(target) <= 200 and b"?" not in target for _, target in encoder._starts)
 
 
 def test_a_key_that_would_break_the_line_has_no_ready_lines() -> None:
