@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..config.headers import is_kept
 from ..proxy.filter import Filter
-from ..proxy.headers import named_by_connection
+from ..proxy.headers import LONG_NAME, named_by_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _REMEMBERED = 4096
 _HEADS = 256
 """Heads of answers, by the names in them, that are known to pass whole."""
+_MOST_NAMES = 64
 _name = itemgetter(0)
 
 
@@ -77,7 +78,7 @@ class Headers(Filter):
                 head.headers = rewritten = down.apply(fields)
                 dropped = len(fields) - len(rewritten) + down.added
                 self.response_dropped += dropped
-                if not dropped and len(self._whole) < _HEADS and rewritten == fields + down.set:
+                if not dropped and len(self._whole) < _HEADS and rewritten == fields + down.set and _is_plain(names):
                     self._whole.add(names)
 
 
@@ -105,7 +106,7 @@ class _Rules(dict[bytes, bool]):
 
     def __missing__(self, name: bytes) -> bool:
         passes = self._judge(name.decode("latin-1"))
-        if len(self) < _REMEMBERED:
+        if len(self) < _REMEMBERED and len(name) <= LONG_NAME:
             self[name] = passes
         return passes
 
@@ -124,6 +125,11 @@ def _compiled(rules: HeaderRules, kept: Callable[[str], bool]) -> _Rules | None:
     if rules.forward is None and not (rules.deny or rules.rename or rules.set):
         return None
     return _Rules(rules, kept)
+
+
+def _is_plain(names: tuple[bytes, ...]) -> bool:
+    """Few and short enough to be remembered."""
+    return len(names) <= _MOST_NAMES and max(map(len, names), default=0) <= LONG_NAME
 
 
 def _without_hop(fields: Fields) -> Fields:

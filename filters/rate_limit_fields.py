@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ..proxy.headers import LONG_NAME
+
 if TYPE_CHECKING:
     from ..proxy.edge.downstream import Headers
     from .stores.rules import Report
@@ -23,7 +25,9 @@ class _Kept(dict[bytes, bool]):
     def __missing__(self, name: bytes) -> bool:
         if len(self) >= MOST_NAMES:
             self.clear()
-        kept = self[name] = not name.startswith(PREFIX)
+        kept = not name.startswith(PREFIX)
+        if len(name) <= LONG_NAME:
+            self[name] = kept
         return kept
 
 

@@ -60,6 +60,9 @@ gateway would take it for a word about the gateway."""
 _NOT_DOWN = _HOP | frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", LEAVE_ME))
 _OURS = b"x-headgate-"
 _REMEMBERED = 4096
+LONG_NAME = 64
+"""Bytes of a field's name above which nothing is remembered of it: names come from outside, and no known one is as
+long."""
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -73,7 +76,7 @@ class _Verdicts(dict[bytes, bool]):
 
     def __missing__(self, name: bytes) -> bool:
         passes = name not in self._refused and not name.startswith(self._prefixes)
-        if len(self) < _REMEMBERED:
+        if len(self) < _REMEMBERED and len(name) <= LONG_NAME:
             self[name] = passes
         return passes
 

@@ -187,7 +187,7 @@ def is_host(value: bytes) -> bool:
     """Whether `value` is `host` or `host:port`. Verdicts are remembered: the same few come with every request."""
     match = _HOST.fullmatch(value)
     valid = match is not None and 0 < int(match[1] or 1) < 65536
-    if valid:
+    if valid and len(value) <= _REMEMBERED_BYTES:
         if len(_hosts) >= _REMEMBERED:
             _hosts.clear()
         _hosts[value] = True

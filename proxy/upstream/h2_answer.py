@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..errors import ProtocolError
+from ..headers import LONG_NAME
 from .call import ResponseHead
 from .h1_answer import MAX_FIELDS
 from .h2_request import CONNECTION_SPECIFIC
@@ -31,7 +32,7 @@ class _Verdicts(dict[bytes, bool]):
         if not _NAME.fullmatch(name):
             raise ProtocolError(NOT_HTTP, detail=f"field name {name[:50]!r}")
         kept = name not in CONNECTION_SPECIFIC
-        if len(self) < _REMEMBERED:
+        if len(self) < _REMEMBERED and len(name) <= LONG_NAME:
             self[name] = kept
         return kept
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hpack.table import HeaderTable
 
 from ..errors import GatewayError
+from ..headers import LONG_NAME
 
 if TYPE_CHECKING:
     from .call import UpstreamRequest
@@ -74,7 +75,7 @@ class _Names(dict[bytes, bytes]):
         if not _TOKEN.fullmatch(name):
             raise _refused("a field name")
         start = b"" if name in CONNECTION_SPECIFIC else _name_of(name, _NEVER_INDEXED if name in _SECRET else 0)
-        if len(self) < _REMEMBERED:
+        if len(self) < _REMEMBERED and len(name) <= LONG_NAME:
             self[name] = start
         return start
 

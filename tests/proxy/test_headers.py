@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,3 +152,14 @@ def test_a_wait_is_read_in_every_spelling(fields: list[tuple[bytes, bytes]], sec
 def test_any_wait_is_a_number_of_seconds_or_none(ms: bytes, seconds: bytes) -> None:
     wait = retry_after([(b"retry-after-ms", ms), (b"retry-after", seconds)], NOW)
     assert wait is None or 0 <= wait < float("inf")
+
+
+def test_long_names_of_fields_are_not_remembered() -> None:
+    tracemalloc.start()
+    try:
+        for n in range(512):
+            field = (b"%05d-" % n + b"n" * 8192, b"x")
+            assert to_downstream(ResponseHead(200, [field])) == [field]
+        assert tracemalloc.get_traced_memory()[0] < 64 * 1024
+    finally:
+        tracemalloc.stop()
