@@ -109,7 +109,8 @@ async def _serve_many(source: ConfigSource, loaded: Loaded, log_level: str) -> i
     from functools import partial
 
     from .control.process.supervisor import Supervisor
-    from .gateway import check_startable, open_provider
+    from .control.resources import open_provider
+    from .gateway import check_startable
     from .proxy.clock import Deadlines, LoopClock
 
     clock = LoopClock()

@@ -1,10 +1,11 @@
-"""The composition root: a config becomes a graph over resources, and an engine that runs exchanges under it.
+"""What does a gateway do? It starts, takes over what is found out while it serves, reloads, drains, and lets go.
 
-`Resources` are what must outlive a config: clusters with their connections, and filters with their counters. They are
-keyed by what makes them what they are. A reload that leaves a cluster's address and credential alone keeps the object,
-whatever else changed; a new identity makes a new one, and the old finishes its calls.
+A reload builds beside what serves and swaps the graph last: an exchange keeps the graph it began with, so what a new
+config no longer has is closed when the last exchange that can reach it is over. Before it come the checks of whether a
+config can be started with, or gone on with.
 
-Here, and only here, are concrete dialects, filters and endpoints known by name.
+Not here: what a gateway is built of: the graph that a config becomes, and what outlives it (control/resources.py),
+filters and the stores they count in (control/filter_factory.py), prices and the spool (control/parts.py).
 """
 
 from __future__ import annotations
@@ -13,215 +14,46 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from anyio import Lock, to_thread
 
-from .config import (
-    AccessLogConfig,
-    AuthConfig,
-    BudgetConfig,
-    CacheConfig,
-    CircuitBreakerConfig,
-    GatewayConfig,
-    GuardConfig,
-    HeadersConfig,
-    RateLimitConfig,
-    RetryConfig,
-    UseConfig,
-    load_config,
-)
+from .config import GatewayConfig, load_config
 from .config.checks import MEMORY_OF_MANY
-from .control.clusters import ClusterSet, open_endpoint, open_service
-from .control.endpoints import endpoint_table
-from .control.filter_set import FilterSet, Kept, read_keys, refused, users_filter
+from .control.clusters import open_service
+from .control.filter_factory import Means, make_filter, open_answers, open_redis
+from .control.filter_set import FilterSet, read_keys, refused
 from .control.found_models import FoundModels, find_models
-from .control.parts import find_price_file, find_prices, model_table, open_spool, try_spool
+from .control.parts import find_price_file, find_prices, open_spool, try_spool
 from .control.process.errors import BootError
 from .control.process.front import Front
-from .dialects.openai import OpenAI
-from .filters.access_log import AccessLog
+from .control.resources import Resources, Retired, open_provider
 from .filters.auth import Auth, find_auth
-from .filters.budget import Budget
-from .filters.budget_remote import RemoteBudget
-from .filters.cache import Cache
 from .filters.cache_remote import RemoteCache
-from .filters.circuit_breaker import CircuitBreaker
-from .filters.guard import make_guard
-from .filters.headers import Headers
-from .filters.rate_limit import RateLimit
-from .filters.rate_limit_remote import RemoteRateLimit
-from .filters.retry import Retry
 from .filters.stores.memory import MemoryStore
 from .proxy.accounting.estimate import Estimator
 from .proxy.accounting.ledger import Ledger
-from .proxy.clock import Clock, Deadlines, LoopClock, monotonic_time, wall_time
+from .proxy.clock import Clock, Deadlines, LoopClock
 from .proxy.engine import Engine
-from .proxy.graph import Graph
 
 if TYPE_CHECKING:
     import asyncio
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from .config import Provider
-    from .filters.guard_service import OpenService
-    from .filters.stores.redis_answers import RedisAnswers
     from .filters.stores.redis_limits import RedisStore
-    from .filters.stores.rules import RemoteStore, Store
-    from .proxy.accounting.record import Reserved, Spent
+    from .filters.stores.rules import Store
     from .proxy.accounting.spool import Spool
     from .proxy.catalog import Listing
     from .proxy.dialect import Dialect
-    from .proxy.exchange import Exchange
-    from .proxy.filter import Filter
-    from .proxy.plan import Target
+    from .proxy.graph import Graph
     from .proxy.snapshot import StoreCounters
     from .proxy.upstream.call import Endpoint
-    from .proxy.upstream.cluster import Cluster
     from .proxy.upstream.health import Verdict
-    from .proxy.upstream.host import Host
 
-DIALECTS: Mapping[str, type[Dialect]] = {"openai": OpenAI}
 RETIRE_SECONDS = 1.0
 """Between two looks whether the hosts of an earlier config are still in use."""
-
-
-class Retired(NamedTuple):
-    """What a new config no longer has, and exchanges under earlier ones may still use."""
-
-    hosts: Sequence[Host]
-    filters: Sequence[Filter]
-
-    def is_in_use(self, graphs: Iterable[Graph]) -> bool:
-        """Whether an exchange under one of these can reach any of it: one that has not sent yet will."""
-        for graph in graphs:
-            chains = [graph.prefix, graph.default.chain, *(route.chain for route in graph.routes)]
-            if any(link in chain.filters for chain in chains for link in self.filters):
-                return True
-            if any(host in cluster.hosts for cluster in graph.clusters.values() for host in self.hosts):
-                return True
-        return False
-
-    async def aclose(self) -> None:
-        """Let go of all of it."""
-        for host in self.hosts:
-            await host.endpoint.aclose()
-        for link in self.filters:
-            await link.aclose()
-
-
-class Resources:
-    """What graphs share and reloads keep. A failed compile leaves it as it was."""
-
-    def __init__(self, clock: Clock, deadlines: Deadlines, rng: Random, means: Means) -> None:
-        self._means = means
-        self.dialects: dict[str, Dialect] = {name: kind() for name, kind in DIALECTS.items()}
-        self._clock = clock
-        self._clusters = ClusterSet(self.dialects, clock, deadlines, rng)
-        self._filters: dict[str, Kept] = {}
-
-    @property
-    def clusters(self) -> dict[str, Cluster]:
-        """The clusters of the newest config."""
-        return self._clusters.clusters
-
-    def judge(self, verdict: Verdict) -> bool:
-        """Take over what a check has found; returns whether that changes what is said of its provider."""
-        return self._clusters.judge(verdict)
-
-    def filters(self, config: GatewayConfig) -> FilterSet:
-        """The filters of a config that may yet be refused. Raises ConfigError."""
-        make = partial(make_filter, workers=config.workers, now=self._clock.monotonic, means=self._means)
-        return FilterSet(config, make, self._filters)
-
-    @property
-    def links(self) -> list[Filter]:
-        """The filters of the newest config."""
-        return [link for _, link in self._filters.values()]
-
-    def apply(self, config: GatewayConfig, filters: FilterSet) -> Retired:
-        """Take `config` over. Returns what is no longer in it, for its last user to close."""
-        before, self._filters = self.links, filters.kept
-        kept = self.links
-        gone = [link for link in before if not any(link is other for other in kept)]
-        return Retired(self._clusters.update(config.providers, config.workers), gone)
-
-
-def open_provider(provider: Provider, clock: Clock, deadlines: Deadlines) -> tuple[Endpoint, Dialect]:
-    """A connection of its own to a provider, for what is asked beside exchanges, and its language."""
-    dialect = DIALECTS[provider.dialect]()
-    return open_endpoint(provider, dialect, clock, deadlines), dialect
-
-
-class Means(NamedTuple):
-    """What filters work with besides the time: what a call may use in tokens, where limits are counted (`remote`, where
-    there is one), the time of the calendar, what a call may cost at a target, the spool (`hold` is for what goes out
-    with the record of an exchange), connections to a service of the operator's, and answers in Redis, where they are
-    kept there."""
-
-    estimate: Callable[[Exchange], int] = lambda ex: 0
-    store: Store = MemoryStore()
-    wall: Callable[[], float] = wall_time
-    foresee: Callable[[Exchange, Target, int | None], float | None] = lambda ex, target, output: None
-    write: Callable[[Reserved | Spent], object] = lambda record: None
-    hold: Callable[[Spent], object] = lambda record: None
-    open_service: OpenService | None = None
-    remote: RemoteStore | None = None
-    open_answers: Callable[[CacheConfig], RedisAnswers | None] = lambda settings: None
-
-
-def make_filter(
-    settings: object,
-    place: str = "",
-    *,
-    workers: int = 1,
-    now: Callable[[], float] = monotonic_time,
-    means: Means | None = None,
-) -> Filter:
-    """A filter from its settings, for one of `workers`; what it counts is kept under its `place`, `now` is the
-    monotonic time. Without `means` it is only looked at. Raises ConfigError when a user's class cannot be had."""
-    match settings:
-        case AuthConfig():
-            return Auth(settings)
-        case CircuitBreakerConfig():
-            return CircuitBreaker(settings, now=now)
-        case RetryConfig():
-            return Retry(settings, workers=workers)
-        case AccessLogConfig():
-            return AccessLog(settings, now=now)
-        case GuardConfig():
-            means = means or Means()
-            return make_guard(settings, open_service=means.open_service, now=now)
-        case HeadersConfig():
-            return Headers(settings)
-        case RateLimitConfig():
-            means = means or Means()
-            estimate = means.estimate
-            if means.remote is not None:
-                return RemoteRateLimit(settings, place=place, store=means.remote, monotonic=now, estimate=estimate)
-            return RateLimit(settings, place=place, store=means.store, monotonic=now, estimate=estimate)
-        case BudgetConfig():
-            means = means or Means()
-            needs = {
-                "monotonic": now,
-                "wall": means.wall,
-                "foresee": means.foresee,
-                "write": means.write,
-                "hold": means.hold,
-            }
-            if means.remote is not None:
-                return RemoteBudget(settings, place=place, store=means.remote, **needs)
-            return Budget(settings, place=place, store=means.store, **needs)
-        case CacheConfig():
-            means = means or Means()
-            answers = means.open_answers(settings)
-            if answers is not None:
-                return RemoteCache(settings, monotonic=now, wall=means.wall, answers=answers)
-            return Cache(settings, monotonic=now, wall=means.wall)
-        case UseConfig():
-            return users_filter(settings)
-    raise TypeError(f"no filter for {type(settings).__name__}")
 
 
 class Gateway:
@@ -268,9 +100,9 @@ class Gateway:
         """Build everything. Raises ConfigError, or BootError with what the operator must mend."""
         self.clock = self._clock or LoopClock()
         self.deadlines = Deadlines(self.clock)
-        self._redis = self._open_redis()
+        self._redis = open_redis(self.config, self.worker, self.clock, self._rng)
         self.resources = Resources(self.clock, self.deadlines, self._rng, self._means())
-        graph, _ = self._compile(self.config)
+        graph, _ = self.resources.compile(self.config)
         await self._read_keys(graph)
         if self._keeps_records:
             self._ledger.spool = self.spool = open_spool(self.config, self.worker, self.clock)
@@ -294,7 +126,7 @@ class Gateway:
         """Serve new exchanges under `config`. Raises ConfigError and leaves everything as it was."""
         check_reload(self.config, config)
         try:
-            graph, retired = self._compile(config)
+            graph, retired = self.resources.compile(config)
         except BootError as error:
             raise refused(str(error)) from error
         await self._read_keys(graph)
@@ -318,36 +150,13 @@ class Gateway:
             self._ledger.hold,
             partial(open_service, self.clock, self.deadlines),
             self._redis,
-            self._open_answers,
-        )
-
-    def _open_answers(self, settings: CacheConfig) -> RedisAnswers | None:
-        stores = self.config.stores
-        if stores.redis is None or not (settings.store == "redis" or (settings.store == "auto" and stores.in_redis)):
-            return None
-        from .filters.stores.redis_answers import open_answers  # as below
-
-        return open_answers(
-            stores.redis,
-            self.clock,
-            max_entry=settings.max_entry,
-            ttl=settings.ttl.total_seconds(),
-            name=self.worker,
+            partial(open_answers, self.config.stores, self.worker, self.clock),
         )
 
     async def _start_caches(self) -> None:
         for link in self.resources.links:
             if isinstance(link, RemoteCache):
                 await link.start()
-
-    def _open_redis(self) -> RedisStore | None:
-        settings = self.config.stores.redis
-        if settings is None or not self.config.stores.in_redis:
-            return None
-        from .filters.stores.redis_limits import open_store  # the driver costs 0.1 s and 19 MB
-
-        place = int(self.worker) if self.worker.isdecimal() else 0
-        return open_store(settings, self.clock, self._rng, workers=self.config.workers, place=place, name=self.worker)
 
     def take_jwks(self, url: str, jwks: bytes) -> None:
         """The keys of tokens, as found at `url`. Raises ValueError where they are of no use."""
@@ -417,31 +226,6 @@ class Gateway:
         while gone.is_in_use({run.ex.graph for run in self.engine.live}):
             await self.clock.sleep(RETIRE_SECONDS)
         await gone.aclose()
-
-    def _compile(self, config: GatewayConfig) -> tuple[Graph, Retired]:
-        """Config to graph, and what it does not use any more. What may refuse comes first: then nothing has changed."""
-        filters = self.resources.filters(config)
-        prices = find_prices(config, self.clock)
-        retired = self.resources.apply(config, filters)
-        clusters = self.resources.clusters
-        graph = Graph(
-            version=config.digest,
-            faces=endpoint_table(config.routes),
-            prefix=filters.chains.prefix,
-            routes=filters.chains.routes,
-            default=filters.chains.default,
-            models=model_table(config, clusters),
-            prices=prices,
-            clusters=clusters,
-            body_limit=config.limits.body,
-            upload_limit=config.limits.upload,
-            json_depth=config.limits.json_depth,
-            auth_open=config.auth_is_open,
-            policy=config.policy,
-            divided=config.auth is not None and config.auth.divided,
-            own_fields=frozenset((config.auth.header.lower().encode(),)) if config.auth is not None else frozenset(),
-        )
-        return graph, retired
 
 
 def check_buildable(config: GatewayConfig) -> None:

@@ -3,7 +3,7 @@
 A set is built beside the one in force and takes from it every filter whose settings are equal, counters and all. So a
 reload keeps what did not change, and a config that is refused half-way has changed nothing.
 
-Not here: which built-in filters there are (gateway.py), how a chain is walked (proxy/chain.py).
+Not here: which built-in filters there are (filter_factory.py), how a chain is walked (proxy/chain.py).
 """
 
 from __future__ import annotations

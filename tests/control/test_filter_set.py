@@ -10,8 +10,8 @@ import pytest
 
 from headgate.config import ConfigError, UseConfig, parse_config
 from headgate.control import filter_set
+from headgate.control.filter_factory import make_filter
 from headgate.control.filter_set import FilterSet, users_filter
-from headgate.gateway import make_filter
 from headgate.proxy.filter import Filter
 
 if TYPE_CHECKING:

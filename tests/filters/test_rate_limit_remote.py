@@ -11,8 +11,9 @@ import openai
 import pytest
 
 from headgate.config import parse_config
+from headgate.control.filter_factory import make_filter
 from headgate.filters.rate_limit import RateLimit
-from headgate.gateway import check_reload, make_filter
+from headgate.gateway import check_reload
 from tests_support.admin import AUTH, config_with, running_admin
 from tests_support.answers import chat_completion, json_response
 from tests_support.gateway import CLIENT_KEY, config_for, running_gateway

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from headgate.config import ConfigError, GatewayConfig, RetryConfig
+from headgate.control.filter_factory import make_filter
 from headgate.control.process.errors import BootError
 from headgate.filters.auth import Auth
 from headgate.filters.retry import Retry
-from headgate.gateway import Gateway, check_buildable, check_reload, check_startable, make_filter
+from headgate.gateway import Gateway, check_buildable, check_reload, check_startable
 from headgate.proxy.clock import LoopClock
 from headgate.proxy.filter import Filter
 from headgate.proxy.upstream.http_endpoint import HttpEndpoint

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from headgate.control.process.source import ConfigSource
 from headgate.control.process.supervisor import Supervisor
-from headgate.gateway import open_provider
+from headgate.control.resources import open_provider
 from headgate.proxy.clock import Deadlines, LoopClock
 
 from .caller import eventually
