@@ -73,7 +73,7 @@ VARIANTS = (
     Variant("an answer that explains itself", headers={"x-headgate-explain": "1"}),
     ALL_FILTERS,
     Variant("all, and the answer explains itself", list(CHAIN), "shared", {"x-headgate-explain": "1"}),
-    Variant("retry alone, two workers", workers=2),
+    Variant("retry alone, two workers", store="shared", workers=2),
     Variant("all filters, shared by two workers", list(CHAIN), "shared", workers=2),
 )
 
